@@ -1,0 +1,346 @@
+//! The operators on a CPU.
+
+mod attention;
+mod batch;
+mod matmul;
+mod norm;
+mod pool;
+mod rope;
+mod tensor;
+mod weight;
+
+use std::borrow::Cow;
+use std::num::NonZeroUsize;
+
+pub use batch::Batch;
+pub use pool::KvPool;
+pub use rope::RopeTable;
+pub use tensor::Tensor;
+pub use weight::Weight;
+
+use crate::error::{at_most, multiple, same};
+use crate::{Attention, BatchInput, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
+
+/// Which instructions the arithmetic runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every machine of the target has.
+    Portable,
+}
+
+impl Isa {
+    /// A short name for logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+        }
+    }
+}
+
+/// The CPU, with its worker threads.
+#[derive(Debug)]
+pub struct Cpu {
+    isa: Isa,
+    threads: NonZeroUsize,
+}
+
+impl Cpu {
+    /// The best that this machine has: the widest instructions, and as many threads as the process may use (its
+    /// affinity and its control group's quota count).
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn detect() -> Result<Self, Error> {
+        Self::new(None, None)
+    }
+
+    /// A CPU with a given number of threads (the caller's included) and instruction set; `None` detects.
+    ///
+    /// # Errors
+    /// When the machine lacks the instruction set, or the threads cannot be started.
+    pub fn new(threads: Option<NonZeroUsize>, isa: Option<Isa>) -> Result<Self, Error> {
+        let threads = match threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        Ok(Self { isa: isa.unwrap_or(Isa::Portable), threads })
+    }
+
+    /// The instruction set chosen at run time.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads that share the work, the caller's included.
+    #[must_use]
+    pub fn threads(&self) -> NonZeroUsize {
+        self.threads
+    }
+}
+
+impl Ops for Cpu {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type RopeTable = RopeTable;
+    type KvPool = KvPool;
+    type Batch = Batch;
+
+    fn tensor(&self, rows_max: usize, cols: usize) -> Result<Tensor, Error> {
+        Tensor::new(rows_max, cols)
+    }
+
+    fn weight(&self, source: WeightSource) -> Result<Weight, Error> {
+        Weight::new(source)
+    }
+
+    fn rope_table(
+        &self,
+        cos: &[f32],
+        sin: &[f32],
+        rotary_dim: usize,
+        style: RopeStyle,
+    ) -> Result<RopeTable, Error> {
+        RopeTable::new(cos, sin, rotary_dim, style)
+    }
+
+    fn kv_pool(&self, shape: KvShape) -> Result<KvPool, Error> {
+        KvPool::new(shape)
+    }
+
+    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
+        KvPool::block_bytes(shape)
+    }
+
+    fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
+        Batch::new(input)
+    }
+
+    fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
+        let table = table.matrix("embed")?;
+        same("embed", "width of the output", out.cols(), table.cols)?;
+        out.check_rows("embed", tokens.len())?;
+        for &token in tokens {
+            below("embed", "token", token as usize, table.rows)?;
+        }
+        out.set_rows(tokens.len());
+        if table.cols > 0 {
+            for (row, &token) in out.data_mut().chunks_exact_mut(table.cols).zip(tokens) {
+                weight::widen_into(table.dtype, table.row(token as usize), row);
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
+        let weight = weight.vector("rms_norm", x.cols())?;
+        same("rms_norm", "width of the output", out.cols(), x.cols())?;
+        out.check_rows("rms_norm", x.rows())?;
+        out.set_rows(x.rows());
+        norm::rms_norm(x.data(), weight, eps, out.data_mut());
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: &mut Tensor,
+        delta: &Tensor,
+        weight: &Weight,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        let weight = weight.vector("add_rms_norm", residual.cols())?;
+        same("add_rms_norm", "width of delta", delta.cols(), residual.cols())?;
+        same("add_rms_norm", "rows of delta", delta.rows(), residual.rows())?;
+        same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
+        out.check_rows("add_rms_norm", residual.rows())?;
+        out.set_rows(residual.rows());
+        for (sum, &delta) in residual.data_mut().iter_mut().zip(delta.data()) {
+            *sum += delta;
+        }
+        norm::rms_norm(residual.data(), weight, eps, out.data_mut());
+        Ok(())
+    }
+
+    fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
+        for projection in projections.iter() {
+            let weight = projection.weight.matrix("linear")?;
+            same("linear", "in of the weight", weight.cols, x.cols())?;
+            same("linear", "width of the output", projection.out.cols(), weight.rows)?;
+            projection.out.check_rows("linear", x.rows())?;
+            if let Some(bias) = projection.bias {
+                bias.vector("linear", weight.rows)?;
+            }
+        }
+        for projection in projections.iter_mut() {
+            let weight = projection.weight.matrix("linear")?;
+            let bias = match projection.bias {
+                Some(bias) => Some(bias.vector("linear", weight.rows)?),
+                None => None,
+            };
+            projection.out.set_rows(x.rows());
+            matmul::linear(x.data(), weight, bias, projection.out.data_mut());
+        }
+        Ok(())
+    }
+
+    fn head_norm(&self, x: &mut Tensor, weight: &Weight, eps: f32) -> Result<(), Error> {
+        let dim = weight.vector_len();
+        multiple("head_norm", "width of x", x.cols(), dim)?;
+        norm::rms_norm_in_place(x.data_mut(), weight.vector("head_norm", dim)?, eps);
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        batch: &Batch,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        check_heads("rope", heads)?;
+        at_most("rope", "rotary_dim", table.rotary_dim(), heads.dim)?;
+        same("rope", "width of q", q.cols(), heads.query * heads.dim)?;
+        same("rope", "width of k", k.cols(), heads.kv * heads.dim)?;
+        same("rope", "rows of q", q.rows(), batch.tokens())?;
+        same("rope", "rows of k", k.rows(), batch.tokens())?;
+        if let Some(top) = batch.position_top {
+            below("rope", "position", top as usize, table.positions())?;
+        }
+        table.rotate(&batch.positions, q.data_mut(), heads.query, heads.dim);
+        table.rotate(&batch.positions, k.data_mut(), heads.kv, heads.dim);
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        pool: &mut KvPool,
+        layer: usize,
+        batch: &Batch,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(), Error> {
+        let KvShape { kv_heads, head_dim, block_size, blocks, layers, .. } = pool.shape;
+        below("append", "layer", layer, layers)?;
+        same("append", "block_size of the batch", batch.block_size, block_size)?;
+        for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {
+            same("append", width, tensor.cols(), kv_heads * head_dim)?;
+            same("append", rows, tensor.rows(), batch.tokens())?;
+        }
+        if let Some(top) = batch.slot_top {
+            below("append", "slot", usize::try_from(top).unwrap_or(usize::MAX), blocks * block_size)?;
+        }
+        let layout = pool.layout;
+        for (token, &slot) in batch.slots.iter().enumerate() {
+            let Ok(slot) = usize::try_from(slot) else { continue };
+            let page = slot / block_size * layout.page_stride + slot % block_size * layout.token_stride;
+            for head in 0..kv_heads {
+                let at = page + head * layout.head_stride;
+                let from = (token * kv_heads + head) * head_dim;
+                pool.store(layer, 0, at, &k.data()[from..from + head_dim]);
+                pool.store(layer, 1, at, &v.data()[from..from + head_dim]);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        q: &Tensor,
+        attention: Attention,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        let heads = attention.heads;
+        check_heads("attention", heads)?;
+        below("attention", "layer", layer, pool.shape.layers)?;
+        same("attention", "block_size of the batch", batch.block_size, pool.shape.block_size)?;
+        same("attention", "kv heads", heads.kv, pool.shape.kv_heads)?;
+        same("attention", "head size", heads.dim, pool.shape.head_dim)?;
+        same("attention", "width of q", q.cols(), heads.query * heads.dim)?;
+        same("attention", "rows of q", q.rows(), batch.tokens())?;
+        same("attention", "width of the output", out.cols(), q.cols())?;
+        out.check_rows("attention", q.rows())?;
+        if let Some(top) = batch.block_top {
+            below("attention", "block", top as usize, pool.shape.blocks)?;
+        }
+        out.set_rows(q.rows());
+        attention::attention(pool, layer, batch, q.data(), attention, out.data_mut());
+        Ok(())
+    }
+
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
+        same("silu_mul", "width of up", up.cols(), gate.cols())?;
+        same("silu_mul", "rows of up", up.rows(), gate.rows())?;
+        same("silu_mul", "width of the output", out.cols(), gate.cols())?;
+        out.check_rows("silu_mul", gate.rows())?;
+        out.set_rows(gate.rows());
+        for ((out, &gate), &up) in out.data_mut().iter_mut().zip(gate.data()).zip(up.data()) {
+            *out = gate / (1.0 + (-gate).exp()) * up;
+        }
+        Ok(())
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {
+        same("gather_rows", "width of the output", out.cols(), x.cols())?;
+        out.check_rows("gather_rows", rows.len())?;
+        for &row in rows {
+            below("gather_rows", "row", row as usize, x.rows())?;
+        }
+        out.set_rows(rows.len());
+        let cols = x.cols();
+        if cols > 0 {
+            for (to, &row) in out.data_mut().chunks_exact_mut(cols).zip(rows) {
+                to.copy_from_slice(&x.data()[row as usize * cols..][..cols]);
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&self, pool: &mut KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
+        for &(from, to) in pairs {
+            below("copy_blocks", "source block", from as usize, pool.shape.blocks)?;
+            below("copy_blocks", "target block", to as usize, pool.shape.blocks)?;
+        }
+        for &(from, to) in pairs {
+            pool.copy_block(from, to);
+        }
+        Ok(())
+    }
+
+    fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
+        Ok(Cow::Borrowed(x.data()))
+    }
+
+    fn write(&self, x: &mut Tensor, elements: &[f32]) -> Result<(), Error> {
+        if elements.is_empty() {
+            x.set_rows(0);
+            return Ok(());
+        }
+        multiple("write", "number of elements", elements.len(), x.cols())?;
+        let rows = elements.len() / x.cols();
+        x.check_rows("write", rows)?;
+        x.set_rows(rows);
+        x.data_mut().copy_from_slice(elements);
+        Ok(())
+    }
+}
+
+/// `Ok` if an index is below a bound.
+fn below(operator: &'static str, dimension: &'static str, found: usize, bound: usize) -> Result<(), Error> {
+    if found < bound {
+        Ok(())
+    } else {
+        Err(Error::TooLarge { operator, dimension, found, max: bound.saturating_sub(1) })
+    }
+}
+
+fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
+    multiple(operator, "query heads", heads.query, heads.kv)?;
+    multiple(operator, "head size", heads.dim, 1)?;
+    at_most(operator, "head size", heads.dim, crate::shape::HEAD_DIM_MAX)
+}

@@ -1,0 +1,120 @@
+//! The paged memory of keys and values.
+
+use half::{bf16, f16};
+
+use super::tensor::zeroed;
+use crate::error::{at_most, multiple};
+use crate::shape::HEAD_DIM_MAX;
+use crate::{Dtype, Error, KvShape};
+
+/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded with zeros to a
+/// multiple of 16 so that kernels never meet a tail.
+#[derive(Debug)]
+pub struct KvPool {
+    pub(crate) shape: KvShape,
+    pub(crate) layout: Layout,
+    storage: Vec<f32>,
+}
+
+/// Distances in elements from one page, head and token to the next. `dim` is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) page_stride: usize,
+    pub(crate) head_stride: usize,
+    pub(crate) token_stride: usize,
+    /// Elements of K (or of V) of one layer.
+    pub(crate) plane: usize,
+}
+
+impl Layout {
+    fn new(shape: &KvShape) -> Result<Self, Error> {
+        for (dimension, found) in [
+            ("layers", shape.layers),
+            ("blocks", shape.blocks),
+            ("block_size", shape.block_size),
+            ("kv_heads", shape.kv_heads),
+            ("head_dim", shape.head_dim),
+        ] {
+            multiple("kv_pool", dimension, found, 1)?;
+        }
+        at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
+        let token_stride = padded(shape.head_dim);
+        let strides = || {
+            let head_stride = token_stride.checked_mul(shape.block_size)?;
+            let page_stride = head_stride.checked_mul(shape.kv_heads)?;
+            let plane = page_stride.checked_mul(shape.blocks)?;
+            plane.checked_mul(shape.layers)?.checked_mul(2 * 4)?;
+            Some(Self { page_stride, head_stride, token_stride, plane })
+        };
+        strides().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
+    }
+}
+
+/// A head's length in memory.
+pub(crate) fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
+}
+
+impl KvPool {
+    pub(crate) fn new(shape: KvShape) -> Result<Self, Error> {
+        let layout = Layout::new(&shape)?;
+        let elements = layout.plane * shape.layers * 2;
+        let storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4)))?;
+        Ok(Self { shape, layout, storage })
+    }
+
+    /// The dimensions that the pool was made with.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Bytes that one block takes over all layers.
+    pub(crate) fn block_bytes(shape: KvShape) -> Result<usize, Error> {
+        let layout = Layout::new(&shape)?;
+        Ok(layout.page_stride * 2 * shape.layers * shape.dtype.bytes())
+    }
+
+    /// Elements before K (`which` 0) or V (`which` 1) of a layer.
+    pub(crate) fn plane_start(&self, layer: usize, which: usize) -> usize {
+        (layer * 2 + which) * self.layout.plane
+    }
+
+    pub(crate) fn element_bytes(&self, layer: usize, which: usize, element: usize, len: usize) -> &[u8] {
+        let size = self.shape.dtype.bytes();
+        let first = (self.plane_start(layer, which) + element) * size;
+        &bytemuck::cast_slice::<f32, u8>(&self.storage)[first..first + len * size]
+    }
+
+    /// Rounds one head of one token into `which` of `layer` at element `at` of the plane.
+    pub(crate) fn store(&mut self, layer: usize, which: usize, at: usize, values: &[f32]) {
+        let first = self.plane_start(layer, which) + at;
+        match self.shape.dtype {
+            Dtype::F32 => self.storage[first..first + values.len()].copy_from_slice(values),
+            Dtype::Bf16 => {
+                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage);
+                for (to, &from) in all[first..].iter_mut().zip(values) {
+                    *to = bf16::from_f32(from).to_bits();
+                }
+            }
+            Dtype::F16 => {
+                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage);
+                for (to, &from) in all[first..].iter_mut().zip(values) {
+                    *to = f16::from_f32(from).to_bits();
+                }
+            }
+        }
+    }
+
+    /// Copies block `from` over block `to` in every layer.
+    pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
+        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let planes = 2 * self.shape.layers;
+        let plane = self.layout.plane * self.shape.dtype.bytes();
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.storage);
+        for start in (0..planes).map(|index| index * plane) {
+            let source = start + from as usize * page;
+            bytes.copy_within(source..source + page, start + to as usize * page);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Activations and the memory under them.
+
+use crate::Error;
+use crate::error::at_most;
+
+/// Activations `[rows, cols]` in f32, row-major without gaps.
+#[derive(Debug)]
+pub struct Tensor {
+    data: Vec<f32>,
+    rows: usize,
+    rows_max: usize,
+    cols: usize,
+}
+
+impl Tensor {
+    pub(crate) fn new(rows_max: usize, cols: usize) -> Result<Self, Error> {
+        let data = zeroed("tensor", rows_max.checked_mul(cols))?;
+        Ok(Self { data, rows: 0, rows_max, cols })
+    }
+
+    /// Rows in use.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements per row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(crate) fn check_rows(&self, operator: &'static str, rows: usize) -> Result<(), Error> {
+        at_most(operator, "rows of the output", rows, self.rows_max)
+    }
+
+    /// The rows are known to fit: [`Tensor::check_rows`] came before.
+    pub(crate) fn set_rows(&mut self, rows: usize) {
+        debug_assert!(rows <= self.rows_max, "checked at the door");
+        self.rows = rows;
+    }
+
+    pub(crate) fn data(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data[..self.rows * self.cols]
+    }
+}
+
+/// Zeros that take no memory until they are written (the allocator hands out untouched pages).
+pub(crate) fn zeroed(operator: &'static str, elements: Option<usize>) -> Result<Vec<f32>, Error> {
+    let bytes = elements.and_then(|n| n.checked_mul(4)).filter(|&bytes| bytes <= isize::MAX as usize);
+    let (Some(elements), Some(bytes)) = (elements, bytes) else {
+        return Err(Error::Memory { operator, bytes: usize::MAX });
+    };
+    // A first, fallible reservation: `vec!` would abort the process where this answers.
+    let mut probe: Vec<f32> = Vec::new();
+    probe.try_reserve_exact(elements).map_err(|_| Error::Memory { operator, bytes })?;
+    drop(probe);
+    Ok(vec![0.0; elements])
+}

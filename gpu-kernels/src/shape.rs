@@ -1,0 +1,45 @@
+//! Named dimensions that several operators share.
+
+use crate::Dtype;
+
+/// The largest head size that attention takes.
+pub(crate) const HEAD_DIM_MAX: usize = 256;
+
+/// The heads of an attention layer. `query` is a multiple of `kv`: query head `h` reads kv head
+/// `h / (query / kv)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Number of query heads.
+    pub query: usize,
+    /// Number of key/value heads.
+    pub kv: usize,
+    /// Elements per head, at most 256.
+    pub dim: usize,
+}
+
+/// The paged memory for keys and values of a whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers of the model; each has its own K and V.
+    pub layers: usize,
+    /// Physical blocks, counting block 0 even if nobody hands it out.
+    pub blocks: usize,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements per head, at most 256.
+    pub head_dim: usize,
+    /// Storage type of the cached values.
+    pub dtype: Dtype,
+}
+
+/// Which elements of a head are rotated together (RoPE, arXiv 2104.09864).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Element `i` pairs with `i + rotary_dim / 2`: GPT-NeoX, and every Hugging Face Llama, Qwen and Mistral.
+    #[default]
+    Halves,
+    /// Element `2 i` pairs with `2 i + 1`: GPT-J and the original Llama files.
+    Interleaved,
+}
