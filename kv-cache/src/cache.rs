@@ -1,0 +1,389 @@
+//! The cache: sequences ask for room, get blocks, share what is equal.
+
+use crate::claim::Plan;
+use crate::hash::Hasher;
+use crate::id::count;
+use crate::pool::Pool;
+use crate::prefix::Prefix;
+use crate::sequence::{Sequence, Sequences};
+use crate::{
+    Admission, BlockCount, BlockHash, BlockId, BlockTable, Claim, Config, Error, Grant, Hit, Reservation,
+    Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+};
+
+/// Decides which physical block holds which tokens of which sequence.
+///
+/// A sequence's life: [`open`](KvCache::open) with its prompt; [`lookup`](KvCache::lookup) what is cached;
+/// [`reserve`](KvCache::reserve) and [`commit`](Reservation::commit) before every step that computes some of
+/// its tokens; [`push`](KvCache::push) the tokens that come out; [`release`](KvCache::release) when it must
+/// yield, after which it starts over; [`close`](KvCache::close).
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    pub(crate) config: Config,
+    pub(crate) pool: Pool,
+    pub(crate) prefix: Prefix,
+    pub(crate) sequences: Sequences,
+    hasher: Hasher,
+    counted: Stats,
+}
+
+/// Block ids, and numbers one past them, are `u32`; the index is half as long again.
+const BLOCK_COUNT_MAX: BlockCount = BlockCount(1 << 31);
+
+impl KvCache {
+    /// An empty cache. All its memory is allocated here, about 50 bytes a block.
+    ///
+    /// # Errors
+    /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31.
+    pub fn new(config: Config) -> Result<KvCache, Error> {
+        let blocks = config.block_count;
+        if blocks < BlockCount(2) || blocks > BLOCK_COUNT_MAX {
+            return Err(Error::PoolSize { blocks, max: BLOCK_COUNT_MAX });
+        }
+        Ok(KvCache {
+            config,
+            pool: Pool::new(blocks),
+            prefix: Prefix::new(blocks),
+            sequences: Sequences::new(),
+            hasher: Hasher::new(config.hash_seed, config.block_size),
+            counted: Stats::default(),
+        })
+    }
+
+    /// What the cache was made from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Makes a sequence known, with the tokens it begins with. It holds no block yet.
+    ///
+    /// Cost: the hash of every full block, about 10 ns each.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyOpen`], [`Error::TooManyTokens`].
+    pub fn open(
+        &mut self,
+        sequence: SequenceId,
+        key: SequenceKey<'_>,
+        tokens: &[TokenId],
+        reuse: Reuse,
+    ) -> Result<(), Error> {
+        if self.sequences.place(sequence).is_ok() {
+            return Err(Error::AlreadyOpen { sequence });
+        }
+        self.must_fit(sequence, TokenCount(0), tokens)?;
+        let place = self.sequences.open(sequence, self.hasher.root(&key), reuse);
+        self.learn(place, tokens);
+        Ok(())
+    }
+
+    /// Tells the cache the tokens that follow: what was sampled, or a user's next turn. They get their room
+    /// with the next claim.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`], [`Error::TooManyTokens`].
+    pub fn push(&mut self, sequence: SequenceId, tokens: &[TokenId]) -> Result<(), Error> {
+        let place = self.sequences.place(sequence)?;
+        self.must_fit(sequence, self.sequences.at(place).known, tokens)?;
+        self.learn(place, tokens);
+        Ok(())
+    }
+
+    /// The longest cached prefix of a sequence that holds no blocks. Takes nothing and promises nothing, but is
+    /// remembered: a [`reserve`](KvCache::reserve) before the index changes does not look again.
+    ///
+    /// Cost: one probe of the index per cached block.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Started`] when the sequence holds blocks.
+    pub fn lookup(&mut self, sequence: SequenceId) -> Result<Hit, Error> {
+        let place = self.sequences.place(sequence)?;
+        let held = self.sequences.at(place).held();
+        if held > BlockCount(0) {
+            return Err(Error::Started { sequence, held });
+        }
+        let blocks = BlockCount(self.find_prefix(place));
+        Ok(Hit { tokens: self.config.block_size.tokens_in(blocks), blocks })
+    }
+
+    /// Asks for room for a sequence's next tokens. The claim is granted in full or not at all, and nothing
+    /// changes before the reservation is committed.
+    ///
+    /// Needed are the blocks for `computed + new_tokens + lookahead` tokens (no more than the longest
+    /// sequence may have) beyond those it holds or finds in the cache; and the cached blocks that are free now,
+    /// because they will not be free then.
+    ///
+    /// Cost: O(cached blocks found) for the first claim of a sequence, O(1) for later ones.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`], [`Error::EmptyClaim`]; [`Error::NotCached`] and [`Error::NoRoomBefore`] when
+    /// `computed` counts tokens that the sequence cannot have.
+    pub fn reserve(&mut self, sequence: SequenceId, claim: Claim) -> Result<Admission<'_>, Error> {
+        let place = self.sequences.place(sequence)?;
+        if claim.new_tokens == TokenCount(0) {
+            return Err(Error::EmptyClaim { sequence });
+        }
+        let hits = match self.sequences.at(place).held() {
+            BlockCount(0) => self.hits_of_first_claim(place, claim.computed)?,
+            held => self.no_hits_later(sequence, held, claim.computed)?,
+        };
+        let known = self.sequences.at(place).known;
+        let has = self.sequences.at(place).held().0 + hits;
+        let target = self.config.block_size.blocks_for(self.room(claim)).0;
+        let whole = if claim.whole_sequence { self.config.block_size.blocks_for(known).0 } else { 0 };
+        let need = BlockCount(target.max(whole).saturating_sub(has) + self.unused_among(place, hits));
+        let free = self.pool.free();
+        if u64::from(need.0) + u64::from(claim.watermark.0) > u64::from(free.0) {
+            return Ok(Admission::Wait { need, watermark: claim.watermark, free });
+        }
+        let new_blocks = target.saturating_sub(has);
+        let computed_after = claim.computed.0.saturating_add(claim.new_tokens.0);
+        Ok(Admission::Admit(Reservation::new(self, Plan { place, hits, new_blocks, computed_after })))
+    }
+
+    /// The blocks that a sequence holds.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn table(&self, sequence: SequenceId) -> Result<BlockTable<'_>, Error> {
+        Ok(BlockTable::new(&self.sequences.get(sequence)?.table, self.config.block_size))
+    }
+
+    /// The hashes of a sequence's full blocks, by which routers and indexers know them. Empty without prefix
+    /// caching.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn hashes(&self, sequence: SequenceId) -> Result<&[BlockHash], Error> {
+        Ok(&self.sequences.get(sequence)?.hashes)
+    }
+
+    /// How many tokens a sequence knows: its prompt and what was pushed.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn known(&self, sequence: SequenceId) -> Result<TokenCount, Error> {
+        Ok(self.sequences.get(sequence)?.known)
+    }
+
+    /// Takes back what the last commit of a sequence published: the step it was for will not be computed, so
+    /// those blocks must not be found. The sequence keeps its blocks.
+    ///
+    /// Call it, before [`release`](KvCache::release), for a sequence that yields in the very step it was
+    /// admitted to; and for every sequence of a step that failed. Without it, others would find blocks that
+    /// nobody has written.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn withdraw(&mut self, sequence: SequenceId) -> Result<(), Error> {
+        let place = self.sequences.place(sequence)?;
+        let KvCache { prefix, sequences, .. } = self;
+        let sequence = sequences.at_mut(place);
+        for &block in &sequence.table[sequence.published_before as usize..sequence.published as usize] {
+            prefix.remove(block);
+        }
+        sequence.published = sequence.published_before;
+        Ok(())
+    }
+
+    /// Gives back all blocks of a sequence, which stays open and may start over: it finds its own blocks in
+    /// the cache if nobody needed them meanwhile.
+    ///
+    /// Blocks go in reverse order, so that of a prefix the end is lost before the beginning. Those that hold
+    /// nothing worth keeping are the next to be handed out, the others the last. Releasing a sequence that
+    /// holds nothing does nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn release(&mut self, sequence: SequenceId) -> Result<(), Error> {
+        let place = self.sequences.place(sequence)?;
+        let KvCache { pool, prefix, sequences, .. } = self;
+        let sequence = sequences.at_mut(place);
+        pool.release(sequence.table.iter().rev().copied(), |block| prefix.contains(block));
+        sequence.was_released |= !sequence.table.is_empty();
+        sequence.table.clear();
+        (sequence.published, sequence.published_before) = (0, 0);
+        Ok(())
+    }
+
+    /// Releases a sequence and forgets it. What it published stays in the cache.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn close(&mut self, sequence: SequenceId) -> Result<(), Error> {
+        self.release(sequence)?;
+        let place = self.sequences.place(sequence)?;
+        self.sequences.close(place);
+        Ok(())
+    }
+
+    /// Forgets all cached content, as after a change of weights. Refuses, with `false` and no change, while
+    /// any sequence holds a block. The order of the free blocks stays as it is.
+    pub fn reset(&mut self) -> bool {
+        let idle = self.pool.free() == self.pool.usable();
+        if idle {
+            self.prefix.clear();
+        }
+        idle
+    }
+
+    /// The numbers of this moment.
+    pub fn stats(&self) -> Stats {
+        let (blocks, free) = (self.pool.usable(), self.pool.free());
+        Stats {
+            blocks,
+            free,
+            used: BlockCount(blocks.0 - free.0),
+            cached: self.prefix.blocks(),
+            sequences: self.sequences.len(),
+            ..self.counted
+        }
+    }
+
+    /// The free blocks, next to be handed out first. Takes O(n) to walk: for reports and tests.
+    pub fn free_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.pool.free_blocks()
+    }
+
+    /// How many sequences hold `block`; 0 for the null block and for one that does not exist.
+    pub fn references(&self, block: BlockId) -> u32 {
+        if block.index() < self.pool.references.len() { self.pool.references(block) } else { 0 }
+    }
+
+    /// The hash under which others find `block`, if they do.
+    pub fn hash_of(&self, block: BlockId) -> Option<BlockHash> {
+        if block.index() < self.prefix.hash.len() { self.prefix.hash(block) } else { None }
+    }
+
+    /// Audits every invariant of the cache. O(blocks + blocks held by sequences).
+    ///
+    /// # Errors
+    /// The first [`Violation`] found: a bug of this crate.
+    pub fn check(&self) -> Result<(), Violation> {
+        crate::check::check(self)
+    }
+
+    /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
+    pub(crate) fn commit(&mut self, plan: Plan) -> Grant<'_> {
+        let admitted = self.sequences.at(plan.place).table.is_empty();
+        if admitted {
+            self.count_admission(plan);
+        }
+        let KvCache { pool, prefix, sequences, config, counted, .. } = self;
+        let sequence = sequences.at_mut(plan.place);
+        if admitted {
+            share(sequence, plan.hits, pool);
+        }
+        let first_new = sequence.table.len();
+        for _ in 0..plan.new_blocks {
+            let block = pool.take();
+            if prefix.contains(block) {
+                prefix.remove(block);
+                counted.evictions += 1;
+            }
+            sequence.table.push(block);
+        }
+        if config.prefix_caching {
+            let filled = config.block_size.full_blocks(TokenCount(plan.computed_after)).0;
+            publish(sequence, filled, prefix);
+        }
+        Grant {
+            cached: config.block_size.tokens_in(BlockCount(plan.hits)),
+            new_blocks: &self.sequences.at(plan.place).table[first_new..],
+        }
+    }
+
+    fn must_fit(&self, sequence: SequenceId, known: TokenCount, tokens: &[TokenId]) -> Result<(), Error> {
+        let max = self.config.sequence_tokens_max;
+        let tokens = u64::from(known.0) + tokens.len() as u64;
+        if tokens > u64::from(max.0) { Err(Error::TooManyTokens { sequence, tokens, max }) } else { Ok(()) }
+    }
+
+    fn learn(&mut self, place: u32, tokens: &[TokenId]) {
+        let KvCache { sequences, hasher, config, .. } = self;
+        let sequence = sequences.at_mut(place);
+        if config.prefix_caching {
+            sequence.learn(tokens, hasher, config.block_size);
+        } else {
+            sequence.known.0 += count(tokens.len());
+        }
+    }
+
+    /// Blocks of the longest usable prefix, looked up unless the last answer still holds.
+    fn find_prefix(&mut self, place: u32) -> u32 {
+        let KvCache { prefix, sequences, config, .. } = self;
+        let sequence = sequences.at_mut(place);
+        if sequence.found_at != Some(prefix.version()) {
+            sequence.found.clear();
+            let limit = config.block_size.full_blocks(TokenCount(sequence.known.0.saturating_sub(1)));
+            let limit = sequence.hashes.len().min(limit.0 as usize);
+            if sequence.reuse == Reuse::ReadWrite {
+                prefix.longest(&sequence.hashes[..limit], &mut sequence.found);
+            }
+            sequence.found_at = Some(prefix.version());
+        }
+        count(sequence.found.len())
+    }
+
+    fn hits_of_first_claim(&mut self, place: u32, computed: TokenCount) -> Result<u32, Error> {
+        let found = self.find_prefix(place);
+        let size = self.config.block_size;
+        let hits = size.full_blocks(computed);
+        if hits.0 > found || size.tokens_in(hits) != computed {
+            let sequence = self.sequences.at(place).id;
+            return Err(Error::NotCached { sequence, computed, cached: size.tokens_in(BlockCount(found)) });
+        }
+        Ok(hits.0)
+    }
+
+    fn no_hits_later(
+        &self,
+        sequence: SequenceId,
+        held: BlockCount,
+        computed: TokenCount,
+    ) -> Result<u32, Error> {
+        let room = self.config.block_size.tokens_in(held);
+        if computed > room { Err(Error::NoRoomBefore { sequence, computed, room }) } else { Ok(0) }
+    }
+
+    /// Tokens that the sequence must have room for.
+    fn room(&self, claim: Claim) -> TokenCount {
+        let tokens = claim.computed.0.saturating_add(claim.new_tokens.0).saturating_add(claim.lookahead.0);
+        TokenCount(tokens).min(self.config.sequence_tokens_max)
+    }
+
+    /// How many of the first `hits` cached blocks are free, and will leave the free list when taken.
+    fn unused_among(&self, place: u32, hits: u32) -> u32 {
+        let found = &self.sequences.at(place).found[..hits as usize];
+        count(found.iter().filter(|&&block| self.pool.references(block) == 0).count())
+    }
+
+    fn count_admission(&mut self, plan: Plan) {
+        let sequence = self.sequences.at(plan.place);
+        if !self.config.prefix_caching || sequence.reuse == Reuse::WriteOnly {
+            return;
+        }
+        let stats = if sequence.was_released { &mut self.counted.again } else { &mut self.counted.first };
+        stats.count(sequence.known.0, self.config.block_size.tokens_in(BlockCount(plan.hits)).0);
+    }
+}
+
+/// Takes the first `hits` blocks that the lookup found.
+fn share(sequence: &mut Sequence, hits: u32, pool: &mut Pool) {
+    let Sequence { table, found, .. } = sequence;
+    table.extend_from_slice(&found[..hits as usize]);
+    for &block in table.iter() {
+        pool.retain(block);
+    }
+    (sequence.published, sequence.published_before) = (hits, hits);
+}
+
+/// Lets others find the blocks that are full of known, computed tokens.
+fn publish(sequence: &mut Sequence, filled: u32, prefix: &mut Prefix) {
+    sequence.published_before = sequence.published;
+    let known = count(sequence.hashes.len());
+    for index in sequence.published..filled.min(known) {
+        prefix.insert(sequence.hashes[index as usize], sequence.table[index as usize]);
+        sequence.published = index + 1;
+    }
+}

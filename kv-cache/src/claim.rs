@@ -1,0 +1,130 @@
+//! Asking for room: a claim is answered by an admission, an admission is committed.
+
+use crate::{BlockCount, BlockId, KvCache, TokenCount};
+
+/// Whether a sequence may read what others left in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reuse {
+    /// Take cached blocks where the prefix matches, leave full blocks for others.
+    #[default]
+    ReadWrite,
+    /// Compute every token, leave full blocks for others. For requests that need the model's output at every
+    /// prompt token (prompt logprobs): a hit would skip the very work they asked for.
+    WriteOnly,
+}
+
+/// What else, besides its tokens, makes a block's content: sequences share blocks only if all of it is equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SequenceKey<'a> {
+    /// Name of the adapter (LoRA) that computes the sequence.
+    pub adapter: Option<&'a str>,
+    /// The tenant's salt: sequences of different salts never share.
+    pub salt: Option<&'a str>,
+}
+
+/// The longest cached prefix that a sequence may use: whole blocks, at most all known tokens but one, since
+/// the last token must be computed for the model to say anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hit {
+    /// Tokens that need no computing.
+    pub tokens: TokenCount,
+    /// The blocks that hold them.
+    pub blocks: BlockCount,
+}
+
+/// What a sequence wants to compute next, and under which conditions it gets the room.
+///
+/// ```text
+///  0           computed        computed + new_tokens      + lookahead
+///  |-- has K and V --|-- computed in this step --|-- may be written, never shared --|
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Tokens whose K and V exist when the step begins. In the first claim of a sequence that holds no blocks
+    /// these are the tokens of its [`Hit`], or fewer whole blocks of it.
+    pub computed: TokenCount,
+    /// Tokens to compute in this step; at least one. May reach past the known tokens (drafts): those get
+    /// room and are not shared.
+    pub new_tokens: TokenCount,
+    /// Further tokens to have room for, such as those a draft model will propose.
+    pub lookahead: TokenCount,
+    /// Admit only if the whole known sequence would fit now, not only this step's part of it. Without it a
+    /// long prompt is let in by its first chunk and fights for room in the middle.
+    pub whole_sequence: bool,
+    /// Free blocks that must be left over. For waiting sequences, while others run.
+    pub watermark: BlockCount,
+}
+
+/// The answer to a [`Claim`].
+#[derive(Debug)]
+pub enum Admission<'a> {
+    /// There is room. Commit to take it; drop to leave everything as it was.
+    Admit(Reservation<'a>),
+    /// Not now: `need + watermark` is more than `free`. Nothing has changed.
+    Wait {
+        /// Blocks the claim would take out of the free list: new ones, and cached ones that nobody uses.
+        need: BlockCount,
+        /// The claim's watermark.
+        watermark: BlockCount,
+        /// Blocks that are free.
+        free: BlockCount,
+    },
+}
+
+/// Room that is there for the taking. It borrows the cache, so nothing can happen between the check and the
+/// commit, and remembers the lookup, so nothing is looked up twice.
+#[derive(Debug)]
+#[must_use = "a reservation takes no room until it is committed"]
+pub struct Reservation<'a> {
+    cache: &'a mut KvCache,
+    plan: Plan,
+}
+
+/// What a committed claim changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant<'a> {
+    /// Tokens that came out of the cache with this claim.
+    pub cached: TokenCount,
+    /// Blocks added to the end of the table, behind the cached ones. Their content is old: write before you read.
+    pub new_blocks: &'a [BlockId],
+}
+
+/// The numbers of a reservation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// Place of the sequence among the open ones.
+    pub(crate) place: u32,
+    /// Cached blocks to take.
+    pub(crate) hits: u32,
+    /// Blocks to take from the free list.
+    pub(crate) new_blocks: u32,
+    /// Tokens that will have K and V after the step.
+    pub(crate) computed_after: u32,
+}
+
+impl<'a> Reservation<'a> {
+    pub(crate) fn new(cache: &'a mut KvCache, plan: Plan) -> Self {
+        Reservation { cache, plan }
+    }
+
+    /// Cached blocks that the claim will share.
+    pub fn hit_blocks(&self) -> BlockCount {
+        BlockCount(self.plan.hits)
+    }
+
+    /// Blocks that the claim will take from the free list.
+    pub fn new_blocks(&self) -> BlockCount {
+        BlockCount(self.plan.new_blocks)
+    }
+
+    /// Takes the room: shares the cached blocks, adds new ones, and publishes every block that this step
+    /// fills, so that a sequence admitted later in the same step already shares them.
+    ///
+    /// If the step is then not computed, [`KvCache::withdraw`] takes the publication back.
+    ///
+    /// Cost: O(blocks taken and published); a decode step that stays in its block touches no list and
+    /// allocates nothing.
+    pub fn commit(self) -> Grant<'a> {
+        self.cache.commit(self.plan)
+    }
+}

@@ -1,0 +1,32 @@
+//! What a cache is made of, fixed for its life.
+
+use crate::{BlockCount, BlockSize, TokenCount};
+
+/// The shape of a cache. [`Config::new`] gives the usual values for all but the two sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Tokens per block.
+    pub block_size: BlockSize,
+    /// Physical blocks, the null block included: a device with room for `n` blocks offers `n - 1`.
+    pub block_count: BlockCount,
+    /// Whether full blocks are remembered and shared. Off, no token is hashed.
+    pub prefix_caching: bool,
+    /// Key of the block hash. Processes that are to agree on hashes share it. Where tenants must not be able
+    /// to construct colliding prompts it is random and secret: the hash is keyed, yet not cryptographic.
+    pub hash_seed: u64,
+    /// The longest a sequence may get (the model's context). Room is never reserved past it.
+    pub sequence_tokens_max: TokenCount,
+}
+
+impl Config {
+    /// Prefix caching on, hash seed 0, sequences of any length.
+    pub const fn new(block_size: BlockSize, block_count: BlockCount) -> Config {
+        Config {
+            block_size,
+            block_count,
+            prefix_caching: true,
+            hash_seed: 0,
+            sequence_tokens_max: TokenCount(u32::MAX),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What the cache says to wrong input. No error changes the cache.
+
+use crate::{BlockCount, SequenceId, TokenCount};
+
+/// Wrong input, with its numbers. "Not now" is not an error but [`Admission::Wait`](crate::Admission::Wait).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A block size of zero.
+    #[error("a block must hold at least one token")]
+    EmptyBlock,
+
+    /// Too few or too many blocks to make a pool of. The null block counts as one.
+    #[error("a pool has 2 to {max} blocks, the null block included, not {blocks}")]
+    PoolSize {
+        /// The number asked for.
+        blocks: BlockCount,
+        /// The most there can be.
+        max: BlockCount,
+    },
+
+    /// The sequence was never opened, or has been closed.
+    #[error("sequence {sequence} is not open")]
+    NotOpen {
+        /// The name given.
+        sequence: SequenceId,
+    },
+
+    /// Another open sequence has this name.
+    #[error("sequence {sequence} is already open")]
+    AlreadyOpen {
+        /// The name given.
+        sequence: SequenceId,
+    },
+
+    /// More tokens than [`Config::sequence_tokens_max`](crate::Config::sequence_tokens_max).
+    #[error("sequence {sequence} would know {tokens} tokens, {max} is the most")]
+    TooManyTokens {
+        /// Whose tokens.
+        sequence: SequenceId,
+        /// Tokens known already and tokens given, together.
+        tokens: u64,
+        /// The limit.
+        max: TokenCount,
+    },
+
+    /// Cached prefixes are looked up before a sequence holds blocks, not after.
+    #[error("sequence {sequence} holds {held} blocks already: a prefix is looked up before that")]
+    Started {
+        /// Who asked.
+        sequence: SequenceId,
+        /// Blocks it holds.
+        held: BlockCount,
+    },
+
+    /// A claim for no new token.
+    #[error("sequence {sequence} claims room for no new token")]
+    EmptyClaim {
+        /// Who asked.
+        sequence: SequenceId,
+    },
+
+    /// A first claim that counts more tokens as computed than the cache can serve, or a count that is not
+    /// a whole number of blocks.
+    #[error(
+        "sequence {sequence} counts {computed} tokens as computed: a first claim may count whole blocks, up to {cached} tokens"
+    )]
+    NotCached {
+        /// Who asked.
+        sequence: SequenceId,
+        /// Tokens it takes for computed.
+        computed: TokenCount,
+        /// Tokens of the longest usable cached prefix.
+        cached: TokenCount,
+    },
+
+    /// A claim that counts tokens as computed for which the sequence holds no block.
+    #[error("sequence {sequence} counts {computed} tokens as computed, its blocks have room for {room}")]
+    NoRoomBefore {
+        /// Who asked.
+        sequence: SequenceId,
+        /// Tokens it takes for computed.
+        computed: TokenCount,
+        /// Tokens that fit into the blocks it holds.
+        room: TokenCount,
+    },
+}

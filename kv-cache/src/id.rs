@@ -1,0 +1,162 @@
+//! The numbers of this crate, each with a type of its own: an id is not a count, a count of tokens is not a
+//! count of blocks, and rounding between the two happens here and nowhere else.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use crate::Error;
+
+/// A token of the model's vocabulary. The cache only ever compares tokens (through their hash).
+pub type TokenId = u32;
+
+/// A sequence, named by the caller. Any number not in use by another open sequence will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// A physical block: the place of [`BlockSize`] tokens in every layer's K and V.
+///
+/// Block 0 is [`BlockId::NULL`]; it is never handed out, freed, hashed or counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u32);
+
+/// Where one token's K and V live: `block * block_size + offset in the block`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u64);
+
+/// The position of a token in its sequence, from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenIndex(pub u32);
+
+/// A number of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenCount(pub u32);
+
+/// A number of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockCount(pub u32);
+
+/// How many tokens a block holds; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockSize(NonZeroU32);
+
+impl BlockId {
+    /// Block 0, which stands for "no block here" wherever a device wants a full table.
+    pub const NULL: BlockId = BlockId(0);
+
+    /// The plain number, as kernels take it.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Slot {
+    /// The plain number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl TokenCount {
+    /// The plain number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl BlockCount {
+    /// The plain number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl BlockSize {
+    /// A block of `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::EmptyBlock`] when `tokens` is zero.
+    pub const fn new(tokens: u32) -> Result<BlockSize, Error> {
+        match NonZeroU32::new(tokens) {
+            Some(tokens) => Ok(BlockSize(tokens)),
+            None => Err(Error::EmptyBlock),
+        }
+    }
+
+    /// Tokens per block.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Blocks needed to hold `tokens`: the last one may be partly filled.
+    pub const fn blocks_for(self, tokens: TokenCount) -> BlockCount {
+        BlockCount(tokens.0.div_ceil(self.get()))
+    }
+
+    /// Blocks that `tokens` fill to the last place.
+    pub const fn full_blocks(self, tokens: TokenCount) -> BlockCount {
+        BlockCount(tokens.0 / self.get())
+    }
+
+    /// Tokens that `blocks` full blocks hold, at most `u32::MAX`.
+    pub const fn tokens_in(self, blocks: BlockCount) -> TokenCount {
+        TokenCount(blocks.0.saturating_mul(self.get()))
+    }
+
+    pub(crate) const fn len(self) -> usize {
+        self.get() as usize
+    }
+}
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for TokenCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for BlockCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The length of a list of ids. Lists are bounded by the number of blocks or of tokens, both `u32`.
+pub(crate) fn count(length: usize) -> u32 {
+    u32::try_from(length).expect("a list of blocks or tokens is counted in u32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_round_up_for_room_and_down_for_full() {
+        let size = BlockSize::new(16).unwrap();
+        for (tokens, room, full) in [(0, 0, 0), (1, 1, 0), (15, 1, 0), (16, 1, 1), (17, 2, 1), (48, 3, 3)] {
+            assert_eq!(size.blocks_for(TokenCount(tokens)), BlockCount(room), "{tokens} tokens need room");
+            assert_eq!(size.full_blocks(TokenCount(tokens)), BlockCount(full), "{tokens} tokens fill");
+        }
+        assert_eq!(size.blocks_for(TokenCount(u32::MAX)), BlockCount(1 << 28), "no overflow at the top");
+        assert_eq!(size.tokens_in(BlockCount(u32::MAX)), TokenCount(u32::MAX), "saturates at the top");
+    }
+
+    #[test]
+    fn a_block_of_no_tokens_is_refused() {
+        assert_eq!(BlockSize::new(0), Err(Error::EmptyBlock));
+    }
+}

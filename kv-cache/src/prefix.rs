@@ -1,0 +1,176 @@
+//! The index of full blocks by their hash.
+//!
+//! One hash may have several physical copies: two sequences computed the same tokens at the same time, or one
+//! of them was not allowed to read. All copies stay, since a block table only ever grows at its end; a lookup
+//! gives the oldest that is still there, and forgetting one copy leaves the others found.
+
+use crate::buckets::Buckets;
+use crate::{BlockCount, BlockHash, BlockId};
+
+/// The copies of a hash form a ring through `next` and `prev`; the index knows the oldest. A block outside
+/// of the index has 0 for its `next`, and the null block is never in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Prefix {
+    pub(crate) index: Buckets,
+    pub(crate) hash: Vec<BlockHash>,
+    pub(crate) next: Vec<u32>,
+    pub(crate) prev: Vec<u32>,
+    blocks: u32,
+    version: u64,
+}
+
+impl Prefix {
+    pub(crate) fn new(blocks: BlockCount) -> Self {
+        let length = blocks.get() as usize;
+        Prefix {
+            index: Buckets::with_room_for(length),
+            hash: vec![BlockHash::default(); length],
+            next: vec![0; length],
+            prev: vec![0; length],
+            blocks: 0,
+            version: 0,
+        }
+    }
+
+    /// How many blocks are in the index, every copy counted.
+    pub(crate) fn blocks(&self) -> BlockCount {
+        BlockCount(self.blocks)
+    }
+
+    /// Changes whenever a lookup could give another answer.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn contains(&self, block: BlockId) -> bool {
+        self.next[block.index()] != 0
+    }
+
+    pub(crate) fn hash(&self, block: BlockId) -> Option<BlockHash> {
+        self.contains(block).then(|| self.hash[block.index()])
+    }
+
+    /// The oldest copy of `hash`.
+    #[inline]
+    pub(crate) fn get(&self, hash: BlockHash) -> Option<BlockId> {
+        self.find(hash).map(|place| BlockId(self.index.number(place)))
+    }
+
+    /// Appends the cached blocks of the longest prefix of `hashes` to `found`.
+    pub(crate) fn longest(&self, hashes: &[BlockHash], found: &mut Vec<BlockId>) {
+        for &hash in hashes {
+            let Some(block) = self.get(hash) else { break };
+            found.push(block);
+        }
+    }
+
+    /// Enters a block that is not in the index, as the newest copy of `hash`.
+    pub(crate) fn insert(&mut self, hash: BlockHash, block: BlockId) {
+        debug_assert!(!self.contains(block), "block {block} is published once");
+        let this = block.get();
+        match self.get(hash) {
+            None => {
+                self.index.insert(hash.tag(), this);
+                (self.next[block.index()], self.prev[block.index()]) = (this, this);
+            }
+            Some(oldest) => {
+                let newest = self.prev[oldest.index()];
+                self.next[newest as usize] = this;
+                self.prev[block.index()] = newest;
+                self.next[block.index()] = oldest.get();
+                self.prev[oldest.index()] = this;
+            }
+        }
+        self.hash[block.index()] = hash;
+        self.blocks += 1;
+        self.version += 1;
+    }
+
+    /// Forgets this copy. Does nothing to a block that is not in the index.
+    pub(crate) fn remove(&mut self, block: BlockId) {
+        if !self.contains(block) {
+            return;
+        }
+        let this = block.get();
+        let (before, after) = (self.prev[block.index()], self.next[block.index()]);
+        let place = self.find(self.hash[block.index()]).expect("the hash of a published block is indexed");
+        if after == this {
+            self.index.remove(place);
+        } else if self.index.number(place) == this {
+            self.index.replace(place, after);
+        }
+        self.next[before as usize] = after;
+        self.prev[after as usize] = before;
+        (self.next[block.index()], self.prev[block.index()]) = (0, 0);
+        self.blocks -= 1;
+        self.version += 1;
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.index.clear();
+        self.next.fill(0);
+        self.prev.fill(0);
+        self.blocks = 0;
+        self.version += 1;
+    }
+
+    #[inline]
+    fn find(&self, hash: BlockHash) -> Option<usize> {
+        self.index.find(hash.tag(), |block| self.hash[block as usize] == hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(tag: u32, rest: u32) -> BlockHash {
+        BlockHash::from_parts(tag, rest)
+    }
+
+    #[test]
+    fn the_oldest_copy_answers_and_the_others_follow_it() {
+        let mut prefix = Prefix::new(BlockCount(10));
+        let shared = hash(7, 1);
+        for block in [4, 2, 9] {
+            prefix.insert(shared, BlockId(block));
+        }
+        assert_eq!(prefix.get(shared), Some(BlockId(4)));
+        prefix.remove(BlockId(2));
+        assert_eq!(prefix.get(shared), Some(BlockId(4)));
+        prefix.remove(BlockId(4));
+        assert_eq!(prefix.get(shared), Some(BlockId(9)));
+        prefix.insert(shared, BlockId(4));
+        assert_eq!(prefix.get(shared), Some(BlockId(9)));
+        prefix.remove(BlockId(9));
+        prefix.remove(BlockId(4));
+        assert_eq!((prefix.get(shared), prefix.blocks()), (None, BlockCount(0)));
+    }
+
+    #[test]
+    fn hashes_with_equal_tags_are_told_apart() {
+        let mut prefix = Prefix::new(BlockCount(4));
+        prefix.insert(hash(7, 1), BlockId(1));
+        prefix.insert(hash(7, 2), BlockId(2));
+        assert_eq!(prefix.get(hash(7, 1)), Some(BlockId(1)));
+        assert_eq!(prefix.get(hash(7, 2)), Some(BlockId(2)));
+        assert_eq!(prefix.get(hash(7, 3)), None);
+        prefix.remove(BlockId(1));
+        assert_eq!(prefix.get(hash(7, 1)), None);
+        assert_eq!(prefix.get(hash(7, 2)), Some(BlockId(2)));
+    }
+
+    #[test]
+    fn the_longest_prefix_ends_at_the_first_hole() {
+        let mut prefix = Prefix::new(BlockCount(8));
+        let hashes: Vec<BlockHash> = (1..=5).map(|n| hash(n << 29, n)).collect();
+        for (block, &hash) in (1..).zip(&hashes) {
+            prefix.insert(hash, BlockId(block));
+        }
+        prefix.remove(BlockId(3));
+        let mut found = Vec::new();
+        prefix.longest(&hashes, &mut found);
+        assert_eq!(found, [BlockId(1), BlockId(2)]);
+    }
+}

@@ -1,0 +1,171 @@
+//! What the cache remembers of a sequence, and where it finds it.
+
+use crate::buckets::Buckets;
+use crate::hash::Hasher;
+use crate::id::count;
+use crate::{BlockCount, BlockHash, BlockId, BlockSize, Error, Reuse, SequenceId, TokenCount, TokenId};
+
+/// One open sequence.
+///
+/// ```text
+///  tokens   |----------------- known -----------------|
+///           |-- hashes: full blocks --|---- tail -----|
+///  blocks   |---- table ----------------------------------------| room for what is computed next
+///           |-- published --|                                     hashed, found by others
+/// ```
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    pub(crate) reuse: Reuse,
+    /// Tokens known: prompt and output.
+    pub(crate) known: TokenCount,
+    /// The blocks held, in token order.
+    pub(crate) table: Vec<BlockId>,
+    /// How many blocks at the head of the table are shared or published.
+    pub(crate) published: u32,
+    /// What `published` was before the last commit.
+    pub(crate) published_before: u32,
+    /// One hash per full block of known tokens.
+    pub(crate) hashes: Vec<BlockHash>,
+    /// The known tokens behind the last full block.
+    pub(crate) tail: Vec<TokenId>,
+    /// Parent of the first block's hash.
+    root: BlockHash,
+    /// The cached blocks found by the last lookup ...
+    pub(crate) found: Vec<BlockId>,
+    /// ... and the index version that it saw; none when the sequence has changed since.
+    pub(crate) found_at: Option<u64>,
+    /// Whether it held blocks once and had to give them back.
+    pub(crate) was_released: bool,
+}
+
+impl Sequence {
+    pub(crate) fn held(&self) -> BlockCount {
+        BlockCount(count(self.table.len()))
+    }
+
+    /// Learns further tokens, and hashes the blocks that they fill.
+    pub(crate) fn learn(&mut self, tokens: &[TokenId], hasher: &mut Hasher, block_size: BlockSize) {
+        self.known.0 += count(tokens.len());
+        self.found_at = None;
+        let missing = block_size.len() - self.tail.len();
+        if tokens.len() < missing {
+            self.tail.extend_from_slice(tokens);
+            return;
+        }
+        let (fills_tail, rest) = tokens.split_at(missing);
+        self.tail.extend_from_slice(fills_tail);
+        let mut parent = self.hashes.last().copied().unwrap_or(self.root);
+        parent = hasher.block(parent, &self.tail);
+        self.hashes.push(parent);
+        let full = rest.chunks_exact(block_size.len());
+        self.tail.clear();
+        self.tail.extend_from_slice(full.remainder());
+        for block in full {
+            parent = hasher.block(parent, block);
+            self.hashes.push(parent);
+        }
+    }
+
+    /// Forgets all but the buffers' memory.
+    fn restart(&mut self, id: SequenceId, root: BlockHash, reuse: Reuse) {
+        (self.id, self.root, self.reuse) = (id, root, reuse);
+        self.known = TokenCount(0);
+        (self.published, self.published_before) = (0, 0);
+        self.table.clear();
+        self.hashes.clear();
+        self.tail.clear();
+        self.found_at = None;
+        self.was_released = false;
+    }
+}
+
+/// The open sequences. Closed ones leave their buffers for the next to be opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequences {
+    open: Vec<Sequence>,
+    closed: Vec<Sequence>,
+    /// Place in `open`, plus one, by id.
+    index: Buckets,
+}
+
+impl Sequences {
+    pub(crate) fn new() -> Self {
+        Sequences { open: Vec::new(), closed: Vec::new(), index: Buckets::with_room_for(64) }
+    }
+
+    /// The place of an open sequence, valid until a sequence is closed.
+    #[inline]
+    pub(crate) fn place(&self, id: SequenceId) -> Result<u32, Error> {
+        self.bucket(id).map(|bucket| self.index.number(bucket) - 1).ok_or(Error::NotOpen { sequence: id })
+    }
+
+    #[inline]
+    pub(crate) fn at(&self, place: u32) -> &Sequence {
+        &self.open[place as usize]
+    }
+
+    #[inline]
+    pub(crate) fn at_mut(&mut self, place: u32) -> &mut Sequence {
+        &mut self.open[place as usize]
+    }
+
+    pub(crate) fn get(&self, id: SequenceId) -> Result<&Sequence, Error> {
+        self.place(id).map(|place| self.at(place))
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        count(self.open.len())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> + '_ {
+        self.open.iter()
+    }
+
+    /// Opens a sequence that is not open, and gives its place.
+    pub(crate) fn open(&mut self, id: SequenceId, root: BlockHash, reuse: Reuse) -> u32 {
+        let mut sequence = self.closed.pop().unwrap_or_else(|| Sequence {
+            id,
+            reuse,
+            known: TokenCount(0),
+            table: Vec::new(),
+            published: 0,
+            published_before: 0,
+            hashes: Vec::new(),
+            tail: Vec::new(),
+            root,
+            found: Vec::new(),
+            found_at: None,
+            was_released: false,
+        });
+        sequence.restart(id, root, reuse);
+        let place = self.len();
+        self.open.push(sequence);
+        self.index.insert(tag(id), place + 1);
+        place
+    }
+
+    /// Closes the sequence at `place`; the last one opened moves there.
+    pub(crate) fn close(&mut self, place: u32) {
+        let bucket = self.bucket(self.at(place).id).expect("an open sequence is indexed");
+        self.index.remove(bucket);
+        let last = self.len();
+        if place + 1 < last {
+            let moved = self.open[self.open.len() - 1].id;
+            let bucket = self.bucket(moved).expect("an open sequence is indexed");
+            self.index.replace(bucket, place + 1);
+        }
+        self.closed.push(self.open.swap_remove(place as usize));
+    }
+
+    #[inline]
+    fn bucket(&self, id: SequenceId) -> Option<usize> {
+        self.index.find(tag(id), |number| self.open[number as usize - 1].id == id)
+    }
+}
+
+/// Spreads ids that count up over the whole range (Fibonacci hashing).
+#[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits of 64")]
+fn tag(id: SequenceId) -> u32 {
+    (id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+}

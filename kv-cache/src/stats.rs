@@ -1,0 +1,45 @@
+//! Numbers for gauges and counters.
+
+use crate::BlockCount;
+
+/// How full the cache is, and what sharing has brought so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Blocks that can be handed out: all but the null block. Always `free + used`.
+    pub blocks: BlockCount,
+    /// Blocks that no sequence holds. Some of them are still `cached`.
+    pub free: BlockCount,
+    /// Blocks that sequences hold, a shared one counted once.
+    pub used: BlockCount,
+    /// Blocks whose content can be found by others, free or used.
+    pub cached: BlockCount,
+    /// Sequences that are open, holding blocks or not.
+    pub sequences: u32,
+    /// Sequences let in for the first time.
+    pub first: HitStats,
+    /// Sequences let in again after [`KvCache::release`](crate::KvCache::release). They mostly find what they
+    /// themselves left behind, which says nothing about how alike the requests are.
+    pub again: HitStats,
+    /// Cached blocks that lost their content to a new one.
+    pub evictions: u64,
+}
+
+/// Prefix lookups, counted once per admission and not once per question. Counters only grow.
+/// Sequences that must not read, and caches that do not share, are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HitStats {
+    /// Sequences admitted.
+    pub admissions: u64,
+    /// Tokens they knew.
+    pub tokens: u64,
+    /// Tokens of these that came out of the cache.
+    pub hit_tokens: u64,
+}
+
+impl HitStats {
+    pub(crate) fn count(&mut self, tokens: u32, hit_tokens: u32) {
+        self.admissions += 1;
+        self.tokens += u64::from(tokens);
+        self.hit_tokens += u64::from(hit_tokens);
+    }
+}
