@@ -1,1 +1,25 @@
-//! See the README.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod engine;
+mod error;
+mod files;
+mod options;
+mod output;
+mod request;
+mod rope;
+mod snapshot;
+mod text;
+mod weights;
+
+pub use config::{Architecture, ConfigError, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
+pub use engine::Engine;
+pub use error::{LoadError, Refusal, TextError};
+pub use files::ModelFiles;
+pub use options::{KvDtype, KvSize, Options, Order};
+pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
+pub use request::{Request, RequestId, Sampling, Tick};
+pub use rope::{CosSin, Rope};
+pub use snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot, StepShape, Totals};
+pub use text::{Chat, Text, TextStream, TokenText};
+pub use weights::{Weights, WeightsError};

@@ -1,0 +1,124 @@
+//! The engine seen from outside at one moment, for metrics and for people.
+
+use crate::request::{RequestId, Tick};
+
+/// Everything `/metrics` and the live page show. Plain data; making one changes nothing and costs a few
+/// microseconds plus one pass over requests and blocks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Requests that hold cache blocks and take part in steps, in scheduling order.
+    pub running: Vec<RequestState>,
+    /// Requests in the waiting line, next first.
+    pub waiting: Vec<RequestState>,
+    /// The cache.
+    pub blocks: Blocks,
+    /// The prefix cache since the start.
+    pub prefix: PrefixUse,
+    /// Counters since the start.
+    pub totals: Totals,
+    /// The composition of the last step that ran anything.
+    pub last_step: StepShape,
+    /// One entry per block of the pool.
+    pub occupancy: Vec<BlockUse>,
+}
+
+/// One request's progress.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RequestState {
+    /// Whose it is.
+    pub id: RequestId,
+    /// When it arrived.
+    pub arrival: Tick,
+    /// When it first took part in a step.
+    pub started: Option<Tick>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// How many prompt tokens came from the prefix cache.
+    pub cached_tokens: u32,
+    /// Tokens whose keys and values are in the cache.
+    pub computed_tokens: u32,
+    /// Tokens chosen so far.
+    pub output_tokens: u32,
+    /// At most so many will be chosen.
+    pub output_tokens_max: u32,
+    /// How often it had to give its blocks back.
+    pub preemptions: u32,
+    /// Blocks it holds, shared ones included.
+    pub blocks: u32,
+    /// Why it did not take part in the last step, in words with numbers.
+    pub waits_for: Option<String>,
+}
+
+/// Use of the block pool. The null block is not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Blocks {
+    /// Tokens per block.
+    pub size: u32,
+    /// Blocks that exist.
+    pub total: u32,
+    /// Blocks held by requests.
+    pub used: u32,
+    /// Blocks that nobody holds; cached ones among them.
+    pub free: u32,
+    /// Blocks that nobody holds but whose contents can still be reused.
+    pub cached: u32,
+    /// Bytes of keys and values in the whole pool.
+    pub bytes: u64,
+}
+
+/// How much the prefix cache saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PrefixUse {
+    /// Tokens looked up.
+    pub queries: u64,
+    /// Tokens found.
+    pub hits: u64,
+}
+
+/// Counters that only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Steps that ran something.
+    pub steps: u64,
+    /// Prompt tokens of requests that started; cached ones included.
+    pub prompt_tokens: u64,
+    /// Tokens chosen.
+    pub output_tokens: u64,
+    /// Requests that lost their blocks to another.
+    pub preemptions: u64,
+    /// Requests accepted.
+    pub accepted: u64,
+    /// Requests that reached their end.
+    pub finished: u64,
+    /// Requests cancelled by the caller.
+    pub cancelled: u64,
+}
+
+/// What one step was made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// Requests with prompt tokens in it.
+    pub prefill_requests: u32,
+    /// Their tokens.
+    pub prefill_tokens: u32,
+    /// Requests that fed back their last token.
+    pub decode_requests: u32,
+    /// Requests that had to give up their blocks for it.
+    pub preempted: u32,
+    /// The most tokens a step may have.
+    pub tokens_max: u32,
+}
+
+/// The state of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum BlockUse {
+    /// Nobody's, contents worthless.
+    Free = 0,
+    /// Nobody's, but its contents can be reused.
+    Cached = 1,
+    /// Held by one request.
+    Held = 2,
+    /// Held by several.
+    Shared = 3,
+}

@@ -1,0 +1,345 @@
+//! Safetensors files, single or sharded: headers checked against hostile content, every tensor named, shaped,
+//! typed and used.
+//!
+//! ```text
+//! 8 bytes: n, little endian | n bytes: JSON header | data
+//!                             {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...}
+//! ```
+//! The data ranges, sorted, must tile the rest of the file: no gap, no overlap, nothing left over. Each range
+//! must be exactly as long as its shape and type say. Nothing is allocated in proportion to a number read
+//! from a file before that number was compared with the file's length.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+
+use quayline_gpu_kernels::{Dtype, WeightBytes, WeightSource};
+use safetensors::tensor::TensorInfo;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::error::LoadError;
+use crate::files::ModelFiles;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const HEADER_BYTES_MAX: usize = 100_000_000;
+
+/// Buffers that some checkpoints carry although they follow from the configuration.
+const IGNORED_SUFFIXES: &[&str] = &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
+
+/// Why the weights were refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// A file ends before its own header says it does, or is damaged in another way.
+    #[error("{file}: {problem}")]
+    Damaged {
+        /// Which file.
+        file: String,
+        /// What is wrong with it, with the numbers.
+        problem: String,
+    },
+    /// The index and the files disagree.
+    #[error("{INDEX} {problem}")]
+    Index {
+        /// What does not fit.
+        problem: String,
+    },
+    /// A tensor that the architecture needs is in no file.
+    #[error("tensor {name} is missing (expected shape {expected:?})")]
+    Missing {
+        /// The tensor.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor {name} has shape {found:?}, config.json implies {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor is stored in a number format that is not computed here.
+    #[error("tensor {name} is stored as {found}; BF16, F16 and F32 are supported")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// Its format in the file.
+        found: String,
+    },
+    /// The same tensor name occurs twice.
+    #[error("tensor {name} occurs twice: in {first} and in {second}")]
+    Twice {
+        /// The tensor.
+        name: String,
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The files hold tensors that have no use: this is not the model that `config.json` describes.
+    #[error("{count} of the tensors have no place in this architecture, the first is {name}")]
+    Extra {
+        /// How many.
+        count: usize,
+        /// The first of them by name.
+        name: String,
+    },
+}
+
+/// All tensors of a checkpoint, where they lie. Taking one marks it as used.
+pub struct Weights {
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Stored>,
+    taken: BTreeSet<String>,
+}
+
+struct Shard {
+    file: String,
+    bytes: WeightBytes,
+}
+
+struct Stored {
+    shard: usize,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+impl Weights {
+    /// Maps the weight files of `files` and checks their headers.
+    ///
+    /// # Errors
+    /// When a file is absent or damaged, a tensor occurs twice, or the index does not fit the files.
+    pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
+        let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new(), taken: BTreeSet::new() };
+        if let Some(bytes) = files.map(SINGLE)? {
+            weights.add_shard(SINGLE, bytes)?;
+            return Ok(weights);
+        }
+        let Some(index) = files.json(INDEX)? else {
+            let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"];
+            let other = others.iter().find(|other| files.exists(other));
+            let hint = other.map(|other| format!(", and {other} is a format that is not read"));
+            return Err(files.missing(SINGLE, hint.unwrap_or_default()));
+        };
+        let named = shard_of_each_tensor(&index)?;
+        for file in named.values().collect::<BTreeSet<_>>() {
+            let missing = || index_error(format!("names {file}, which is not there"));
+            let bytes = files.map(file)?.ok_or_else(missing)?;
+            weights.add_shard(file, bytes)?;
+        }
+        weights.check_index(&named)?;
+        Ok(weights)
+    }
+
+    /// The matrix or vector `name`, which must have exactly the shape `expected`.
+    ///
+    /// # Errors
+    /// When it is missing, or has another shape, or a number format that is not computed here.
+    pub fn take(&mut self, name: &str, expected: &[usize]) -> Result<WeightSource, WeightsError> {
+        let Some(stored) = self.tensors.get(name) else {
+            return Err(WeightsError::Missing { name: name.into(), expected: expected.into() });
+        };
+        if stored.shape != expected {
+            let found = stored.shape.clone();
+            return Err(WeightsError::Shape { name: name.into(), found, expected: expected.into() });
+        }
+        let dtype = match stored.dtype {
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::F32 => Dtype::F32,
+            other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
+        };
+        self.taken.insert(name.to_owned());
+        let bytes = self.shards[stored.shard].bytes.clone();
+        Ok(WeightSource { bytes, range: stored.range.clone(), dtype, shape: stored.shape.clone() })
+    }
+
+    /// Whether there is a tensor of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|stored| stored.range.len() as u64).sum()
+    }
+
+    /// Ends the loading of a model: what nobody took has no place in it.
+    ///
+    /// # Errors
+    /// When tensors are left over, other than buffers known to be harmless.
+    pub fn finish(self) -> Result<(), WeightsError> {
+        let known = |name: &str| IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
+        let mut extra = self.tensors.keys().filter(|name| !self.taken.contains(*name) && !known(name));
+        let Some(first) = extra.next() else { return Ok(()) };
+        Err(WeightsError::Extra { name: first.clone(), count: 1 + extra.count() })
+    }
+
+    fn add_shard(&mut self, file: &str, bytes: WeightBytes) -> Result<(), WeightsError> {
+        let damaged = |problem: String| WeightsError::Damaged { file: file.into(), problem };
+        let (data_start, header) = read_header((*bytes).as_ref()).map_err(damaged)?;
+        let shard = self.shards.len();
+        self.shards.push(Shard { file: file.into(), bytes });
+        for (name, info) in header {
+            let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
+            let stored = Stored { shard, dtype: info.dtype, shape: info.shape, range };
+            if let Some(before) = self.tensors.get(&name) {
+                let first = self.shards[before.shard].file.clone();
+                return Err(WeightsError::Twice { name, first, second: file.into() });
+            }
+            self.tensors.insert(name, stored);
+        }
+        Ok(())
+    }
+
+    /// Every tensor must lie in the file that the index names for it, and be named in the index.
+    fn check_index(&self, named: &BTreeMap<String, String>) -> Result<(), WeightsError> {
+        for (name, file) in named {
+            match self.tensors.get(name).map(|stored| &self.shards[stored.shard].file) {
+                Some(found) if found == file => {}
+                Some(found) => {
+                    return Err(index_error(format!(
+                        "says that tensor {name} is in {file}, it is in {found}"
+                    )));
+                }
+                None => return Err(index_error(format!("says that tensor {name} is in {file}, it is not"))),
+            }
+        }
+        match self.tensors.iter().find(|(name, _)| !named.contains_key(*name)) {
+            Some((name, stored)) => {
+                let file = &self.shards[stored.shard].file;
+                Err(index_error(format!("does not name tensor {name} of {file}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: Vec<&str> = self.shards.iter().map(|shard| shard.file.as_str()).collect();
+        f.debug_struct("Weights").field("files", &files).field("tensors", &self.tensors.len()).finish()
+    }
+}
+
+fn index_error(problem: String) -> WeightsError {
+    WeightsError::Index { problem }
+}
+
+fn shard_of_each_tensor(
+    index: &serde_json::Map<String, Value>,
+) -> Result<BTreeMap<String, String>, WeightsError> {
+    let Some(Value::Object(map)) = index.get("weight_map") else {
+        return Err(index_error("has no weight_map object".into()));
+    };
+    let mut named = BTreeMap::new();
+    for (name, file) in map {
+        match file.as_str() {
+            // A shard lies beside its index: a path elsewhere is not followed.
+            Some(file) if is_plain_file_name(file) => named.insert(name.clone(), file.to_owned()),
+            _ => return Err(index_error(format!("names {file} for tensor {name}, which is no file name"))),
+        };
+    }
+    if named.is_empty() {
+        return Err(index_error("names no tensor".into()));
+    }
+    Ok(named)
+}
+
+fn is_plain_file_name(file: &str) -> bool {
+    file.ends_with(".safetensors") && !file.contains(['/', '\\', '\0', ':'])
+}
+
+/// The header's entries, checked, and where the data begins.
+fn read_header(bytes: &[u8]) -> Result<(usize, Vec<(String, TensorInfo)>), String> {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(format!("{} bytes are too few for a safetensors file", bytes.len()));
+    };
+    let length = u64::from_le_bytes(*length);
+    let length = match usize::try_from(length) {
+        Ok(length) if length <= HEADER_BYTES_MAX => length,
+        _ => return Err(format!("claims a header of {length} bytes, more than {HEADER_BYTES_MAX}")),
+    };
+    let Some((header, data)) = rest.split_at_checked(length) else {
+        return Err(format!("claims a header of {length} bytes, the file has {} bytes in all", bytes.len()));
+    };
+    let mut json = serde_json::Deserializer::from_slice(header);
+    let entries = json.deserialize_map(Entries).map_err(|error| format!("header: {error}"))?;
+    json.end().map_err(|error| format!("header: {error}"))?;
+    check_layout(&entries, data.len())?;
+    Ok((8 + length, entries))
+}
+
+/// The ranges tile the data exactly, and each fits its shape and type.
+fn check_layout(entries: &[(String, TensorInfo)], data_bytes: usize) -> Result<(), String> {
+    let mut in_order: Vec<&(String, TensorInfo)> = entries.iter().collect();
+    in_order.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end_before = 0;
+    for (name, TensorInfo { dtype, shape, data_offsets: (begin, end) }) in in_order {
+        if *end > data_bytes || begin > end {
+            return Err(format!("truncated: tensor {name} is bytes {begin}..{end} of {data_bytes}"));
+        }
+        if *begin < end_before {
+            return Err(format!(
+                "tensor {name} begins at byte {begin}, inside the tensor that ends at {end_before}"
+            ));
+        }
+        if *begin > end_before {
+            return Err(format!("bytes {end_before}..{begin} before tensor {name} belong to no tensor"));
+        }
+        let elements = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
+        if bits != (end - begin).checked_mul(8) || bits.is_none() {
+            return Err(format!(
+                "tensor {name} of shape {shape:?} in {dtype:?} cannot be {} bytes",
+                end - begin
+            ));
+        }
+        end_before = *end;
+    }
+    if end_before != data_bytes {
+        return Err(format!("{} bytes after the last tensor belong to none", data_bytes - end_before));
+    }
+    Ok(())
+}
+
+/// Reads the header's object entry by entry, so that a problem is reported with the tensor's name and a
+/// name that occurs twice is noticed.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<(String, TensorInfo)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        let mut seen = BTreeSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if !seen.insert(name.clone()) {
+                return Err(A::Error::custom(format!("tensor {name} occurs twice")));
+            }
+            if name == "__metadata__" {
+                map.next_value::<Value>()?;
+                continue;
+            }
+            let info = map.next_value::<TensorInfo>();
+            entries.push((
+                name.clone(),
+                info.map_err(|error| A::Error::custom(format!("tensor {name}: {error}")))?,
+            ));
+        }
+        Ok(entries)
+    }
+}
