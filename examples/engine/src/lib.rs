@@ -4,6 +4,9 @@ mod config;
 mod engine;
 mod error;
 mod files;
+mod layers;
+mod model;
+mod models;
 mod options;
 mod output;
 mod request;
@@ -16,6 +19,7 @@ pub use config::{Architecture, ConfigError, GenerationConfig, ModelConfig, RopeC
 pub use engine::Engine;
 pub use error::{LoadError, Refusal, TextError};
 pub use files::ModelFiles;
+pub use model::{Model, StepInput, StepLimits};
 pub use options::{KvDtype, KvSize, Options, Order};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use request::{Request, RequestId, Sampling, Tick};
