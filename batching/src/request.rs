@@ -1,0 +1,138 @@
+//! What is asked: how long the prompt is, how much may be generated, when to stop.
+
+use crate::id::{RequestId, Tick, TokenId};
+
+/// One sequence to be generated. The tokens themselves stay with the caller: batching only counts them.
+/// Parallel samples of one prompt are several requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The caller's name for it.
+    pub id: RequestId,
+    /// Tokens of the prompt; at least one, and fewer than the model's maximum.
+    pub prompt_tokens: u32,
+    /// Lower goes first. Only [`Order::Priority`](crate::Order::Priority) looks at it.
+    pub priority: i32,
+    /// When it came. Breaks ties of priority, and dates its waiting.
+    pub arrival: Tick,
+    /// When to stop generating.
+    pub stop: StopRules,
+}
+
+/// When a request ends by itself. Checked for every generated token in this order: end of sequence, stop ids,
+/// number of tokens. Stop strings are text and so the caller's: see [`Batcher::finish`](crate::Batcher::finish).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopRules {
+    /// Tokens to generate at most; at least one.
+    pub new_tokens_max: u32,
+    /// Tokens to generate before `eos` or a stop id may appear. Keeping them from appearing is the sampler's work:
+    /// [`Scheduled::masks_stops`](crate::Scheduled::masks_stops) tells it when. One that appears all the same ends
+    /// the request.
+    pub new_tokens_min: u32,
+    /// The end-of-sequence token. `None` to go on after it (`ignore_eos`).
+    pub eos: Option<TokenId>,
+    /// Further tokens that end the request.
+    pub stop_ids: Vec<TokenId>,
+}
+
+impl StopRules {
+    /// Generate `new_tokens_max` tokens, whatever they are.
+    pub fn after(new_tokens_max: u32) -> StopRules {
+        StopRules { new_tokens_max, new_tokens_min: 0, eos: None, stop_ids: Vec::new() }
+    }
+
+    /// Why a request that just generated `token` ends, or `None` if it goes on. `new_tokens` and `known_tokens` count
+    /// this token.
+    pub(crate) fn verdict(
+        &self,
+        token: TokenId,
+        new_tokens: u32,
+        known_tokens: u32,
+        model_tokens_max: u32,
+    ) -> Option<FinishReason> {
+        if self.eos == Some(token) {
+            Some(FinishReason::Eos)
+        } else if self.stop_ids.contains(&token) {
+            Some(FinishReason::StopId(token))
+        } else if new_tokens >= self.new_tokens_max {
+            Some(FinishReason::NewTokensMax(self.new_tokens_max))
+        } else if known_tokens >= model_tokens_max {
+            Some(FinishReason::ModelTokensMax(model_tokens_max))
+        } else {
+            None
+        }
+    }
+}
+
+/// Why a request ended by its own rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The end-of-sequence token was generated.
+    Eos,
+    /// This stop id was generated.
+    StopId(TokenId),
+    /// It generated as many tokens as it asked for.
+    NewTokensMax(u32),
+    /// Prompt and generated tokens reached the model's maximum.
+    ModelTokensMax(u32),
+}
+
+impl FinishReason {
+    /// True when the text was cut by a limit rather than ended by the model (`finish_reason: "length"`).
+    pub fn is_length(self) -> bool {
+        matches!(self, FinishReason::NewTokensMax(_) | FinishReason::ModelTokensMax(_))
+    }
+}
+
+impl std::fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FinishReason::Eos => write!(f, "end of sequence"),
+            FinishReason::StopId(token) => write!(f, "stop id {token}"),
+            FinishReason::NewTokensMax(tokens) => write!(f, "all {tokens} tokens asked for are there"),
+            FinishReason::ModelTokensMax(tokens) => write!(f, "the model's {tokens} tokens are used up"),
+        }
+    }
+}
+
+/// A generated token, handed to [`Batcher::apply`](crate::Batcher::apply).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampled {
+    /// Who generated it.
+    pub id: RequestId,
+    /// What was generated.
+    pub token: TokenId,
+}
+
+/// A request that ended in [`Batcher::apply`](crate::Batcher::apply). Its memory is already released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// Who ended.
+    pub id: RequestId,
+    /// Why.
+    pub reason: FinishReason,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_of_sequence_wins_over_stop_ids_and_length() {
+        let rules = StopRules {
+            eos: Some(TokenId(2)),
+            stop_ids: vec![TokenId(2), TokenId(7)],
+            ..StopRules::after(1)
+        };
+        assert_eq!(rules.verdict(TokenId(2), 1, 10, 10), Some(FinishReason::Eos));
+        assert_eq!(rules.verdict(TokenId(7), 1, 10, 10), Some(FinishReason::StopId(TokenId(7))));
+        assert_eq!(rules.verdict(TokenId(1), 1, 10, 10), Some(FinishReason::NewTokensMax(1)));
+    }
+
+    #[test]
+    fn the_minimum_does_not_hold_back_the_end() {
+        let rules = StopRules { eos: Some(TokenId(2)), new_tokens_min: 5, ..StopRules::after(9) };
+        assert_eq!(rules.verdict(TokenId(2), 1, 4, 100), Some(FinishReason::Eos));
+        assert_eq!(rules.verdict(TokenId(3), 1, 4, 100), None);
+        assert_eq!(rules.verdict(TokenId(3), 2, 100, 100), Some(FinishReason::ModelTokensMax(100)));
+    }
+}
