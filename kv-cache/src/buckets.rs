@@ -114,7 +114,6 @@ impl Buckets {
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "less than the length, which is a usize")]
     fn home(&self, tag: u32) -> usize {
         ((u64::from(tag) * self.buckets.len() as u64) >> 32) as usize
     }
@@ -135,10 +134,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// A small stream of numbers that looks random.
-    fn next(state: &mut u64) -> u64 {
+    /// A small stream of numbers below `limit` that looks random.
+    fn below(limit: u32, state: &mut u64) -> u32 {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *state >> 33
+        (((*state >> 32) * u64::from(limit)) >> 32) as u32
     }
 
     #[test]
@@ -149,8 +148,8 @@ mod tests {
             let mut model = BTreeMap::new();
             for step in 1..=2000u32 {
                 // Tags at the very end of the range wrap around the end of the table.
-                let tag = [0, 1, u32::MAX, u32::MAX - 1, 1 << 31, 3 << 30][next(&mut random) as usize % 6];
-                let key = (tag, next(&mut random) as u32 % 8);
+                let tag = [0, 1, u32::MAX, u32::MAX - 1, 1 << 31, 3 << 30][below(6, &mut random) as usize];
+                let key = (tag, below(8, &mut random));
                 let number = |bucket_number: u32| bucket_number % 8 == key.1;
                 let found = buckets.find(tag, number).map(|place| buckets.number(place));
                 assert_eq!(found, model.get(&key).copied(), "seed {seed}, step {step}");

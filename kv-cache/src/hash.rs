@@ -25,7 +25,6 @@ impl BlockHash {
     }
 
     /// The part that an index sorts by. The hash is uniform, so any 32 of its bits are.
-    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits of 128")]
     pub(crate) const fn tag(self) -> u32 {
         (self.0 >> 96) as u32
     }

@@ -11,6 +11,7 @@ mod hash;
 mod id;
 mod pool;
 mod prefix;
+pub mod scenario;
 mod sequence;
 mod stats;
 mod table;

@@ -165,7 +165,6 @@ impl Sequences {
 }
 
 /// Spreads ids that count up over the whole range (Fibonacci hashing).
-#[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits of 64")]
 fn tag(id: SequenceId) -> u32 {
     (id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
