@@ -133,9 +133,11 @@ mod tests {
     fn the_oldest_copy_answers_and_the_others_follow_it() {
         let mut prefix = Prefix::new(BlockCount(10));
         let shared = hash(7, 1);
-        for block in [4, 2, 9] {
+        for block in [7, 4, 2, 9] {
             prefix.insert(shared, BlockId(block));
         }
+        assert_eq!(prefix.get(shared), Some(BlockId(7)));
+        prefix.remove(BlockId(7));
         assert_eq!(prefix.get(shared), Some(BlockId(4)));
         prefix.remove(BlockId(2));
         assert_eq!(prefix.get(shared), Some(BlockId(4)));
