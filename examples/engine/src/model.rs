@@ -218,7 +218,7 @@ fn rope_table<O: Ops>(
     positions: usize,
     head_dim: usize,
 ) -> Result<O::RopeTable, Error> {
-    let table = rope.table(positions);
+    let table = rope.table(0..positions);
     ops.rope_table(&table.cos, &table.sin, head_dim, RopeStyle::Halves)
 }
 

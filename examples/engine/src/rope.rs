@@ -5,6 +5,7 @@
 //! transcendental functions themselves are computed in f64.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use crate::config::{RopeConfig, RopeScaling};
 
@@ -16,7 +17,7 @@ pub struct Rope {
     amplitude: f32,
 }
 
-/// `cos` and `sin` of positions `0..positions`, both `[positions, head_dim / 2]`, row-major.
+/// Cosines and sines of some positions, both `[positions, head_dim / 2]`, row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CosSin {
     /// Cosines.
@@ -46,12 +47,12 @@ impl Rope {
         Self { frequencies, amplitude }
     }
 
-    /// The table for the first `positions` positions. A row does not depend on how many there are.
+    /// The rows of the table for `positions`. A row does not depend on which others are asked for.
     #[must_use]
-    pub fn table(&self, positions: usize) -> CosSin {
-        let size = positions * self.frequencies.len();
+    pub fn table(&self, positions: Range<usize>) -> CosSin {
+        let size = positions.len() * self.frequencies.len();
         let mut table = CosSin { cos: Vec::with_capacity(size), sin: Vec::with_capacity(size) };
-        for position in 0..positions {
+        for position in positions {
             for &frequency in &self.frequencies {
                 #[expect(
                     clippy::cast_precision_loss,
