@@ -25,9 +25,9 @@ impl Bucket {
 }
 
 impl Buckets {
-    /// A table that holds `entries` without growing, two thirds full.
+    /// A table that holds `entries` without growing, half full: a probe that finds nothing looks at 2.5 buckets.
     pub(crate) fn with_room_for(entries: usize) -> Self {
-        Buckets { buckets: vec![Bucket::default(); entries + entries / 2 + 2], used: 0 }
+        Buckets { buckets: vec![Bucket::default(); 2 * entries + 2], used: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -50,6 +50,13 @@ impl Buckets {
         }
     }
 
+    /// The number in the first bucket that `tag` could be in: often the right one, and asked for without
+    /// waiting for an answer, so that many such questions are under way at once. 0 if the bucket is empty.
+    #[inline]
+    pub(crate) fn guess(&self, tag: u32) -> u32 {
+        self.number(self.home(tag))
+    }
+
     #[inline]
     pub(crate) fn number(&self, place: usize) -> u32 {
         self.buckets[place].number
@@ -63,7 +70,7 @@ impl Buckets {
     /// Adds a key that is not there yet. `number` is not 0.
     pub(crate) fn insert(&mut self, tag: u32, number: u32) {
         debug_assert_ne!(number, 0, "0 marks an empty bucket");
-        if self.used + self.used / 2 + 2 > self.buckets.len() {
+        if 2 * self.used + 2 > self.buckets.len() {
             self.grow();
         }
         self.place(Bucket { tag, number });

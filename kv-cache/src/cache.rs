@@ -7,8 +7,8 @@ use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::sequence::{Sequence, Sequences};
 use crate::{
-    Admission, BlockCount, BlockHash, BlockId, BlockTable, Claim, Config, Error, Grant, Hit, Reservation,
-    Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+    Admission, BlockCount, BlockHash, BlockId, BlockSize, BlockTable, Claim, Config, Error, Grant, Hit,
+    Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
 /// Decides which physical block holds which tokens of which sequence.
@@ -127,16 +127,15 @@ impl KvCache {
             BlockCount(0) => self.hits_of_first_claim(place, claim.computed)?,
             held => self.no_hits_later(sequence, held, claim.computed)?,
         };
-        let known = self.sequences.at(place).known;
-        let has = self.sequences.at(place).held().0 + hits;
-        let target = self.config.block_size.blocks_for(self.room(claim)).0;
-        let whole = if claim.whole_sequence { self.config.block_size.blocks_for(known).0 } else { 0 };
-        let need = BlockCount(target.max(whole).saturating_sub(has) + self.unused_among(place, hits));
+        let (size, sequence) = (self.config.block_size, self.sequences.at(place));
+        let has = BlockCount(sequence.held().0 + hits);
+        let new_blocks = size.blocks_beyond(has, self.room(claim)).0;
+        let whole = if claim.whole_sequence { size.blocks_beyond(has, sequence.known).0 } else { 0 };
+        let need = BlockCount(new_blocks.max(whole) + self.unused_among(place, hits));
         let free = self.pool.free();
         if u64::from(need.0) + u64::from(claim.watermark.0) > u64::from(free.0) {
             return Ok(Admission::Wait { need, watermark: claim.watermark, free });
         }
-        let new_blocks = target.saturating_sub(has);
         let computed_after = claim.computed.0.saturating_add(claim.new_tokens.0);
         Ok(Admission::Admit(Reservation::new(self, Plan { place, hits, new_blocks, computed_after })))
     }
@@ -275,17 +274,15 @@ impl KvCache {
             share(sequence, plan.hits, pool);
         }
         let first_new = sequence.table.len();
-        for _ in 0..plan.new_blocks {
-            let block = pool.take();
+        pool.take(BlockCount(plan.new_blocks), |block| {
             if prefix.contains(block) {
                 prefix.remove(block);
                 counted.evictions += 1;
             }
             sequence.table.push(block);
-        }
+        });
         if config.prefix_caching {
-            let filled = config.block_size.full_blocks(TokenCount(plan.computed_after)).0;
-            publish(sequence, filled, prefix);
+            publish(sequence, TokenCount(plan.computed_after), config.block_size, prefix);
         }
         Grant {
             cached: config.block_size.tokens_in(BlockCount(plan.hits)),
@@ -378,12 +375,13 @@ fn share(sequence: &mut Sequence, hits: u32, pool: &mut Pool) {
     (sequence.published, sequence.published_before) = (hits, hits);
 }
 
-/// Lets others find the blocks that are full of known, computed tokens.
-fn publish(sequence: &mut Sequence, filled: u32, prefix: &mut Prefix) {
+/// Lets others find the blocks that are full of known tokens once `computed` tokens are computed.
+fn publish(sequence: &mut Sequence, computed: TokenCount, block_size: BlockSize, prefix: &mut Prefix) {
+    let tokens = computed.min(sequence.known);
     sequence.published_before = sequence.published;
-    let known = count(sequence.hashes.len());
-    for index in sequence.published..filled.min(known) {
-        prefix.insert(sequence.hashes[index as usize], sequence.table[index as usize]);
-        sequence.published = index + 1;
+    while block_size.is_full(sequence.published, tokens) {
+        let index = sequence.published as usize;
+        prefix.insert(sequence.hashes[index], sequence.table[index]);
+        sequence.published += 1;
     }
 }

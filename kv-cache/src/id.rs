@@ -106,6 +106,19 @@ impl BlockSize {
         TokenCount(blocks.0.saturating_mul(self.get()))
     }
 
+    /// Blocks that `tokens` need beyond the `held` ones. Most steps need none, and then nothing is divided.
+    pub(crate) const fn blocks_beyond(self, held: BlockCount, tokens: TokenCount) -> BlockCount {
+        if tokens.0 <= self.tokens_in(held).0 {
+            return BlockCount(0);
+        }
+        BlockCount(self.blocks_for(tokens).0 - held.0)
+    }
+
+    /// Whether the block at `index` of a table is full once `tokens` are in it and those before.
+    pub(crate) const fn is_full(self, index: u32, tokens: TokenCount) -> bool {
+        (index as u64 + 1) * self.get() as u64 <= tokens.0 as u64
+    }
+
     pub(crate) const fn len(self) -> usize {
         self.get() as usize
     }
@@ -153,6 +166,24 @@ mod tests {
         }
         assert_eq!(size.blocks_for(TokenCount(u32::MAX)), BlockCount(1 << 28), "no overflow at the top");
         assert_eq!(size.tokens_in(BlockCount(u32::MAX)), TokenCount(u32::MAX), "saturates at the top");
+    }
+
+    #[test]
+    fn the_ways_to_round_agree() {
+        let size = BlockSize::new(16).unwrap();
+        for tokens in (0..100).chain(u32::MAX - 40..=u32::MAX).map(TokenCount) {
+            for held in [0, 1, 2, 5, 1 << 28].map(BlockCount) {
+                let beyond = size.blocks_for(tokens).0.saturating_sub(held.0);
+                assert_eq!(
+                    size.blocks_beyond(held, tokens),
+                    BlockCount(beyond),
+                    "{tokens} tokens, {held} held"
+                );
+            }
+            let full = size.full_blocks(tokens).0;
+            assert!(full == 0 || size.is_full(full - 1, tokens), "{tokens} tokens");
+            assert!(!size.is_full(full, tokens), "{tokens} tokens");
+        }
     }
 
     #[test]

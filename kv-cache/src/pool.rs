@@ -44,12 +44,17 @@ impl Pool {
         self.references[block.index()]
     }
 
-    /// Takes the first free block. The caller has made sure that there is one.
-    pub(crate) fn take(&mut self) -> BlockId {
-        let block = BlockId(self.next[0]);
-        assert!(block != BlockId::NULL, "a block is taken only after the free ones were counted");
-        self.retain(block);
-        block
+    /// Takes the first `blocks` free blocks and shows each. The caller has made sure that there are as many.
+    pub(crate) fn take(&mut self, blocks: BlockCount, mut show: impl FnMut(BlockId)) {
+        assert!(blocks.get() <= self.free, "{blocks} blocks are taken, {} are free", self.free);
+        let mut first = self.next[0];
+        for _ in 0..blocks.get() {
+            self.references[first as usize] = 1;
+            show(BlockId(first));
+            first = self.next[first as usize];
+        }
+        self.link(0, first);
+        self.free -= blocks.get();
     }
 
     /// One more user of `block`; a free one leaves the free list.
@@ -62,8 +67,13 @@ impl Pool {
 
     /// One user less of each of `blocks`. Of those that nobody uses any more, the worthless ones become the
     /// next to be handed out, in the order given; the others (`keep`) go behind all that is free.
+    ///
+    /// ```text
+    ///  0 -> worthless ... front -> head ... back -> kept ... back -> 0
+    ///       grows at its end       was free         grows at its end
+    /// ```
     pub(crate) fn release(&mut self, blocks: impl Iterator<Item = BlockId>, keep: impl Fn(BlockId) -> bool) {
-        let mut front = BlockId::NULL;
+        let (mut front, mut head, mut back) = (0, self.next[0], self.prev[0]);
         for block in blocks {
             let references = &mut self.references[block.index()];
             assert!(*references > 0, "block {block} is released once per user");
@@ -71,13 +81,19 @@ impl Pool {
             if *references > 0 {
                 continue;
             }
-            if keep(block) {
-                self.link_after(BlockId(self.prev[0]), block);
+            if !keep(block) {
+                self.link(front, block.get());
+                front = block.get();
+            } else if back == 0 {
+                (head, back) = (block.get(), block.get());
             } else {
-                self.link_after(front, block);
-                front = block;
+                self.link(back, block.get());
+                back = block.get();
             }
+            self.free += 1;
         }
+        self.link(front, head);
+        self.link(if back == 0 { front } else { back }, 0);
     }
 
     /// The free blocks, next to be handed out first.
@@ -87,19 +103,15 @@ impl Pool {
             .map(BlockId)
     }
 
-    fn link_after(&mut self, before: BlockId, block: BlockId) {
-        let after = self.next[before.index()];
-        self.next[before.index()] = block.get();
-        self.prev[block.index()] = before.get();
-        self.next[block.index()] = after;
-        self.prev[after as usize] = block.get();
-        self.free += 1;
+    /// Makes `after` the one that follows `before`.
+    fn link(&mut self, before: u32, after: u32) {
+        self.next[before as usize] = after;
+        self.prev[after as usize] = before;
     }
 
     fn unlink(&mut self, block: BlockId) {
         let (before, after) = (self.prev[block.index()], self.next[block.index()]);
-        self.next[before as usize] = after;
-        self.prev[after as usize] = before;
+        self.link(before, after);
         self.free -= 1;
     }
 }
@@ -112,8 +124,10 @@ mod tests {
         pool.free_blocks().map(BlockId::get).collect()
     }
 
-    fn take(pool: &mut Pool, n: usize) -> Vec<BlockId> {
-        (0..n).map(|_| pool.take()).collect()
+    fn take(pool: &mut Pool, n: u32) -> Vec<BlockId> {
+        let mut taken = Vec::new();
+        pool.take(BlockCount(n), |block| taken.push(block));
+        taken
     }
 
     #[test]
@@ -132,6 +146,16 @@ mod tests {
         let blocks = take(&mut pool, 5);
         pool.release(blocks.into_iter().rev(), |block| block.get() <= 3);
         assert_eq!(order(&pool), [5, 4, 6, 7, 3, 2, 1]);
+    }
+
+    #[test]
+    fn all_blocks_can_be_out_and_come_back() {
+        let mut pool = Pool::new(BlockCount(5));
+        let blocks = take(&mut pool, 4);
+        assert_eq!((order(&pool), pool.free()), (vec![], BlockCount(0)));
+        pool.release(blocks.into_iter().rev(), |block| block.get() <= 2);
+        assert_eq!((order(&pool), pool.free()), (vec![4, 3, 2, 1], BlockCount(4)));
+        assert_eq!(pool.prev, [1, 2, 3, 4, 0], "and the way back is the same");
     }
 
     #[test]
