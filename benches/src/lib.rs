@@ -1,1 +1,13 @@
-//! See the README.
+#![doc = include_str!("../README.md")]
+
+pub mod client;
+pub mod machine;
+pub mod prompt;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod soak;
+pub mod sse;
+pub mod statistics;
+pub mod trace;
+pub mod workload;
