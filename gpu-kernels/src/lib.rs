@@ -1,4 +1,8 @@
 #![doc = include_str!("../README.md")]
+#![expect(
+    unsafe_code,
+    reason = "CPU instructions, and outputs shared by threads; every block says what makes it sound"
+)]
 
 mod dtype;
 mod error;

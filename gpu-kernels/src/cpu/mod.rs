@@ -2,47 +2,40 @@
 
 mod attention;
 mod batch;
+mod isa;
+mod lanes;
 mod matmul;
 mod norm;
+mod out;
 mod pool;
 mod rope;
+mod scratch;
 mod tensor;
 mod weight;
+mod workers;
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 pub use batch::Batch;
+pub use isa::Isa;
 pub use pool::KvPool;
 pub use rope::RopeTable;
 pub use tensor::Tensor;
 pub use weight::Weight;
 
+use matmul::Product;
+use out::SharedOut;
+use workers::Workers;
+
 use crate::error::{at_most, multiple, same};
 use crate::{Attention, BatchInput, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
-
-/// Which instructions the arithmetic runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// What every machine of the target has.
-    Portable,
-}
-
-impl Isa {
-    /// A short name for logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-        }
-    }
-}
 
 /// The CPU, with its worker threads.
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
-    threads: NonZeroUsize,
+    workers: Workers,
 }
 
 impl Cpu {
@@ -64,7 +57,11 @@ impl Cpu {
             Some(threads) => threads,
             None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         };
-        Ok(Self { isa: isa.unwrap_or(Isa::Portable), threads })
+        let isa = isa.unwrap_or_else(Isa::best);
+        if !isa.available() {
+            return Err(Error::IsaMissing { isa: isa.name() });
+        }
+        Ok(Self { isa, workers: Workers::new(threads)? })
     }
 
     /// The instruction set chosen at run time.
@@ -75,8 +72,8 @@ impl Cpu {
 
     /// Threads that share the work, the caller's included.
     #[must_use]
-    pub fn threads(&self) -> NonZeroUsize {
-        self.threads
+    pub fn threads(&self) -> usize {
+        self.workers.threads()
     }
 }
 
@@ -173,6 +170,7 @@ impl Ops for Cpu {
                 bias.vector("linear", weight.rows)?;
             }
         }
+        let mut products = Vec::with_capacity(projections.len());
         for projection in projections.iter_mut() {
             let weight = projection.weight.matrix("linear")?;
             let bias = match projection.bias {
@@ -180,8 +178,9 @@ impl Ops for Cpu {
                 None => None,
             };
             projection.out.set_rows(x.rows());
-            matmul::linear(x.data(), weight, bias, projection.out.data_mut());
+            products.push(Product { weight, bias, out: SharedOut::new(projection.out.data_mut()) });
         }
+        matmul::linear(&self.workers, self.isa, x.data(), x.rows(), &products);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::tensor::zeroed;
+use super::tensor::{LINE, first_line, zeroed};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Dtype, Error, KvShape};
@@ -14,6 +14,8 @@ pub struct KvPool {
     pub(crate) shape: KvShape,
     pub(crate) layout: Layout,
     storage: Vec<f32>,
+    /// Where the first plane lies: the first cache line of the storage.
+    first: usize,
 }
 
 /// Distances in elements from one page, head and token to the next. `dim` is contiguous.
@@ -59,8 +61,9 @@ impl KvPool {
     pub(crate) fn new(shape: KvShape) -> Result<Self, Error> {
         let layout = Layout::new(&shape)?;
         let elements = layout.plane * shape.layers * 2;
-        let storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4)))?;
-        Ok(Self { shape, layout, storage })
+        let storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4) + LINE))?;
+        let first = first_line(&storage);
+        Ok(Self { shape, layout, storage, first })
     }
 
     /// The dimensions that the pool was made with.
@@ -83,22 +86,22 @@ impl KvPool {
     pub(crate) fn element_bytes(&self, layer: usize, which: usize, element: usize, len: usize) -> &[u8] {
         let size = self.shape.dtype.bytes();
         let first = (self.plane_start(layer, which) + element) * size;
-        &bytemuck::cast_slice::<f32, u8>(&self.storage)[first..first + len * size]
+        &bytemuck::cast_slice::<f32, u8>(&self.storage[self.first..])[first..first + len * size]
     }
 
     /// Rounds one head of one token into `which` of `layer` at element `at` of the plane.
     pub(crate) fn store(&mut self, layer: usize, which: usize, at: usize, values: &[f32]) {
         let first = self.plane_start(layer, which) + at;
         match self.shape.dtype {
-            Dtype::F32 => self.storage[first..first + values.len()].copy_from_slice(values),
+            Dtype::F32 => self.storage[self.first + first..][..values.len()].copy_from_slice(values),
             Dtype::Bf16 => {
-                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage);
+                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
                 for (to, &from) in all[first..].iter_mut().zip(values) {
                     *to = bf16::from_f32(from).to_bits();
                 }
             }
             Dtype::F16 => {
-                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage);
+                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
                 for (to, &from) in all[first..].iter_mut().zip(values) {
                     *to = f16::from_f32(from).to_bits();
                 }
@@ -111,7 +114,7 @@ impl KvPool {
         let page = self.layout.page_stride * self.shape.dtype.bytes();
         let planes = 2 * self.shape.layers;
         let plane = self.layout.plane * self.shape.dtype.bytes();
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.storage);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
         for start in (0..planes).map(|index| index * plane) {
             let source = start + from as usize * page;
             bytes.copy_within(source..source + page, start + to as usize * page);

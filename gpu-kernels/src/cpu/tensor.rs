@@ -6,7 +6,9 @@ use crate::error::at_most;
 /// Activations `[rows, cols]` in f32, row-major without gaps.
 #[derive(Debug)]
 pub struct Tensor {
-    data: Vec<f32>,
+    storage: Vec<f32>,
+    /// Where the first row lies: the first cache line of the storage.
+    first: usize,
     rows: usize,
     rows_max: usize,
     cols: usize,
@@ -14,8 +16,10 @@ pub struct Tensor {
 
 impl Tensor {
     pub(crate) fn new(rows_max: usize, cols: usize) -> Result<Self, Error> {
-        let data = zeroed("tensor", rows_max.checked_mul(cols))?;
-        Ok(Self { data, rows: 0, rows_max, cols })
+        let elements = rows_max.checked_mul(cols).and_then(|n| n.checked_add(LINE));
+        let storage = zeroed("tensor", elements)?;
+        let first = first_line(&storage);
+        Ok(Self { storage, first, rows: 0, rows_max, cols })
     }
 
     /// Rows in use.
@@ -41,12 +45,21 @@ impl Tensor {
     }
 
     pub(crate) fn data(&self) -> &[f32] {
-        &self.data[..self.rows * self.cols]
+        &self.storage[self.first..][..self.rows * self.cols]
     }
 
     pub(crate) fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.rows * self.cols]
+        &mut self.storage[self.first..][..self.rows * self.cols]
     }
+}
+
+/// Elements of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// The index of the first element that starts a cache line, in storage with a line to spare.
+pub(crate) fn first_line(storage: &[f32]) -> usize {
+    let past = storage.as_ptr().addr() / 4 % LINE;
+    (LINE - past) % LINE
 }
 
 /// Zeros that take no memory until they are written (the allocator hands out untouched pages).

@@ -1,0 +1,261 @@
+//! Sixteen lanes in two registers.
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a chain of register instructions has one reason to be sound"
+)]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// # Safety
+/// The machine has the features named at [`Avx2`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
+    kernel.run(Avx2(()));
+}
+
+type Pair = [__m256; 2];
+
+impl Avx2 {
+    /// -1 in lanes `from..to` of sixteen, 0 elsewhere.
+    #[inline(always)]
+    fn between(self, from: usize, to: usize) -> [__m256i; 2] {
+        let lanes: [i32; 16] = std::array::from_fn(|i| if (from..to).contains(&i) { -1 } else { 0 });
+        // SAFETY: the token proves the feature; `lanes` holds two vectors.
+        unsafe {
+            [_mm256_loadu_si256(lanes.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().add(8).cast())]
+        }
+    }
+
+    /// Rows become columns, eight by eight.
+    #[inline(always)]
+    fn transpose8(self, r: [__m256; 8]) -> [__m256; 8] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let mut a = r;
+            for i in [0, 4] {
+                let (t0, t1) = (_mm256_unpacklo_ps(r[i], r[i + 1]), _mm256_unpackhi_ps(r[i], r[i + 1]));
+                let (t2, t3) =
+                    (_mm256_unpacklo_ps(r[i + 2], r[i + 3]), _mm256_unpackhi_ps(r[i + 2], r[i + 3]));
+                a[i] = _mm256_shuffle_ps::<0x44>(t0, t2);
+                a[i + 1] = _mm256_shuffle_ps::<0xee>(t0, t2);
+                a[i + 2] = _mm256_shuffle_ps::<0x44>(t1, t3);
+                a[i + 3] = _mm256_shuffle_ps::<0xee>(t1, t3);
+            }
+            let mut out = a;
+            for j in 0..4 {
+                out[j] = _mm256_permute2f128_ps::<0x20>(a[j], a[4 + j]);
+                out[4 + j] = _mm256_permute2f128_ps::<0x31>(a[j], a[4 + j]);
+            }
+            out
+        }
+    }
+}
+
+/// Applies an instruction to both halves.
+macro_rules! both {
+    ($instruction:ident($($a:ident),+)) => {{
+        // SAFETY: the token proves the feature.
+        unsafe { [$instruction($($a[0]),+), $instruction($($a[1]),+)] }
+    }};
+}
+
+impl Lanes for Avx2 {
+    type F = Pair;
+    type P = __m256;
+    const PARTS: usize = 2;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        // SAFETY: the token proves the feature.
+        [unsafe { _mm256_set1_ps(x) }; 2]
+    }
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        both!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn round(self, a: Pair) -> Pair {
+        // SAFETY: the token proves the feature.
+        a.map(|a| unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) })
+    }
+    #[inline(always)]
+    fn power_of_two(self, n: Pair) -> Pair {
+        // SAFETY: the token proves the feature.
+        n.map(|n| unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn zero_below(self, a: Pair, x: Pair, bound: Pair) -> Pair {
+        let half = |a, x, bound| {
+            // SAFETY: the token proves the feature.
+            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, bound), a) }
+        };
+        [half(a[0], x[0], bound[0]), half(a[1], x[1], bound[1])]
+    }
+    #[inline(always)]
+    fn keep(self, a: Pair, from: usize, to: usize, other: f32) -> Pair {
+        let mask = self.between(from, to);
+        let half = |a, mask| {
+            // SAFETY: the token proves the feature.
+            unsafe { _mm256_blendv_ps(_mm256_set1_ps(other), a, _mm256_castsi256_ps(mask)) }
+        };
+        [half(a[0], mask[0]), half(a[1], mask[1])]
+    }
+    #[inline(always)]
+    fn sum(self, a: Pair) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let a = _mm256_add_ps(a[0], a[1]);
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn sum8(self, a: [Pair; 8]) -> [f32; 8] {
+        // SAFETY: the token proves the feature; the last store writes the eight floats of `out`.
+        unsafe {
+            let fold8 = |a: Pair| _mm256_add_ps(a[0], a[1]);
+            // Lanes 4 apart: each result holds two vectors' four sums.
+            let fold4 = |a: Pair, b: Pair| {
+                let (a, b) = (fold8(a), fold8(b));
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+            };
+            // Lanes 2 apart: in each half, two sums of the first argument's vector, then of the second's.
+            let fold2 =
+                |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+            let low = fold2(fold4(a[0], a[4]), fold4(a[1], a[5]));
+            let high = fold2(fold4(a[2], a[6]), fold4(a[3], a[7]));
+            // Lanes 1 apart: even lanes plus odd lanes; halves now read 0 1 2 3 and 4 5 6 7.
+            let sums =
+                _mm256_add_ps(_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high));
+            let mut out = [0.0; 8];
+            _mm256_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
+    fn largest(self, a: Pair) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let a = _mm256_max_ps(a[0], a[1]);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Pair; 16]) -> [Pair; 16] {
+        let block = |row: usize, half: usize| self.transpose8(std::array::from_fn(|i| rows[row + i][half]));
+        let (top_left, top_right) = (block(0, 0), block(0, 1));
+        let (bottom_left, bottom_right) = (block(8, 0), block(8, 1));
+        std::array::from_fn(|i| {
+            if i < 8 { [top_left[i], bottom_left[i]] } else { [top_right[i - 8], bottom_right[i - 8]] }
+        })
+    }
+
+    #[inline(always)]
+    fn splat_part(self, x: f32) -> __m256 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn fma_part(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, n: usize) -> Pair {
+        let mask = self.between(0, n);
+        // SAFETY: masked lanes are not touched (nor is their address formed by `add`); the rest is the caller's promise.
+        unsafe { [_mm256_maskload_ps(at, mask[0]), _mm256_maskload_ps(at.wrapping_add(8), mask[1])] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> Pair {
+        let half = |at: *const u8| {
+            // SAFETY: the caller's promise, and the token proves the feature.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        };
+        [half(at), half(at.wrapping_add(16))]
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        let half = |at: *const u8| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) };
+        [half(at), half(at.wrapping_add(16))]
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, a: Pair) {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            _mm256_storeu_ps(at, a[0]);
+            _mm256_storeu_ps(at.add(8), a[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, a: Pair, n: usize) {
+        let mask = self.between(0, n);
+        // SAFETY: masked lanes are not touched; the rest is the caller's promise.
+        unsafe {
+            _mm256_maskstore_ps(at, mask[0], a[0]);
+            _mm256_maskstore_ps(at.wrapping_add(8), mask[1], a[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, at: *const f32) -> __m256 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm256_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut f32, a: __m256) {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm256_storeu_ps(at, a) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}

@@ -1,0 +1,231 @@
+//! Sixteen lanes in one register.
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a chain of register instructions has one reason to be sound"
+)]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// # Safety
+/// The machine has the features named at [`Avx512`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
+    kernel.run(Avx512(()));
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn first(n: usize) -> __mmask16 {
+        debug_assert!(n <= 16);
+        #[expect(clippy::cast_possible_truncation, reason = "n <= 16, so at most 16 bits are set")]
+        let mask = ((1_u32 << n) - 1) as u16;
+        mask
+    }
+}
+
+impl Lanes for Avx512 {
+    type F = __m512;
+    type P = __m512;
+    const PARTS: usize = 1;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    fn power_of_two(self, n: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        }
+    }
+    #[inline(always)]
+    fn zero_below(self, a: __m512, x: __m512, bound: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), a) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m512, from: usize, to: usize, other: f32) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(other), Self::first(to) & !Self::first(from), a) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn sum8(self, a: [__m512; 8]) -> [f32; 8] {
+        // SAFETY: the token proves the feature; the last store writes the eight floats of `out`.
+        unsafe {
+            // Lanes 8 apart: each result holds two vectors' eight sums.
+            let fold8 =
+                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            // Lanes 4 apart: four vectors' four sums.
+            let fold4 =
+                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            let low = fold4(fold8(a[0], a[1]), fold8(a[2], a[3]));
+            let high = fold4(fold8(a[4], a[5]), fold8(a[6], a[7]));
+            let fold2 =
+                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
+            let fold1 = _mm512_add_ps(fold2, _mm512_permute_ps::<0xb1>(fold2));
+            // Now lanes 0, 4, 8, 12 are the first four sums, lanes 2, 6, 10, 14 the others.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 8];
+            let sums = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, fold1));
+            _mm256_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [__m512; 16]) -> [__m512; 16] {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            // Within quarters: 4 x 4 blocks of four rows.
+            let mut a = rows;
+            for i in [0, 4, 8, 12] {
+                let (t0, t1) =
+                    (_mm512_unpacklo_ps(rows[i], rows[i + 1]), _mm512_unpackhi_ps(rows[i], rows[i + 1]));
+                let (t2, t3) = (
+                    _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]),
+                    _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]),
+                );
+                a[i] = _mm512_shuffle_ps::<0x44>(t0, t2);
+                a[i + 1] = _mm512_shuffle_ps::<0xee>(t0, t2);
+                a[i + 2] = _mm512_shuffle_ps::<0x44>(t1, t3);
+                a[i + 3] = _mm512_shuffle_ps::<0xee>(t1, t3);
+            }
+            // Between quarters: a[4 r + j] holds column 4 q + j of rows 4 r.. in quarter q.
+            let mut out = a;
+            for j in 0..4 {
+                let (r0, r1, r2, r3) = (a[j], a[4 + j], a[8 + j], a[12 + j]);
+                let t0 = _mm512_shuffle_f32x4::<0x88>(r0, r1);
+                let t1 = _mm512_shuffle_f32x4::<0x88>(r2, r3);
+                let t2 = _mm512_shuffle_f32x4::<0xdd>(r0, r1);
+                let t3 = _mm512_shuffle_f32x4::<0xdd>(r2, r3);
+                out[j] = _mm512_shuffle_f32x4::<0x88>(t0, t1);
+                out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(t0, t1);
+                out[4 + j] = _mm512_shuffle_f32x4::<0x88>(t2, t3);
+                out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(t2, t3);
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn splat_part(self, x: f32) -> __m512 {
+        self.splat(x)
+    }
+    #[inline(always)]
+    fn fma_part(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        self.fma(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm512_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked lanes are not touched; the rest is the caller's promise.
+        unsafe { _mm512_maskz_loadu_ps(Self::first(n), at) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let half = _mm256_loadu_si256(at.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, a: __m512) {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm512_storeu_ps(at, a) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, a: __m512, n: usize) {
+        // SAFETY: masked lanes are not touched; the rest is the caller's promise.
+        unsafe { _mm512_mask_storeu_ps(at, Self::first(n), a) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, at: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { self.load(at) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut f32, a: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(at, a) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}

@@ -1,0 +1,181 @@
+//! Sixteen numbers at a time.
+//!
+//! Every kernel is written once over [`Lanes`], a token that proves that the machine has the instructions. All sums
+//! run over sixteen lanes and end in the same tree on every machine, so AVX2 and AVX-512 give equal bits; the
+//! portable lanes round products before adding where the target has no fused multiply-add.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use super::Isa;
+
+pub(crate) use portable::Portable;
+
+/// Lanes in a vector.
+pub(crate) const WIDTH: usize = 16;
+
+/// The operations that kernels are made of. Arithmetic is safe: holding the token proves that it can run.
+pub(crate) trait Lanes: Copy {
+    /// Sixteen f32.
+    type F: Copy;
+    /// As many of them as one register holds.
+    type P: Copy;
+    /// Registers in a vector.
+    const PARTS: usize;
+    /// Whether there are 32 registers of a whole vector each, or only room for half as many running sums.
+    const WIDE: bool;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger one; where either is no number, `b`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller one; where either is no number, `b`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Whole numbers, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `2^n` for whole `n` in -126..=127.
+    fn power_of_two(self, n: Self::F) -> Self::F;
+    /// `a` where `x >= bound` or `x` is no number, else 0.
+    fn zero_below(self, a: Self::F, x: Self::F, bound: Self::F) -> Self::F;
+    /// Lanes `from..to` of `a`, the others `other`.
+    fn keep(self, a: Self::F, from: usize, to: usize, other: f32) -> Self::F;
+    /// The sum of all lanes: lane `i` and `i + 8` first, then 4, 2, 1 apart.
+    fn sum(self, a: Self::F) -> f32;
+    /// [`Lanes::sum`] of eight vectors.
+    fn sum8(self, a: [Self::F; 8]) -> [f32; 8];
+    /// The largest lane. Not specified when one is no number.
+    fn largest(self, a: Self::F) -> f32;
+    /// Rows become columns.
+    fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
+
+    fn splat_part(self, x: f32) -> Self::P;
+    fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P;
+
+    /// # Safety
+    /// 16 f32 are readable at `at`, at any alignment.
+    unsafe fn load(self, at: *const f32) -> Self::F;
+    /// The first `n < 16` elements, zeros behind them.
+    /// # Safety
+    /// `n` f32 are readable at `at`, at any alignment.
+    unsafe fn load_first(self, at: *const f32, n: usize) -> Self::F;
+    /// # Safety
+    /// 16 bf16 are readable at `at`, at any alignment.
+    unsafe fn load_bf16(self, at: *const u8) -> Self::F;
+    /// # Safety
+    /// 16 f16 are readable at `at`, at any alignment.
+    unsafe fn load_f16(self, at: *const u8) -> Self::F;
+    /// # Safety
+    /// 16 f32 are writable at `at`, at any alignment.
+    unsafe fn store(self, at: *mut f32, a: Self::F);
+    /// # Safety
+    /// `n < 16` f32 are writable at `at`, at any alignment.
+    unsafe fn store_first(self, at: *mut f32, a: Self::F, n: usize);
+    /// # Safety
+    /// `16 / PARTS` f32 are readable at `at`.
+    unsafe fn load_part(self, at: *const f32) -> Self::P;
+    /// # Safety
+    /// `16 / PARTS` f32 are writable at `at`.
+    unsafe fn store_part(self, at: *mut f32, a: Self::P);
+    /// Asks for a cache line; any address is fine.
+    fn prefetch(self, at: *const u8);
+
+    /// `e^x` within 2 units in the last place; 0 below -87.33, `e^88.37` above 88.37.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its series, whose 8th term is below a quarter unit.
+        let (low, high) = (self.splat(-87.33), self.splat(88.37));
+        let bounded = self.min(high, self.max(low, x));
+        let n = self.round(self.mul(bounded, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.fma(n, self.splat(-0.693_359_375), bounded);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut y = self.splat(1.0 / 5040.0);
+        for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            y = self.fma(y, r, self.splat(factor));
+        }
+        self.zero_below(self.mul(y, self.power_of_two(n)), x, low)
+    }
+}
+
+/// How the elements of a row are stored; `load` widens sixteen of them.
+pub(crate) trait Element: Copy {
+    /// Bytes of one element.
+    const BYTES: usize;
+    /// # Safety
+    /// 16 elements are readable at `at`, at any alignment.
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
+
+    /// The first `n < 16` elements, zeros behind them.
+    /// # Safety
+    /// `n` elements are readable at `at`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_first<L: Lanes>(lanes: L, at: *const u8, n: usize) -> L::F {
+        let mut whole = [0_u8; 64];
+        // SAFETY: `n < 16` elements of at most 4 bytes fit in 64 bytes, and the caller says they are readable.
+        unsafe { std::ptr::copy_nonoverlapping(at, whole.as_mut_ptr(), n * Self::BYTES) };
+        // SAFETY: `whole` holds 16 elements.
+        unsafe { Self::load(lanes, whole.as_ptr()) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct AsF32;
+#[derive(Clone, Copy)]
+pub(crate) struct AsBf16;
+#[derive(Clone, Copy)]
+pub(crate) struct AsF16;
+
+impl Element for AsF32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise; `load` takes any alignment.
+        unsafe { lanes.load(at.cast()) }
+    }
+}
+
+impl Element for AsBf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_bf16(at) }
+    }
+}
+
+impl Element for AsF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_f16(at) }
+    }
+}
+
+/// Arithmetic that is compiled once for each instruction set.
+pub(crate) trait Kernel {
+    /// Must be `#[inline(always)]`, and all that it calls with `lanes`: only then it is compiled with the
+    /// instructions that `lanes` stands for.
+    fn run<L: Lanes>(self, lanes: L);
+}
+
+/// Runs a kernel with the best instructions of `isa`, which the machine is known to have.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
+    match isa {
+        Isa::Portable => kernel.run(Portable),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` gets into a `Cpu` only after `Isa::available` said yes.
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 | Isa::Amx => unsafe { avx512::run(kernel) },
+    }
+}

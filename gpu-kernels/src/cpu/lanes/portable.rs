@@ -1,0 +1,167 @@
+//! Sixteen lanes as an array; the compiler finds what vectors the target has.
+
+use half::{bf16, f16};
+
+use super::{Lanes, WIDTH};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+/// One rounding where the target does that fast, two where it does not.
+#[inline(always)]
+fn fma(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
+    std::array::from_fn(f)
+}
+
+impl Lanes for Portable {
+    type F = [f32; WIDTH];
+    type P = [f32; 4];
+    const PARTS: usize = 4;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        each(|i| fma(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // Adding and taking away 1.5 · 2^23 leaves no room for a fraction; right for |a| < 2^22.
+        const MAGIC: f32 = 12_582_912.0;
+        each(|i| (a[i] + MAGIC) - MAGIC)
+    }
+    #[inline(always)]
+    fn power_of_two(self, n: Self::F) -> Self::F {
+        #[expect(clippy::cast_possible_truncation, reason = "n is whole and small; no number casts to 0")]
+        each(|i| f32::from_bits((((n[i] as i32) + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn zero_below(self, a: Self::F, x: Self::F, bound: Self::F) -> Self::F {
+        each(|i| if x[i] < bound[i] { 0.0 } else { a[i] })
+    }
+    #[inline(always)]
+    fn keep(self, a: Self::F, from: usize, to: usize, other: f32) -> Self::F {
+        each(|i| if (from..to).contains(&i) { a[i] } else { other })
+    }
+    #[inline(always)]
+    fn sum(self, mut a: Self::F) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+        }
+        a[0]
+    }
+    #[inline(always)]
+    fn sum8(self, a: [Self::F; 8]) -> [f32; 8] {
+        a.map(|a| self.sum(a))
+    }
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |most, x| if x > most { x } else { most })
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16] {
+        std::array::from_fn(|i| each(|j| rows[j][i]))
+    }
+
+    #[inline(always)]
+    fn splat_part(self, x: f32) -> Self::P {
+        [x; 4]
+    }
+    #[inline(always)]
+    fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P {
+        std::array::from_fn(|i| fma(a[i], b[i], c[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, n: usize) -> Self::F {
+        let mut whole = [0.0; WIDTH];
+        // SAFETY: the caller's promise, and `n < 16`.
+        unsafe { std::ptr::copy_nonoverlapping(at.cast::<u8>(), whole.as_mut_ptr().cast(), n * 4) };
+        whole
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { at.cast::<[u16; WIDTH]>().read_unaligned() };
+        each(|i| f32::from_bits(u32::from(u16::from_le(bits[i])) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { at.cast::<[u16; WIDTH]>().read_unaligned() };
+        each(|i| f16::from_bits(u16::from_le(bits[i])).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, a: Self::F) {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::F>().write_unaligned(a) };
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, a: Self::F, n: usize) {
+        // SAFETY: the caller's promise, and `n < 16`.
+        unsafe { std::ptr::copy_nonoverlapping(a.as_ptr().cast::<u8>(), at.cast(), n * 4) };
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, at: *const f32) -> Self::P {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::P>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut f32, a: Self::P) {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::P>().write_unaligned(a) };
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+}
+
+/// Rounds to bf16, ties to even; no number stays no number.
+#[inline(always)]
+pub(crate) fn round_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    #[expect(clippy::cast_possible_truncation, reason = "shifted right by 16")]
+    let half = if x.is_nan() { quiet as u16 } else { rounded as u16 };
+    debug_assert_eq!(half, bf16::from_f32(x).to_bits());
+    half
+}

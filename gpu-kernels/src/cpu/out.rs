@@ -1,0 +1,34 @@
+//! An output that several threads write, each its own part.
+
+/// The start of an output's elements.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedOut(*mut f32);
+
+// SAFETY: a pointer is only as dangerous as its use; `write` and `slice` ask for disjoint elements.
+unsafe impl Send for SharedOut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedOut {}
+
+impl SharedOut {
+    /// The elements stay borrowed by whoever opened the parallel region.
+    pub(crate) fn new(elements: &mut [f32]) -> Self {
+        Self(elements.as_mut_ptr())
+    }
+
+    /// # Safety
+    /// `index` is inside the output, and no other thread touches that element in this region.
+    #[inline(always)]
+    pub(crate) unsafe fn write(self, index: usize, value: f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(index).write(value) };
+    }
+
+    /// # Safety
+    /// `start..start + len` is inside the output, and no other thread touches it in this region; nor does this one
+    /// through another slice.
+    #[inline(always)]
+    pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
