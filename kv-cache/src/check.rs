@@ -218,3 +218,59 @@ fn check_sequences(cache: &KvCache) -> Result<(), Violation> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Admission, BlockHash, BlockSize, Claim, Config, Reuse, SequenceKey};
+
+    /// Two sequences that share a block, and one whose blocks are free and cached.
+    fn busy() -> KvCache {
+        let mut cache = KvCache::new(Config::new(BlockSize::new(4).unwrap(), BlockCount(12))).unwrap();
+        for (id, tokens) in [(1, vec![1; 6]), (2, vec![1; 7]), (3, vec![3; 9])] {
+            let id = SequenceId(id);
+            cache.open(id, SequenceKey::default(), &tokens, Reuse::ReadWrite).unwrap();
+            let computed = cache.lookup(id).unwrap().tokens;
+            let new_tokens = TokenCount(cache.known(id).unwrap().0 - computed.0);
+            match cache.reserve(id, Claim { computed, new_tokens, ..Claim::default() }).unwrap() {
+                Admission::Admit(reservation) => drop(reservation.commit()),
+                Admission::Wait { .. } => panic!("eleven blocks are enough"),
+            }
+        }
+        cache.release(SequenceId(3)).unwrap();
+        cache.check().unwrap();
+        cache
+    }
+
+    /// The violation to expect, and how to bring it about.
+    type Damage = (&'static str, fn(&mut KvCache));
+
+    #[test]
+    fn every_kind_of_damage_is_found() {
+        let damages: [Damage; 9] = [
+            ("FreeList", |cache| cache.pool.prev.swap(5, 6)),
+            ("FreeCount", |cache| {
+                // The last free block falls out of the list.
+                let last = cache.pool.prev[0] as usize;
+                cache.pool.prev[0] = cache.pool.prev[last];
+                cache.pool.next[cache.pool.prev[last] as usize] = 0;
+            }),
+            ("References", |cache| cache.pool.references[1] += 1),
+            ("FreeUse", |cache| {
+                let block = cache.sequences.at_mut(1).table.pop().unwrap();
+                cache.pool.references[block.index()] -= 1;
+            }),
+            ("Unfindable", |cache| cache.prefix.hash[1] = BlockHash::default()),
+            ("PublishedCount", |cache| (cache.prefix.next[10], cache.prefix.prev[10]) = (10, 10)),
+            ("Tokens", |cache| cache.sequences.at_mut(0).known.0 += 1),
+            ("Published", |cache| cache.sequences.at_mut(0).published = 7),
+            ("WrongHash", |cache| cache.sequences.at_mut(0).hashes[0] = BlockHash::default()),
+        ];
+        for (name, damage) in damages {
+            let mut cache = busy();
+            damage(&mut cache);
+            let found = format!("{:?}", cache.check());
+            assert!(found.contains(name), "{name} expected, {found}");
+        }
+    }
+}

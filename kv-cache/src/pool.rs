@@ -45,6 +45,7 @@ impl Pool {
     }
 
     /// Takes the first `blocks` free blocks and shows each. The caller has made sure that there are as many.
+    #[inline]
     pub(crate) fn take(&mut self, blocks: BlockCount, mut show: impl FnMut(BlockId)) {
         assert!(blocks.get() <= self.free, "{blocks} blocks are taken, {} are free", self.free);
         let mut first = self.next[0];
