@@ -307,7 +307,12 @@ fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
     ];
     for &(field, what) in PRESENT {
         if let Some(value) = fields.get(field) {
-            return Err(ConfigError::Unsupported { field: field.into(), found: short(value), what });
+            let method = value.get("quant_method").filter(|method| method.is_string());
+            return Err(ConfigError::Unsupported {
+                field: field.into(),
+                found: short(method.unwrap_or(value)),
+                what,
+            });
         }
     }
     const SWITCHES: &[(&str, bool, &str)] = &[
