@@ -17,10 +17,11 @@ pub trait Memory {
     /// Makes room as `need` says, or changes nothing.
     fn allocate(&mut self, id: RequestId, need: Need) -> Room;
 
-    /// The room that the last [`allocate`](Memory::allocate) of this request made will not be filled: the step that
-    /// had scheduled the request gives its place to another. Followed by [`release`](Memory::release).
+    /// The room that [`allocate`](Memory::allocate) made for this request in this step will not be filled: the request
+    /// yields its place in the step to another. Followed by [`release`](Memory::release).
     ///
-    /// A memory that lets others find tokens as soon as it makes room for them must withdraw them here.
+    /// A memory that lets others find tokens as soon as it makes room for them (only those up to
+    /// [`Need::held_tokens`]) must take that back here.
     fn withdraw(&mut self, id: RequestId);
 
     /// Takes back everything the request holds. Its tokens may stay to be found by others, and by itself.

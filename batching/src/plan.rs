@@ -2,6 +2,7 @@
 
 use crate::id::RequestId;
 use crate::reason::Reason;
+use crate::sequence::Slot;
 
 /// One step, as plain data. Give the same `Plan` to every [`Batcher::step`](crate::Batcher::step): its buffers are reused.
 ///
@@ -40,7 +41,9 @@ pub struct Scheduled {
     /// How many; at least one.
     pub tokens: u32,
     /// The batcher's own place for the request.
-    pub(crate) slot: u32,
+    pub(crate) slot: Slot,
+    /// True if this step had to ask the memory for room.
+    pub(crate) granted: bool,
     /// True if its last known token is among them, so that the step yields its next token. False for all but the last
     /// chunk of a prompt.
     pub samples: bool,

@@ -1,0 +1,126 @@
+//! The tokens of a step, and how large a piece of them one request may have.
+
+use crate::config::{Config, Prefill};
+use crate::reason::Reason;
+
+/// What is left of a step.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max: u32,
+    left: u32,
+    /// The most for one request.
+    cap: u32,
+    /// Pieces are whole or not at all.
+    whole: bool,
+}
+
+/// A piece of a step, and why it is smaller than was wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) tokens: u32,
+    pub(crate) cut: Option<Reason>,
+}
+
+impl Budget {
+    /// A whole step, for `requests` that run or wait.
+    pub(crate) fn new(config: &Config, requests: usize) -> Budget {
+        let max = config.step_tokens_max;
+        Budget { max, left: max, cap: cap(config, requests), whole: config.prefill == Prefill::Whole }
+    }
+
+    pub(crate) fn spent(&self) -> u32 {
+        self.max - self.left
+    }
+
+    /// The reason why nobody gets anything any more.
+    pub(crate) fn is_spent(&self) -> Option<Reason> {
+        (self.left == 0).then_some(Reason::StepSpent { step_tokens_max: self.max })
+    }
+
+    /// The piece that a request gets if it wants `wanted` tokens: first the cap, then what is left.
+    pub(crate) fn share(&self, wanted: u32) -> Result<Share, Reason> {
+        if let Some(reason) = self.is_spent() {
+            return Err(reason);
+        }
+        if self.whole && wanted > self.left {
+            return Err(Reason::NotCut { wanted_tokens: wanted, left_tokens: self.left });
+        }
+        let allowed = wanted.min(self.cap);
+        let tokens = allowed.min(self.left);
+        let cut = if tokens == wanted {
+            None
+        } else if tokens < allowed {
+            Some(Reason::StepLeft { wanted_tokens: wanted, left_tokens: tokens })
+        } else {
+            Some(Reason::LongPrefill { wanted_tokens: wanted, cap_tokens: tokens })
+        };
+        Ok(Share { tokens, cut })
+    }
+
+    pub(crate) fn take(&mut self, tokens: u32) {
+        self.left -= tokens;
+    }
+
+    pub(crate) fn give_back(&mut self, tokens: u32) {
+        self.left += tokens;
+    }
+}
+
+/// The cap on one request. Who is alone starves nobody, so nothing caps it.
+fn cap(config: &Config, requests: usize) -> u32 {
+    match config.prefill {
+        Prefill::Capped { tokens_max, adaptive } if requests > 1 => {
+            let requests = u32::try_from(requests).unwrap_or(u32::MAX);
+            let share = if adaptive { config.step_tokens_max / requests } else { 0 };
+            tokens_max.get().max(share)
+        }
+        Prefill::Whole | Prefill::Chunked | Prefill::Capped { .. } => u32::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    fn budget(prefill: Prefill, requests: usize) -> Budget {
+        Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests)
+    }
+
+    fn capped(tokens: u32, adaptive: bool) -> Prefill {
+        Prefill::Capped { tokens_max: NonZeroU32::new(tokens).unwrap(), adaptive }
+    }
+
+    #[test]
+    fn the_cap_comes_before_what_is_left() {
+        let mut budget = budget(capped(400, false), 3);
+        let share = budget.share(800).unwrap();
+        assert_eq!(share.tokens, 400);
+        assert_eq!(share.cut, Some(Reason::LongPrefill { wanted_tokens: 800, cap_tokens: 400 }));
+        budget.take(800);
+        let share = budget.share(800).unwrap();
+        assert_eq!(share.cut, Some(Reason::StepLeft { wanted_tokens: 800, left_tokens: 224 }));
+        budget.take(224);
+        assert_eq!(budget.share(1), Err(Reason::StepSpent { step_tokens_max: 1024 }));
+    }
+
+    #[test]
+    fn nothing_caps_who_is_alone() {
+        assert_eq!(budget(capped(400, false), 1).share(2000).unwrap().tokens, 1024);
+    }
+
+    #[test]
+    fn an_adaptive_cap_is_at_least_an_equal_share() {
+        assert_eq!(budget(capped(100, true), 2).share(2000).unwrap().tokens, 512);
+        assert_eq!(budget(capped(100, true), 100).share(2000).unwrap().tokens, 100);
+    }
+
+    #[test]
+    fn whole_prompts_are_not_cut() {
+        let mut budget = budget(Prefill::Whole, 2);
+        budget.take(1000);
+        assert_eq!(budget.share(25), Err(Reason::NotCut { wanted_tokens: 25, left_tokens: 24 }));
+        assert_eq!(budget.share(24), Ok(Share { tokens: 24, cut: None }));
+    }
+}
