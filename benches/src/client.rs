@@ -1,4 +1,5 @@
-//! One HTTP connection that asks and times the answer. It allocates little, because it runs on the server's cores.
+//! One HTTP connection that asks and times the answer. It allocates little, because it runs on the server's
+//! cores.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -527,7 +528,10 @@ mod tests {
             r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
             r#"{"choices":[{"delta":{"content":"two tokens"},"finish_reason":null}]}"#,
             r#"{"choices":[{"delta":{"content":"x"},"finish_reason":"length"}]}"#,
-            r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":8}}}"#,
+            concat!(
+                r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":3,"#,
+                r#""prompt_tokens_details":{"cached_tokens":8}}}"#
+            ),
             "[DONE]",
         ]);
         let Ok(Outcome::Answered(answer)) = result else { panic!("{result:?}") };

@@ -12,7 +12,8 @@ pub fn cpu_seconds_of(pid: u32) -> Option<f64> {
     cpu_seconds(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Reads fields 14 and 15 of `/proc/PID/stat`, in ticks; Linux shows them to programs at 100 per second on every machine.
+/// Reads fields 14 and 15 of `/proc/PID/stat`, in ticks; Linux shows them to programs at 100 per second on
+/// every machine.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let after_name = stat.rsplit_once(')')?.1;
     let mut fields = after_name.split_ascii_whitespace().skip(11);

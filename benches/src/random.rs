@@ -1,6 +1,7 @@
 //! Numbers that look random and are the same on every run: a hash of a seed, a stream and a counter.
 
-/// A value that is a function of its three arguments only. A prompt drawn with it does not depend on which requests were made before.
+/// A value that is a function of its three arguments only. A prompt drawn with it does not depend on which
+/// requests were made before.
 ///
 /// ```
 /// use quayline_benches::random::hash;

@@ -38,7 +38,8 @@ pub struct Report {
     pub output_tokens: u64,
     /// Time to the first piece of text.
     pub ttft_ms: Option<Summary>,
-    /// Time per token after the first: from the first to the last piece of text, divided by the tokens but one.
+    /// Time per token after the first: from the first to the last piece of text, divided by the tokens but
+    /// one.
     pub tpot_ms: Option<Summary>,
     /// Time between two pieces of text of a stream; a piece may hold several tokens.
     pub itl_ms: Option<Summary>,

@@ -89,7 +89,8 @@ impl Measurement {
 }
 
 /// Sends requests `first_index..` of `workload` to `target` at `pace` within `bounds`.
-/// Must run inside a [`tokio::task::LocalSet`]: one thread does it all, so that the client's cost stays small and is measured whole.
+/// Must run inside a [`tokio::task::LocalSet`]: one thread does it all, so that the client's cost stays small
+/// and is measured whole.
 pub async fn run(
     target: &Target,
     workload: Workload,

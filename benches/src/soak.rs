@@ -80,7 +80,8 @@ fn gauge(metrics: &str, name: &str) -> Option<f64> {
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
-/// Used blocks and what the audit found, from a document with `blocks.used` and `check` (null, `"ok"`, `true`, or what is wrong).
+/// Used blocks and what the audit found, from a document with `blocks.used` and `check` (null, `"ok"`,
+/// `true`, or what is wrong).
 fn audit(text: &str) -> Result<(Option<u64>, Vec<String>), Failure> {
     let document: Value = serde_json::from_str(text).map_err(|_| Failure::Malformed)?;
     let used = document.pointer("/blocks/used").and_then(Value::as_u64);

@@ -1,6 +1,7 @@
 //! Server-sent events, cut out of a byte stream however the network split it.
 
-/// Collects bytes and gives back the data of each whole event. Lines may end in LF, CR LF or CR; comments and fields
+/// Collects bytes and gives back the data of each whole event. Lines may end in LF, CR LF or CR; comments and
+/// fields
 /// other than `data` are skipped; an event that the stream leaves unfinished is never given.
 #[derive(Debug, Default)]
 pub struct Events {

@@ -15,7 +15,8 @@ pub struct Arrival {
     pub prompt_tokens: u32,
     /// Tokens of the answer.
     pub output_tokens: u32,
-    /// Names of the prompt's blocks of [`BLOCK_TOKENS`] tokens; equal leading names mean equal leading tokens. Empty when not recorded.
+    /// Names of the prompt's blocks of [`BLOCK_TOKENS`] tokens; equal leading names mean equal leading
+    /// tokens. Empty when not recorded.
     pub blocks: Vec<u64>,
 }
 
@@ -46,7 +47,8 @@ pub enum TraceError {
     Empty,
 }
 
-/// Reads a trace, at most `limit` requests of it: JSON lines in Mooncake's form or CSV in Azure's, either packed with gzip or plain.
+/// Reads a trace, at most `limit` requests of it: JSON lines in Mooncake's form or CSV in Azure's, either
+/// packed with gzip or plain.
 /// The form is told from the first character of the text.
 ///
 /// # Errors
@@ -141,7 +143,8 @@ fn since_1970(time: &str) -> Option<Duration> {
     Some(Duration::from_secs(whole) + Duration::from_secs_f64(second))
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar; years are counted from March, so that the leap day comes last.
+/// Days from 1970-01-01 to a date of the Gregorian calendar; years are counted from March, so that the leap
+/// day comes last.
 fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     let year = if month <= 2 { year - 1 } else { year };
     let month_from_march = (month + 9) % 12;

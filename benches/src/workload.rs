@@ -1,4 +1,5 @@
-//! What is asked: the requests of a run, each a function of the seed and of its own number, whoever sends it and when.
+//! What is asked: the requests of a run, each a function of the seed and of its own number, whoever sends it
+//! and when.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -68,7 +69,8 @@ pub enum Source {
     Trace {
         /// The recorded requests.
         arrivals: Vec<Arrival>,
-        /// Lengths are multiplied by this, so that a small model can play a large model's trace. Sharing is kept.
+        /// Lengths are multiplied by this, so that a small model can play a large model's trace. Sharing is
+        /// kept.
         scale: f64,
         /// Longest prompt, after scaling.
         prompt_tokens_max: u32,
@@ -292,7 +294,8 @@ fn non_empty(parts: &[(PartName, u32)]) -> Vec<Part> {
     parts.iter().filter(|part| part.1 > 0).map(|&(name, tokens)| Part { name, tokens }).collect()
 }
 
-/// Cuts `total` tokens into the blocks that the trace names; what the names do not cover is the request's own.
+/// Cuts `total` tokens into the blocks that the trace names; what the names do not cover is the request's
+/// own.
 fn recorded_parts(arrival: &Arrival, index: u64, scale: f64, total: u32) -> Vec<Part> {
     let block_tokens = scaled(BLOCK_TOKENS, scale);
     let mut left = total;

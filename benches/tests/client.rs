@@ -26,7 +26,8 @@ fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Answers each request of each connection with `answer`; after it, holds the connection open until the client closes it.
+/// Answers each request of each connection with `answer`; after it, holds the connection open until the
+/// client closes it.
 /// Gives back how many connections were made and how many requests came.
 fn with_server(answer: String, test: impl AsyncFnOnce(Client)) -> (usize, usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

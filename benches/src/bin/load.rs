@@ -124,7 +124,8 @@ struct Arguments {
     #[arg(long, default_value_t = 0.0)]
     slow_rate: f64,
 
-    /// A storm of mixed requests, then an audit: nothing runs, all blocks are free, memory is flat. Lasts --seconds-max.
+    /// A storm of mixed requests, then an audit: nothing runs, all blocks are free, memory is flat. Lasts
+    /// --seconds-max.
     #[arg(long)]
     soak: bool,
     /// Process of the server, to report its CPU time and memory.
