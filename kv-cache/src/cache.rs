@@ -133,9 +133,14 @@ impl KvCache {
         let has = BlockCount(sequence.held().0 + hits);
         let new_blocks = size.blocks_beyond(has, self.room(claim)).0;
         let whole = if claim.whole_sequence { size.blocks_beyond(has, sequence.known).0 } else { 0 };
-        let need = BlockCount(new_blocks.max(whole) + self.unused_among(place, hits));
+        let beyond = new_blocks.max(whole);
+        let need = BlockCount(beyond + self.unused_among(place, hits));
         let free = self.pool.free();
         if u64::from(need.0) + u64::from(claim.watermark.0) > u64::from(free.0) {
+            let (alone, blocks) = (BlockCount(has.0 + beyond), self.pool.usable());
+            if alone > blocks {
+                return Ok(Admission::Never { need: alone, blocks });
+            }
             return Ok(Admission::Wait { need, watermark: claim.watermark, free });
         }
         let computed_after = claim.computed.0.saturating_add(claim.new_tokens.0);
@@ -287,9 +292,11 @@ impl KvCache {
         if config.prefix_caching {
             publish(sequence, TokenCount(plan.computed_after), config.block_size, prefix);
         }
+        let covered = covered(sequence, TokenCount(plan.computed_after), config);
         Grant {
             cached: config.block_size.tokens_in(BlockCount(plan.hits)),
             new_blocks: &self.sequences.at(plan.place).table[first_new..],
+            covered,
         }
     }
 
@@ -387,4 +394,14 @@ fn publish(sequence: &mut Sequence, computed: TokenCount, block_size: BlockSize,
         prefix.insert(sequence.hashes[index], sequence.table[index]);
         sequence.published += 1;
     }
+}
+
+/// How far a sequence can be computed before it fills another block or needs one.
+fn covered(sequence: &Sequence, computed: TokenCount, config: &Config) -> TokenCount {
+    let room = config.block_size.tokens_in(sequence.held());
+    if !config.prefix_caching {
+        return room.max(computed);
+    }
+    let fills_next = config.block_size.tokens_in(BlockCount(sequence.published + 1));
+    TokenCount(fills_next.0 - 1).min(room).max(computed)
 }

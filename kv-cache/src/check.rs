@@ -234,7 +234,7 @@ mod tests {
             let new_tokens = TokenCount(cache.known(id).unwrap().0 - computed.0);
             match cache.reserve(id, Claim { computed, new_tokens, ..Claim::default() }).unwrap() {
                 Admission::Admit(reservation) => drop(reservation.commit()),
-                Admission::Wait { .. } => panic!("eleven blocks are enough"),
+                no => panic!("eleven blocks are enough: {no:?}"),
             }
         }
         cache.release(SequenceId(3)).unwrap();

@@ -69,6 +69,13 @@ pub enum Admission<'a> {
         /// Blocks that are free.
         free: BlockCount,
     },
+    /// Not ever: the sequence alone would hold more blocks than there are. Nothing has changed.
+    Never {
+        /// Blocks it would hold.
+        need: BlockCount,
+        /// Blocks there are, all free ones and all used ones.
+        blocks: BlockCount,
+    },
 }
 
 /// Room that is there for the taking. It borrows the cache, so nothing can happen between the check and the
@@ -87,6 +94,9 @@ pub struct Grant<'a> {
     pub cached: TokenCount,
     /// Blocks added to the end of the table, behind the cached ones. Their content is old: write before you read.
     pub new_blocks: &'a [BlockId],
+    /// Until more than this many tokens are computed, a further claim without lookahead would change nothing:
+    /// it needs no block and fills none. Such claims may be left out, as long as nothing is withdrawn or released.
+    pub covered: TokenCount,
 }
 
 /// The numbers of a reservation.

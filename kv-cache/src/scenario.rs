@@ -132,7 +132,12 @@ impl Interpreter {
             "stats" => words.end().map(|()| stats(cache)),
             "references" => references(cache, words),
             "compare" => self.compare(words),
-            _ => self.run_on_sequence(verb, words),
+            _ => {
+                let name = words.next("a sequence")?;
+                let number = self.sequences.of(name).id;
+                let named = |text: String| text.replace(&format!("sequence {number} "), &format!("{name} "));
+                self.run_on_sequence(verb, name, words).map_err(named)
+            }
         }
     }
 
@@ -150,8 +155,7 @@ impl Interpreter {
         Ok(format!("cache free={free}"))
     }
 
-    fn run_on_sequence(&mut self, verb: &str, mut words: Words<'_>) -> Result<String, String> {
-        let name = words.next("a sequence")?;
+    fn run_on_sequence(&mut self, verb: &str, name: &str, words: Words<'_>) -> Result<String, String> {
         let progress = self.sequences.of(name);
         let cache = self.cache.as_mut().ok_or("there is no cache yet, `cache` makes one")?;
         let id = progress.id;
@@ -209,6 +213,7 @@ fn claim(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Resu
     let claim = read_claim(cache, *progress, words)?;
     let answer = match said(cache.reserve(progress.id, claim))? {
         Admission::Wait { need, watermark, free } => return Ok(waits(need, watermark, free)),
+        Admission::Never { need, blocks } => return Ok(never(need, blocks)),
         Admission::Admit(reservation) => {
             let grant = reservation.commit();
             format!("cached={} new={}", grant.cached, list(grant.new_blocks))
@@ -223,6 +228,7 @@ fn reserve(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Re
     let claim = read_claim(cache, *progress, words)?;
     Ok(match said(cache.reserve(progress.id, claim))? {
         Admission::Wait { need, watermark, free } => waits(need, watermark, free),
+        Admission::Never { need, blocks } => never(need, blocks),
         Admission::Admit(room) => {
             format!("may have hit_blocks={} new_blocks={}", room.hit_blocks(), room.new_blocks())
         }
@@ -248,6 +254,10 @@ fn read_claim(cache: &mut KvCache, progress: Progress, mut words: Words<'_>) -> 
 
 fn waits(need: BlockCount, watermark: BlockCount, free: BlockCount) -> String {
     format!("waits: need={need} watermark={watermark} free={free}")
+}
+
+fn never(need: BlockCount, blocks: BlockCount) -> String {
+    format!("never: need={need} blocks={blocks}")
 }
 
 fn table(cache: &KvCache, id: SequenceId) -> Result<String, String> {

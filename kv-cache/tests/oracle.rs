@@ -155,13 +155,17 @@ impl Pair {
             (Ok(Admission::Wait { need, free, .. }), expected) => {
                 assert_eq!(Ok(Verdict::Wait(need.0, free.0)), expected)
             }
+            (Ok(Admission::Never { need, .. }), expected) => assert_eq!(Ok(Verdict::Never(need.0)), expected),
             (Ok(Admission::Admit(reservation)), expected) => {
                 let (hits, new) = (reservation.hit_blocks().0 as usize, reservation.new_blocks().0 as usize);
                 assert_eq!(Ok(Verdict::Admit { hits, new }), expected);
                 if commit {
                     let grant = reservation.commit();
-                    let (cached, new_blocks) = (grant.cached, grant.new_blocks.to_vec());
+                    let (cached, new_blocks, covered) =
+                        (grant.cached, grant.new_blocks.to_vec(), grant.covered);
                     assert_eq!((cached.0, new_blocks), self.model.commit(sequence, claim, hits, new));
+                    let computed = claim.computed.0 + claim.new_tokens.0;
+                    assert_eq!(covered.0, self.model.covered(sequence, computed));
                 }
             }
         }
@@ -216,6 +220,7 @@ impl Pair {
 enum Verdict {
     Admit { hits: usize, new: usize },
     Wait(u32, u32),
+    Never(u32),
 }
 
 struct Model {
@@ -379,8 +384,12 @@ impl Model {
         let whole =
             if claim.whole_sequence { self.sequences[&id].tokens.len().div_ceil(self.size) } else { 0 };
         let unused = hits.iter().filter(|block| self.free.contains(block)).count();
-        let need = new.max(whole.saturating_sub(has)) + unused;
+        let beyond = new.max(whole.saturating_sub(has));
+        let need = beyond + unused;
         if need + claim.watermark.0 as usize > self.free.len() {
+            if has + beyond >= self.content.len() {
+                return Ok(Verdict::Never((has + beyond) as u32));
+            }
             return Ok(Verdict::Wait(need as u32, self.free.len() as u32));
         }
         Ok(Verdict::Admit { hits: hits.len(), new })
@@ -415,6 +424,16 @@ impl Model {
             }
         }
         ((hits * self.size) as u32, new_blocks)
+    }
+
+    /// The last number of computed tokens that neither fills a block nor needs one.
+    fn covered(&self, id: u64, computed: u32) -> u32 {
+        let sequence = &self.sequences[&id];
+        let changes_something = |tokens: u32| {
+            let fills = self.config.prefix_caching && tokens as usize >= (sequence.published + 1) * self.size;
+            fills || tokens as usize > sequence.table.len() * self.size
+        };
+        (computed + 1..).find(|&tokens| changes_something(tokens)).unwrap() - 1
     }
 
     fn withdraw(&mut self, id: u64) -> Result<(), Error> {
