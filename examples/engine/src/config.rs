@@ -189,7 +189,7 @@ impl ModelConfig {
         let hidden = fields.size("hidden_size", WIDTH_MAX)?;
         let heads = fields.size("num_attention_heads", HEADS_MAX)?;
         let kv_heads = fields.size_or("num_key_value_heads", HEADS_MAX, heads)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(
                 fields.wrong("num_key_value_heads", format!("a divisor of num_attention_heads {heads}"))
             );
@@ -366,10 +366,10 @@ fn head_dim(
     let head_dim = match fields.count("head_dim")? {
         Some(_) => fields.size("head_dim", HEAD_DIM_MAX)?,
         None if architecture == Architecture::Qwen3 => 128,
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(fields.wrong("hidden_size", format!("a multiple of num_attention_heads {heads}"))),
     };
-    if head_dim % 2 != 0 || head_dim > HEAD_DIM_MAX {
+    if !head_dim.is_multiple_of(2) || head_dim > HEAD_DIM_MAX {
         return Err(ConfigError::Value {
             field: "head_dim".into(),
             found: head_dim.to_string(),

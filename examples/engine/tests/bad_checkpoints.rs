@@ -1,6 +1,8 @@
 //! Damaged, hostile and mistaken checkpoints: each is refused before anything runs, in one line that names what is
 //! wrong. Every directory is made here, from a small good one.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

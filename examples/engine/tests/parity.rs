@@ -4,6 +4,8 @@
 //! compute the same sequence (in chunks, beside others, over shuffled blocks, after a hit, after a preemption) must
 //! then give the very same bits.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use std::path::{Path, PathBuf};
 
 use quayline_engine::{Model, ModelConfig, ModelFiles, Rope, StepInput, StepLimits};
