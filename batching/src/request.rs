@@ -88,8 +88,8 @@ impl std::fmt::Display for FinishReason {
         match self {
             FinishReason::Eos => write!(f, "end of sequence"),
             FinishReason::StopId(token) => write!(f, "stop id {token}"),
-            FinishReason::NewTokensMax(tokens) => write!(f, "all {tokens} tokens asked for are there"),
-            FinishReason::ModelTokensMax(tokens) => write!(f, "the model's {tokens} tokens are used up"),
+            FinishReason::NewTokensMax(tokens) => write!(f, "new_tokens_max {tokens} is reached"),
+            FinishReason::ModelTokensMax(tokens) => write!(f, "model_tokens_max {tokens} is reached"),
         }
     }
 }

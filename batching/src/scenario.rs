@@ -29,7 +29,7 @@
 //! | `now N` | sets the clock |
 //! | `step` | [`Batcher::step`]. Of each request: the tokens to compute, whether it is `new` or `resumed` and with how many `cached`, whether it `samples`, and why it gets less than it wants |
 //! | `apply [NAME or NAME=TOKEN ...]` | [`Batcher::apply`], for those named or for all whose output is due; the token is 0 unless said otherwise |
-//! | `run [N]` | `step` and `apply` until nothing is scheduled, or `N` times; a line for each |
+//! | `run [N]` | `apply`, then `step` and `apply` until nothing is scheduled, or `N` times; a line for each |
 //! | `finish NAME`, `cancel NAME` | [`Batcher::finish`], [`Batcher::cancel`] |
 //! | `flow open`, `draining`, `holding` or `stopped` | [`Batcher::set_flow`] |
 //! | `standing NAME` | [`Batcher::standing`] |
@@ -304,19 +304,25 @@ impl Interpreter {
             .next()
             .map_or(Ok(1000), |steps| steps.parse().map_err(|_| format!("{steps} steps")))?;
         let mut text = Vec::new();
+        text.extend(self.apply_due()?);
         for _ in 0..steps {
             self.plan_step();
             if self.plan.is_empty() && self.plan.preempted.is_empty() && self.plan.ended.is_empty() {
                 break;
             }
             text.push(self.line());
-            let sampled: Vec<Sampled> =
-                self.due.iter().map(|&id| Sampled { id, token: TokenId(0) }).collect();
-            self.hand_in(&sampled)?;
-            let ends = self.finished.iter().map(|finished| format!(", {} ends", self.name(finished.id)));
-            text.extend(ends.collect::<String>().strip_prefix(", ").map(|ends| format!("  {ends}")));
+            text.extend(self.apply_due()?);
         }
         if text.is_empty() { Ok("nothing to do".into()) } else { Ok(text.join("\n")) }
+    }
+
+    /// Applies all outputs that are due. Returns who ended, if anybody did.
+    fn apply_due(&mut self) -> Result<Option<String>, String> {
+        let sampled: Vec<Sampled> = self.due.iter().map(|&id| Sampled { id, token: TokenId(0) }).collect();
+        self.hand_in(&sampled)?;
+        let ends: Vec<String> =
+            self.finished.iter().map(|done| format!("{} ends", self.name(done.id))).collect();
+        Ok((!ends.is_empty()).then(|| format!("  {}", ends.join(", "))))
     }
 
     /// A step in one line: who computes how many tokens.
