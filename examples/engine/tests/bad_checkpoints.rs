@@ -156,6 +156,22 @@ fn the_good_one_loads() {
 }
 
 #[test]
+fn a_tied_head_may_be_stored_or_not() {
+    let directory = Directory::new("tied");
+    let mut config = config();
+    config.insert("tie_word_embeddings".into(), json!(true));
+    write_config(&directory, &config);
+    let mut tensors = tensors();
+    for stored in [true, false] {
+        directory.write("model.safetensors", safetensors(&tensors));
+        let files = ModelFiles::open(&directory.0).unwrap();
+        let model = Model::load(Cpu::detect().unwrap(), &files, LIMITS);
+        assert!(model.is_ok(), "head stored: {stored}: {:?}", model.err());
+        tensors.remove("lm_head.weight");
+    }
+}
+
+#[test]
 fn a_directory_must_exist_and_be_one() {
     let nowhere = ModelFiles::open("/nonexistent/model").unwrap_err().to_string();
     assert_names(&nowhere, &["/nonexistent/model"]);
@@ -412,4 +428,41 @@ fn an_index_and_its_shards_must_agree() {
     write_config(&directory, &config());
     directory.write("model.safetensors.index.json", "{\"metadata\": {}}");
     assert_names(&directory.refusal(), &["model.safetensors.index.json", "no weight_map"]);
+}
+
+/// Bytes changed at random: our reader must never panic, and never accept what the format's own library refuses.
+#[test]
+fn changed_bytes_never_pass_unless_the_format_allows_them() {
+    let good = safetensors(&tensors());
+    let header_end = 8 + usize::try_from(u64::from_le_bytes(*good.first_chunk().unwrap())).unwrap();
+    let directory = Directory::new("fuzz");
+    write_config(&directory, &config());
+    let mut accepted = 0;
+    for seed in 0..600_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            usize::try_from(random % below as u64).unwrap()
+        };
+        let mut file = good.clone();
+        for _ in 0..=next(3) {
+            // Mostly characters that keep the JSON valid: digits, and what stands around them.
+            let at = next(header_end);
+            file[at] =
+                if next(4) == 0 { u8::try_from(next(256)).unwrap() } else { b"0123456789,[]"[next(13)] };
+        }
+        directory.write("model.safetensors", &file);
+        let ours = ModelFiles::open(&directory.0).unwrap().weights();
+        let theirs = safetensors::SafeTensors::deserialize(&file);
+        match ours {
+            Ok(_) => {
+                accepted += 1;
+                assert!(theirs.is_ok(), "seed {seed}: accepted, although {:?}", theirs.err());
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "seed {seed}: {error}"),
+        }
+    }
+    assert!((1..300).contains(&accepted), "{accepted} of 600 changed files were accepted");
 }
