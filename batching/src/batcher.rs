@@ -11,7 +11,8 @@ use crate::request::Request;
 use crate::sequence::{Sequence, Sequences, Slot, State};
 use crate::standing::Counts;
 
-/// Decides, step by step, which requests run and with how many tokens. See the [crate documentation](crate).
+/// Decides, step by step, which requests run and with how many tokens. See the [crate
+/// documentation](crate).
 #[derive(Debug, Clone)]
 pub struct Batcher {
     pub(crate) config: Config,
@@ -68,8 +69,8 @@ impl Batcher {
     /// Queues a request. Cost: O(log n).
     ///
     /// # Errors
-    /// [`Refusal`], with the request in it, when it makes no sense, can never run, or the queue is full. Nothing
-    /// changes then, but for the count of refusals.
+    /// [`Refusal`], with the request in it, when it makes no sense, can never run, or the queue is full.
+    /// Nothing changes then, but for the count of refusals.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
         if let Err(reason) = self.examine(&request) {
             self.counts.refused += 1;
@@ -82,16 +83,16 @@ impl Batcher {
         Ok(())
     }
 
-    /// Ends a request that the caller found to be complete, by a stop string for example, and releases its memory. False
-    /// if there is no such request (any more).
+    /// Ends a request that the caller found to be complete, by a stop string for example, and releases its
+    /// memory. False if there is no such request (any more).
     pub fn finish(&mut self, id: RequestId, memory: &mut impl Memory) -> bool {
         let found = self.remove(id, memory);
         self.counts.finished += u64::from(found);
         found
     }
 
-    /// Ends a request that nobody wants any more, at any moment, and releases its memory. False if there is no such
-    /// request (any more). An output that a plan has asked for is dropped when it comes.
+    /// Ends a request that nobody wants any more, at any moment, and releases its memory. False if there is
+    /// no such request (any more). An output that a plan has asked for is dropped when it comes.
     pub fn cancel(&mut self, id: RequestId, memory: &mut impl Memory) -> bool {
         let found = self.remove(id, memory);
         self.counts.cancelled += u64::from(found);

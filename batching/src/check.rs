@@ -1,6 +1,7 @@
 //! The audit of everything that must always be true.
 
 use crate::batcher::Batcher;
+use crate::flight::Awaited;
 use crate::sequence::State;
 
 /// An invariant that does not hold: a bug in this crate.
@@ -76,7 +77,7 @@ impl Batcher {
         ensure(pending == awaited.len(), || {
             format!("{pending} outputs are pending, {} awaited", awaited.len())
         })?;
-        for &(id, slot) in awaited {
+        for &Awaited { id, slot, .. } in awaited {
             let known = self
                 .sequences
                 .get(slot)

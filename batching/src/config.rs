@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 
 use crate::error::ConfigError;
 
-/// What a [`Batcher`](crate::Batcher) is told once. [`Config::new`] gives the defaults that users of vLLM know.
+/// What a [`Batcher`](crate::Batcher) is told once. [`Config::new`] gives the defaults that users of vLLM
+/// know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Tokens that one step may compute, over all requests (`max_num_batched_tokens`).
@@ -37,13 +38,13 @@ pub enum Prefill {
     Whole,
     /// A prompt takes what is left of the step.
     Chunked,
-    /// As `Chunked`, but nobody takes more than `tokens_max` in a step, so that a long prompt does not eat the
-    /// step of others. Does not apply to a request that is alone (`long_prefill_token_threshold`).
+    /// As `Chunked`, but nobody takes more than `tokens_max` in a step, so that a long prompt does not eat
+    /// the step of others. Does not apply to a request that is alone (`long_prefill_token_threshold`).
     Capped {
         /// The most that one request may take.
         tokens_max: NonZeroU32,
-        /// Raise the cap to an equal share of the step, `step_tokens_max / (running + waiting)`, when that is more:
-        /// smaller pieces would help nobody.
+        /// Raise the cap to an equal share of the step, `step_tokens_max / (running + waiting)`, when that
+        /// is more: smaller pieces would help nobody.
         adaptive: bool,
     },
 }
@@ -53,14 +54,14 @@ pub enum Prefill {
 pub enum Order {
     /// In the order of `add`. The one admitted last yields first; a preempted request goes to the front.
     FirstCome,
-    /// Lowest [`priority`](crate::Request::priority) first, ties by arrival, then by id. The last in this order
-    /// yields first. A preempted request waits at its place in this order.
+    /// Lowest [`priority`](crate::Request::priority) first, ties by arrival, then by id. The last in this
+    /// order yields first. A preempted request waits at its place in this order.
     Priority,
 }
 
 impl Config {
-    /// The defaults: steps of 2048 tokens, 128 running, chunked prefill without a cap, first come first served,
-    /// whole-sequence check on, no watermark, no caps on the queue.
+    /// The defaults: steps of 2048 tokens, 128 running, chunked prefill without a cap, first come first
+    /// served, whole-sequence check on, no watermark, no caps on the queue.
     pub fn new(model_tokens_max: u32) -> Config {
         Config {
             step_tokens_max: 2048,

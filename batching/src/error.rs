@@ -17,9 +17,7 @@ pub enum ConfigError {
         model_tokens_max: u32,
     },
     /// Running requests would starve.
-    #[error(
-        "step_tokens_max {step_tokens_max} is below running_max {running_max}: each running request needs a token"
-    )]
+    #[error("step_tokens_max {step_tokens_max} is below running_max {running_max}: some would starve")]
     StepBelowRunning {
         /// As configured.
         step_tokens_max: u32,
@@ -28,7 +26,7 @@ pub enum ConfigError {
     },
     /// Without chunks a long prompt would wait forever.
     #[error(
-        "prompts are not cut, so step_tokens_max {step_tokens_max} must reach model_tokens_max {model_tokens_max}"
+        "with whole prompts step_tokens_max {step_tokens_max} must reach model_tokens_max {model_tokens_max}"
     )]
     StepBelowModel {
         /// As configured.
@@ -55,7 +53,8 @@ pub enum RefusalReason {
     /// The id is in use.
     #[error("a request of this id is still here")]
     Duplicate,
-    /// A request of this id was cancelled, but its last output is still to come and would be taken for the new one's.
+    /// A request of this id was cancelled, but its last output is still to come and would be taken for the
+    /// new one's.
     #[error("the last output of a cancelled request of this id is still to come")]
     OutputPending,
     /// There is nothing to start from.

@@ -5,36 +5,47 @@ use crate::id::RequestId;
 use crate::request::Sampled;
 use crate::sequence::{Sequences, Slot};
 
-/// Who owes an output, in the order in which plans asked for it.
+/// Who owes an output.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flight {
-    awaited: Vec<(RequestId, Slot)>,
-    /// Requests that ended before their output came. It is dropped when it comes.
-    departed: Vec<RequestId>,
+    /// In the order in which plans asked for it.
+    awaited: Vec<Awaited>,
+    /// Requests that ended before their output came. It is dropped if it comes, and not expected any more
+    /// once an output of a later plan has come.
+    departed: Vec<Awaited>,
     /// Where the outputs of one `land` belong; `None` for a departed one. Kept for its buffer.
     landed: Vec<Option<Slot>>,
 }
 
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Awaited {
+    pub(crate) id: RequestId,
+    pub(crate) slot: Slot,
+    /// The number of the plan that asked.
+    plan: u64,
+}
+
 impl Flight {
-    pub(crate) fn await_output(&mut self, id: RequestId, slot: Slot) {
-        self.awaited.push((id, slot));
+    pub(crate) fn await_output(&mut self, id: RequestId, slot: Slot, plan: u64) {
+        self.awaited.push(Awaited { id, slot, plan });
     }
 
     /// A request ends while its output is pending.
     pub(crate) fn depart(&mut self, id: RequestId) {
-        self.awaited.retain(|&(awaited, _)| awaited != id);
-        self.departed.push(id);
+        let place = self.awaited.iter().position(|awaited| awaited.id == id);
+        let place = place.expect("a pending output is awaited");
+        self.departed.push(self.awaited.remove(place));
     }
 
     pub(crate) fn has_departed(&self, id: RequestId) -> bool {
-        self.departed.contains(&id)
+        self.departed.iter().any(|departed| departed.id == id)
     }
 
-    pub(crate) fn awaited(&self) -> &[(RequestId, Slot)] {
+    pub(crate) fn awaited(&self) -> &[Awaited] {
         &self.awaited
     }
 
-    /// Finds where each output belongs, and notes that it is there: one slot for each of `sampled`. All or nothing.
+    /// Finds where each output belongs, and notes that it is there. All or nothing.
     ///
     /// Outputs that come in the order of the plan cost one comparison each, others a search by id.
     pub(crate) fn land(&mut self, sampled: &[Sampled], sequences: &mut Sequences) -> Result<(), Error> {
@@ -55,29 +66,40 @@ impl Flight {
                 }
             }
         }
+        self.forget_departed(sampled, sequences);
         self.forget_landed(sequences);
         Ok(())
     }
 
-    /// The slots that the last [`land`](Flight::land) found.
+    /// The slot of the output at `place` of the last [`land`](Flight::land).
     pub(crate) fn landed(&self, place: usize) -> Option<Slot> {
         self.landed[place]
     }
 
     fn expected(&self, place: usize, id: RequestId, sequences: &Sequences) -> Option<Slot> {
         let slot = match self.awaited.get(place) {
-            Some(&(awaited, slot)) if awaited == id => slot,
+            Some(awaited) if awaited.id == id => awaited.slot,
             _ => sequences.find(id)?,
         };
         sequences.at(slot).output_pending.then_some(slot)
     }
 
+    fn forget_departed(&mut self, sampled: &[Sampled], sequences: &Sequences) {
+        if self.departed.is_empty() {
+            return;
+        }
+        let landed = self.awaited.iter().filter(|awaited| !sequences.at(awaited.slot).output_pending);
+        let newest = landed.map(|awaited| awaited.plan).max().unwrap_or(0);
+        self.departed.retain(|departed| {
+            departed.plan >= newest && !sampled.iter().any(|output| output.id == departed.id)
+        });
+    }
+
     fn forget_landed(&mut self, sequences: &Sequences) {
         if self.landed.iter().flatten().count() == self.awaited.len() {
             self.awaited.clear();
-            self.departed.clear();
         } else {
-            self.awaited.retain(|&(_, slot)| sequences.at(slot).output_pending);
+            self.awaited.retain(|awaited| sequences.at(awaited.slot).output_pending);
         }
     }
 }

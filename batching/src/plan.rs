@@ -4,12 +4,14 @@ use crate::id::RequestId;
 use crate::reason::Reason;
 use crate::sequence::Slot;
 
-/// One step, as plain data. Give the same `Plan` to every [`Batcher::step`](crate::Batcher::step): its buffers are reused.
+/// One step, as plain data. Give the same `Plan` to every [`Batcher::step`](crate::Batcher::step): its
+/// buffers are reused.
 ///
-/// The caller, in this order: forgets what its runner holds for the `preempted` and the `ended` (their memory is
-/// released already), sends all known tokens of the `admitted` to the runner, computes the `scheduled` in one forward pass,
-/// samples a token for each one that `samples`, and hands these to [`Batcher::apply`](crate::Batcher::apply). A plan is
-/// carried out as it is, also for a request that is cancelled meanwhile.
+/// The caller, in this order: forgets what its runner holds for the `preempted` and the `ended` (their
+/// memory is released already), sends all known tokens of the `admitted` to the runner, computes the
+/// `scheduled` in one forward pass, samples a token for each one that `samples`, and hands these to
+/// [`Batcher::apply`](crate::Batcher::apply). A plan is carried out as it is, also for a request that is
+/// cancelled meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// Who computes what. The running in their order, then the admitted in theirs.
@@ -22,7 +24,8 @@ pub struct Plan {
     pub ended: Vec<Note>,
     /// Who is scheduled with less than it wanted.
     pub cut: Vec<Note>,
-    /// Who gets nothing in this step: the running in their order, then the waiting down to the first that nobody may pass.
+    /// Who gets nothing in this step: the running in their order, then the waiting down to the first that
+    /// nobody may pass.
     pub skipped: Vec<Note>,
     /// How many wait behind the last of the `skipped`, for no other reason than that nobody passes
     /// ([`Batcher::standing`](crate::Batcher::standing) tells it of each).
@@ -44,11 +47,11 @@ pub struct Scheduled {
     pub(crate) slot: Slot,
     /// True if this step had to ask the memory for room.
     pub(crate) granted: bool,
-    /// True if its last known token is among them, so that the step yields its next token. False for all but the last
-    /// chunk of a prompt.
+    /// True if its last known token is among them, so that the step yields its next token. False for all
+    /// but the last chunk of a prompt.
     pub samples: bool,
-    /// True while it has generated fewer than [`new_tokens_min`](crate::StopRules::new_tokens_min): the sampler must not
-    /// give it `eos` or a stop id.
+    /// True while it has generated fewer than [`new_tokens_min`](crate::StopRules::new_tokens_min): the
+    /// sampler must not give it `eos` or a stop id.
     pub masks_stops: bool,
 }
 
@@ -59,7 +62,8 @@ impl Scheduled {
     }
 }
 
-/// A request that starts to run. A worker that holds state needs all of it: every known token and the block table.
+/// A request that starts to run. A worker that holds state needs all of it: every known token and the block
+/// table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admitted {
     /// Who.

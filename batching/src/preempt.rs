@@ -1,5 +1,5 @@
-//! Who yields when memory runs out, and what it loses: its room. It starts over later, from whatever the memory still
-//! has of it.
+//! Who yields when memory runs out, and what it loses: its room. It starts over later, from whatever the
+//! memory still has of it.
 
 use crate::batcher::Batcher;
 use crate::config::Order;
@@ -11,7 +11,8 @@ use crate::sequence::{Slot, State};
 use crate::step::Step;
 
 impl Batcher {
-    /// The place, among the running, of the next one to yield: the one admitted last, or the last by priority.
+    /// The place, among the running, of the next one to yield: the one admitted last, or the last by
+    /// priority.
     pub(crate) fn victim_place(&self) -> usize {
         let last = self.running.len() - 1;
         match self.config.order {
@@ -22,8 +23,8 @@ impl Batcher {
         }
     }
 
-    /// Takes the room of the running request at `place` and sends it back to the queue. If this step had scheduled
-    /// it already, the step gets its tokens back.
+    /// Takes the room of the running request at `place` and sends it back to the queue. If this step had
+    /// scheduled it already, the step gets its tokens back.
     pub(crate) fn preempt<M: Memory>(&mut self, place: usize, reason: Reason, step: &mut Step<'_, M>) {
         let slot = self.running.remove(place);
         let sequence = self.sequences.at_mut(slot);

@@ -93,10 +93,7 @@ impl fmt::Display for Reason {
                 write!(f, "{cap_tokens} of {wanted_tokens} tokens: the cap on long prompts")
             }
             Reason::NotCut { wanted_tokens, left_tokens } => {
-                write!(
-                    f,
-                    "prompts are not cut, and it wants {wanted_tokens} of {left_tokens} tokens left in the step"
-                )
+                write!(f, "whole prompts only: {wanted_tokens} tokens wanted, {left_tokens} left in the step")
             }
             Reason::RunningFull { running_max } => write!(f, "{running_max} run, and no more may"),
             Reason::NoRoom { need, free } => write!(f, "no room: {need} needed, {free} free"),

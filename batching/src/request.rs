@@ -18,15 +18,16 @@ pub struct Request {
     pub stop: StopRules,
 }
 
-/// When a request ends by itself. Checked for every generated token in this order: end of sequence, stop ids,
-/// number of tokens. Stop strings are text and so the caller's: see [`Batcher::finish`](crate::Batcher::finish).
+/// When a request ends by itself. Checked for every generated token in this order: end of sequence, stop
+/// ids, number of tokens. Stop strings are text and so the caller's: see
+/// [`Batcher::finish`](crate::Batcher::finish).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopRules {
     /// Tokens to generate at most; at least one.
     pub new_tokens_max: u32,
-    /// Tokens to generate before `eos` or a stop id may appear. Keeping them from appearing is the sampler's work:
-    /// [`Scheduled::masks_stops`](crate::Scheduled::masks_stops) tells it when. One that appears all the same ends
-    /// the request.
+    /// Tokens to generate before `eos` or a stop id may appear. Keeping them from appearing is the
+    /// sampler's work: [`Scheduled::masks_stops`](crate::Scheduled::masks_stops) tells it when. One that
+    /// appears all the same ends the request.
     pub new_tokens_min: u32,
     /// The end-of-sequence token. `None` to go on after it (`ignore_eos`).
     pub eos: Option<TokenId>,
@@ -40,8 +41,8 @@ impl StopRules {
         StopRules { new_tokens_max, new_tokens_min: 0, eos: None, stop_ids: Vec::new() }
     }
 
-    /// Why a request that just generated `token` ends, or `None` if it goes on. `new_tokens` and `known_tokens` count
-    /// this token.
+    /// Why a request that just generated `token` ends, or `None` if it goes on. `new_tokens` and
+    /// `known_tokens` count this token.
     pub(crate) fn verdict(
         &self,
         token: TokenId,

@@ -1,7 +1,7 @@
 //! A small command language for the batcher, so that a rule, a question or a bug report is a text file.
 //!
-//! A scenario is a list of stanzas, apart by blank lines. A stanza is a list of commands, a line `----`, and the answers.
-//! Lines that begin with `#` say why.
+//! A scenario is a list of stanzas, apart by blank lines. A stanza is a list of commands, a line `----`,
+//! and the answers. Lines that begin with `#` say why.
 //!
 //! ```text
 //! # Three long prompts share a step: the cap lets nobody take more than 400 of its 1024 tokens.
@@ -36,8 +36,9 @@
 //! | `lists` | who runs and who waits, in order, and the free blocks |
 //! | `stats` | [`Batcher::stats`] |
 //!
-//! A prompt is a number of tokens that are the request's own, or pieces joined by `+`: `48@system+7` is 48 tokens that
-//! all requests with `@system` share, and 7 of its own. The batcher is audited after every command.
+//! A prompt is a number of tokens that are the request's own, or pieces joined by `+`: `48@system+7` is 48
+//! tokens that all requests with `@system` share, and 7 of its own. The batcher is audited after every
+//! command.
 
 mod blocks;
 mod words;
@@ -53,8 +54,8 @@ use crate::{
     Tick, TokenId,
 };
 
-/// Runs a scenario and returns it with the answers written under the commands. Answers that the text already has are
-/// replaced, so a scenario is right when its transcript is the scenario itself.
+/// Runs a scenario and returns it with the answers written under the commands. Answers that the text
+/// already has are replaced, so a scenario is right when its transcript is the scenario itself.
 pub fn transcript(scenario: &str) -> String {
     let mut interpreter = Interpreter::new();
     let mut stanzas = Vec::new();

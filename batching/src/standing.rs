@@ -67,7 +67,8 @@ pub struct Counts {
 }
 
 impl Batcher {
-    /// How a request stands, and why it waits; `None` if there is no such request. Cost: O(n) in the waiting.
+    /// How a request stands, and why it waits; `None` if there is no such request. Cost: O(n) in the
+    /// waiting.
     pub fn standing(&self, id: RequestId) -> Option<Standing> {
         let sequence = self.sequences.at(self.sequences.find(id)?);
         let (known_tokens, preemptions) = (sequence.known_tokens, sequence.preemptions);

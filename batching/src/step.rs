@@ -1,4 +1,5 @@
-//! One step: the running get their tokens, then the waiting are admitted to what is left. The heart of the crate.
+//! One step: the running get their tokens, then the waiting are admitted to what is left. The heart of the
+//! crate.
 
 use std::cmp::Ordering;
 
@@ -33,11 +34,11 @@ enum Entry {
 impl Batcher {
     /// Decides the next step and writes it into `plan`. From here on the planned tokens count as computed.
     ///
-    /// A request whose output of an earlier plan has not been applied is not scheduled again, so a caller may have
-    /// several plans in flight.
+    /// A request whose output of an earlier plan has not been applied is not scheduled again, so a caller
+    /// may have several plans in flight.
     ///
-    /// Cost: tens of nanoseconds for each running request. Nothing is allocated while the same requests go on
-    /// generating.
+    /// Cost: tens of nanoseconds for each running request. Nothing is allocated while the same requests go
+    /// on generating.
     ///
     /// # Panics
     /// If the memory says that all known tokens of a request are cached: the last one must be computed.
@@ -50,8 +51,9 @@ impl Batcher {
         self.close(step.budget.spent(), plan);
     }
 
-    /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves. `finished` is cleared
-    /// first. Outputs of requests that ended meanwhile are dropped.
+    /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves.
+    /// `finished` is cleared first. Outputs of requests that ended meanwhile are dropped, or may be left
+    /// out; those of the next plan close the door on them.
     ///
     /// Cheapest in the order of the plan.
     ///
@@ -84,8 +86,8 @@ impl Batcher {
         Ok(())
     }
 
-    /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the step
-    /// reaches. For one that generates, that is one token.
+    /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the
+    /// step reaches. For one that generates, that is one token.
     fn schedule_running<M: Memory>(&mut self, step: &mut Step<'_, M>) {
         let mut place = 0;
         while let Some(&slot) = self.running.get(place) {
@@ -110,8 +112,8 @@ impl Batcher {
         budget.share(sequence.known_tokens - sequence.progress().0)
     }
 
-    /// Finds room for the share of the running request at `place`, preempting others, or itself, until there is room.
-    /// Returns the place to go on with.
+    /// Finds room for the share of the running request at `place`, preempting others, or itself, until
+    /// there is room. Returns the place to go on with.
     fn extend<M: Memory>(&mut self, mut place: usize, share: Share, step: &mut Step<'_, M>) -> usize {
         let slot = self.running[place];
         let sequence = self.sequences.at(slot);
@@ -258,7 +260,10 @@ impl Batcher {
         let sequence = self.sequences.at_mut(slot);
         let computed_tokens = start + share.tokens;
         debug_assert!(covered_tokens >= computed_tokens, "room was granted for less than was asked for");
-        let granted = !matches!(sequence.state, State::Running { covered_tokens: before, .. } if before == covered_tokens);
+        let granted = match sequence.state {
+            State::Running { covered_tokens: before, .. } => covered_tokens != before,
+            State::Waiting { .. } => true,
+        };
         sequence.state = State::Running { computed_tokens, covered_tokens };
         let id = sequence.id();
         let samples = computed_tokens == sequence.known_tokens;
@@ -292,7 +297,7 @@ impl Batcher {
         self.counts.scheduled_tokens += u64::from(tokens);
         for scheduled in plan.scheduled.iter().filter(|scheduled| scheduled.samples) {
             self.sequences.at_mut(scheduled.slot).output_pending = true;
-            self.flight.await_output(scheduled.id, scheduled.slot);
+            self.flight.await_output(scheduled.id, scheduled.slot, self.counts.steps);
         }
     }
 }

@@ -1,5 +1,7 @@
-//! Every file of `tests/scenarios` must say what the crate does. `REWRITE=1 cargo test` writes down what it does now;
-//! the difference is what to review.
+//! Every file of `tests/scenarios` must say what the crate does. `REWRITE=1 cargo test` writes down what it
+//! does now; the difference is what to review.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -6,8 +6,9 @@ use crate::{Memory, Need, RequestId, Room};
 
 /// Keys and values in blocks of `block_tokens`, shared by content.
 ///
-/// A block that a request fills is found by others from the moment room for its last token is granted. Blocks that nobody
-/// uses stay until the room is needed; the one unused for longest goes first, of a text the end before the beginning.
+/// A block that a request fills is found by others from the moment room for its last token is granted.
+/// Blocks that nobody uses stay until the room is needed; the one unused for longest goes first, of a text
+/// the end before the beginning.
 #[derive(Debug, Clone)]
 pub struct BlockMemory {
     block_tokens: u32,
