@@ -10,6 +10,8 @@
 //!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
 //! - bf16 weights on a machine with matrix tiles: see [`super::amx`].
 
+use std::marker::PhantomData;
+
 use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, WIDTH, dispatch};
 use super::scratch::Scratch;
 use super::weight::Matrix;
@@ -57,21 +59,15 @@ pub(crate) fn linear(workers: &Workers, isa: Isa, x: &[f32], rows: usize, produc
         let piece = pieces[index];
         let product = products[piece.product];
         let x = &x[piece.row * product.weight.cols..];
+        if piece.rows > TILE {
+            return dispatch(isa, Tiled { x, product, piece, scratch });
+        }
         match product.weight.dtype {
-            Dtype::F32 => one::<AsF32>(isa, x, product, piece, scratch),
-            Dtype::Bf16 => one::<AsBf16>(isa, x, product, piece, scratch),
-            Dtype::F16 => one::<AsF16>(isa, x, product, piece, scratch),
+            Dtype::F32 => dispatch(isa, Direct::<AsF32> { x, product, piece, element: PhantomData }),
+            Dtype::Bf16 => dispatch(isa, Direct::<AsBf16> { x, product, piece, element: PhantomData }),
+            Dtype::F16 => dispatch(isa, Direct::<AsF16> { x, product, piece, element: PhantomData }),
         }
     });
-}
-
-fn one<E: Element>(isa: Isa, x: &[f32], product: Product<'_>, piece: Piece, scratch: &mut Scratch) {
-    let element = std::marker::PhantomData::<E>;
-    if piece.rows <= TILE {
-        dispatch(isa, Direct { x, product, piece, element });
-    } else {
-        dispatch(isa, Tiled { x, product, piece, scratch, element });
-    }
 }
 
 /// Cuts the products so that every thread gets several pieces and no piece is too small to be worth handing out.
@@ -118,7 +114,7 @@ struct Direct<'a, E> {
     x: &'a [f32],
     product: Product<'a>,
     piece: Piece,
-    element: std::marker::PhantomData<E>,
+    element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for Direct<'_, E> {
@@ -174,15 +170,14 @@ impl<E: Element> Direct<'_, E> {
 }
 
 /// Any number of rows of `x`.
-struct Tiled<'a, E> {
+struct Tiled<'a> {
     x: &'a [f32],
     product: Product<'a>,
     piece: Piece,
     scratch: &'a mut Scratch,
-    element: std::marker::PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Tiled<'_, E> {
+impl Kernel for Tiled<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let cols = self.product.weight.cols;
@@ -198,7 +193,11 @@ impl<E: Element> Kernel for Tiled<'_, E> {
             }
             for start in (0..cols).step_by(depth.max(1)) {
                 let len = depth.min(cols - start);
-                widen::<L, E>(lanes, &group, start, len, wide);
+                match self.product.weight.dtype {
+                    Dtype::F32 => widen::<L, AsF32>(lanes, &group, start, len, wide),
+                    Dtype::Bf16 => widen::<L, AsBf16>(lanes, &group, start, len, wide),
+                    Dtype::F16 => widen::<L, AsF16>(lanes, &group, start, len, wide),
+                }
                 for row in (0..rows).step_by(TILE) {
                     let x = &self.x[row * cols + start..];
                     let sums = &mut sums[row * GROUP * WIDTH..];

@@ -1,7 +1,10 @@
 //! The operators on a CPU.
 
+mod activation;
+mod append;
 mod attention;
 mod batch;
+mod embed;
 mod isa;
 mod lanes;
 mod matmul;
@@ -25,6 +28,7 @@ pub use tensor::Tensor;
 pub use weight::Weight;
 
 use matmul::Product;
+use norm::RmsNorm;
 use out::SharedOut;
 use workers::Workers;
 
@@ -122,11 +126,7 @@ impl Ops for Cpu {
             below("embed", "token", token as usize, table.rows)?;
         }
         out.set_rows(tokens.len());
-        if table.cols > 0 {
-            for (row, &token) in out.data_mut().chunks_exact_mut(table.cols).zip(tokens) {
-                weight::widen_into(table.dtype, table.row(token as usize), row);
-            }
-        }
+        embed::embed(&self.workers, self.isa, table, tokens, out.data_mut());
         Ok(())
     }
 
@@ -135,7 +135,15 @@ impl Ops for Cpu {
         same("rms_norm", "width of the output", out.cols(), x.cols())?;
         out.check_rows("rms_norm", x.rows())?;
         out.set_rows(x.rows());
-        norm::rms_norm(x.data(), weight, eps, out.data_mut());
+        // The norm writes `x` only where there is something to add.
+        let norm = RmsNorm {
+            weight,
+            eps,
+            x: SharedOut::new_read(x.data()),
+            add: None,
+            out: SharedOut::new(out.data_mut()),
+        };
+        norm::rms_norm(&self.workers, self.isa, x.rows(), norm);
         Ok(())
     }
 
@@ -153,10 +161,14 @@ impl Ops for Cpu {
         same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
         out.check_rows("add_rms_norm", residual.rows())?;
         out.set_rows(residual.rows());
-        for (sum, &delta) in residual.data_mut().iter_mut().zip(delta.data()) {
-            *sum += delta;
-        }
-        norm::rms_norm(residual.data(), weight, eps, out.data_mut());
+        let rows = residual.rows();
+        let (x, out) = (SharedOut::new(residual.data_mut()), SharedOut::new(out.data_mut()));
+        norm::rms_norm(
+            &self.workers,
+            self.isa,
+            rows,
+            RmsNorm { weight, eps, x, add: Some(delta.data()), out },
+        );
         Ok(())
     }
 
@@ -187,7 +199,10 @@ impl Ops for Cpu {
     fn head_norm(&self, x: &mut Tensor, weight: &Weight, eps: f32) -> Result<(), Error> {
         let dim = weight.vector_len();
         multiple("head_norm", "width of x", x.cols(), dim)?;
-        norm::rms_norm_in_place(x.data_mut(), weight.vector("head_norm", dim)?, eps);
+        let weight = weight.vector("head_norm", dim)?;
+        let rows = x.rows() * x.cols() / dim;
+        let x = SharedOut::new(x.data_mut());
+        norm::rms_norm(&self.workers, self.isa, rows, RmsNorm { weight, eps, x, add: None, out: x });
         Ok(())
     }
 
@@ -208,8 +223,9 @@ impl Ops for Cpu {
         if let Some(top) = batch.position_top {
             below("rope", "position", top as usize, table.positions())?;
         }
-        table.rotate(&batch.positions, q.data_mut(), heads.query, heads.dim);
-        table.rotate(&batch.positions, k.data_mut(), heads.kv, heads.dim);
+        let (workers, positions) = (&self.workers, &batch.positions);
+        table.rotate(workers, self.isa, positions, q.data_mut(), (heads.query, heads.dim));
+        table.rotate(workers, self.isa, positions, k.data_mut(), (heads.kv, heads.dim));
         Ok(())
     }
 
@@ -231,16 +247,10 @@ impl Ops for Cpu {
         if let Some(top) = batch.slot_top {
             below("append", "slot", usize::try_from(top).unwrap_or(usize::MAX), blocks * block_size)?;
         }
-        let layout = pool.layout;
-        for (token, &slot) in batch.slots.iter().enumerate() {
-            let Ok(slot) = usize::try_from(slot) else { continue };
-            let page = slot / block_size * layout.page_stride + slot % block_size * layout.token_stride;
-            for head in 0..kv_heads {
-                let at = page + head * layout.head_stride;
-                let from = (token * kv_heads + head) * head_dim;
-                pool.store(layer, 0, at, &k.data()[from..from + head_dim]);
-                pool.store(layer, 1, at, &v.data()[from..from + head_dim]);
-            }
+        let shapes = (pool.shape, pool.layout);
+        for (which, x) in [k, v].into_iter().enumerate() {
+            let plane = pool.plane_mut(layer, which);
+            append::append(&self.workers, self.isa, plane, shapes, &batch.slots, x.data());
         }
         Ok(())
     }
@@ -268,7 +278,16 @@ impl Ops for Cpu {
             below("attention", "block", top as usize, pool.shape.blocks)?;
         }
         out.set_rows(q.rows());
-        attention::attention(pool, layer, batch, q.data(), attention, out.data_mut());
+        attention::attention(
+            &self.workers,
+            self.isa,
+            pool,
+            layer,
+            batch,
+            q.data(),
+            attention,
+            out.data_mut(),
+        );
         Ok(())
     }
 
@@ -278,9 +297,7 @@ impl Ops for Cpu {
         same("silu_mul", "width of the output", out.cols(), gate.cols())?;
         out.check_rows("silu_mul", gate.rows())?;
         out.set_rows(gate.rows());
-        for ((out, &gate), &up) in out.data_mut().iter_mut().zip(gate.data()).zip(up.data()) {
-            *out = gate / (1.0 + (-gate).exp()) * up;
-        }
+        activation::silu_mul(&self.workers, self.isa, gate.data(), up.data(), out.data_mut());
         Ok(())
     }
 

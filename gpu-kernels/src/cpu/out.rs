@@ -15,12 +15,23 @@ impl SharedOut {
         Self(elements.as_mut_ptr())
     }
 
+    /// For an operator that reads rows here and writes others elsewhere: nothing may be written through this one.
+    pub(crate) fn new_read(elements: &[f32]) -> Self {
+        Self(elements.as_ptr().cast_mut())
+    }
+
     /// # Safety
     /// `index` is inside the output, and no other thread touches that element in this region.
     #[inline(always)]
     pub(crate) unsafe fn write(self, index: usize, value: f32) {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index).write(value) };
+    }
+
+    /// Where row `row` of rows of `cols` elements starts. Using it is the caller's risk, as with `write`.
+    #[inline(always)]
+    pub(crate) fn row(self, row: usize, cols: usize) -> *mut f32 {
+        self.0.wrapping_add(row * cols)
     }
 
     /// # Safety

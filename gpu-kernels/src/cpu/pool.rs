@@ -1,11 +1,9 @@
 //! The paged memory of keys and values.
 
-use half::{bf16, f16};
-
 use super::tensor::{LINE, first_line, zeroed};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Dtype, Error, KvShape};
+use crate::{Error, KvShape};
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded with zeros to a
 /// multiple of 16 so that kernels never meet a tail.
@@ -83,30 +81,18 @@ impl KvPool {
         (layer * 2 + which) * self.layout.plane
     }
 
-    pub(crate) fn element_bytes(&self, layer: usize, which: usize, element: usize, len: usize) -> &[u8] {
+    /// The bytes of K (`which` 0) or V (`which` 1) of a layer.
+    pub(crate) fn plane(&self, layer: usize, which: usize) -> &[u8] {
         let size = self.shape.dtype.bytes();
-        let first = (self.plane_start(layer, which) + element) * size;
-        &bytemuck::cast_slice::<f32, u8>(&self.storage[self.first..])[first..first + len * size]
+        let bytes = bytemuck::cast_slice::<f32, u8>(&self.storage[self.first..]);
+        &bytes[self.plane_start(layer, which) * size..][..self.layout.plane * size]
     }
 
-    /// Rounds one head of one token into `which` of `layer` at element `at` of the plane.
-    pub(crate) fn store(&mut self, layer: usize, which: usize, at: usize, values: &[f32]) {
-        let first = self.plane_start(layer, which) + at;
-        match self.shape.dtype {
-            Dtype::F32 => self.storage[self.first + first..][..values.len()].copy_from_slice(values),
-            Dtype::Bf16 => {
-                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
-                for (to, &from) in all[first..].iter_mut().zip(values) {
-                    *to = bf16::from_f32(from).to_bits();
-                }
-            }
-            Dtype::F16 => {
-                let all: &mut [u16] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
-                for (to, &from) in all[first..].iter_mut().zip(values) {
-                    *to = f16::from_f32(from).to_bits();
-                }
-            }
-        }
+    /// The same, for writing.
+    pub(crate) fn plane_mut(&mut self, layer: usize, which: usize) -> &mut [u8] {
+        let size = self.shape.dtype.bytes();
+        let (start, len) = (self.plane_start(layer, which) * size, self.layout.plane * size);
+        &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.storage[self.first..])[start..][..len]
     }
 
     /// Copies block `from` over block `to` in every layer.

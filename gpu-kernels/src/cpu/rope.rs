@@ -1,5 +1,9 @@
 //! Rotary position embedding.
 
+use super::Isa;
+use super::lanes::{Kernel, Lanes, dispatch};
+use super::out::SharedOut;
+use super::workers::Workers;
 use crate::error::{multiple, same};
 use crate::{Error, RopeStyle};
 
@@ -28,22 +32,61 @@ impl RopeTable {
         self.cos.len() / self.half
     }
 
-    /// Turns the heads of every token of `x`, `[tokens, heads * dim]`.
-    pub(crate) fn rotate(&self, positions: &[u32], x: &mut [f32], heads: usize, dim: usize) {
+    /// Turns the heads of every token of `x`, `[tokens, heads * dim]`. Positions are checked.
+    pub(crate) fn rotate(
+        &self,
+        workers: &Workers,
+        isa: Isa,
+        positions: &[u32],
+        x: &mut [f32],
+        (heads, dim): (usize, usize),
+    ) {
+        let x = SharedOut::new(x);
+        workers.rows(positions.len(), heads * dim, &|from, to| {
+            let positions = &positions[from..to];
+            dispatch(isa, Rotate { table: self, positions, x: x.row(from, heads * dim), heads, dim });
+        });
+    }
+}
+
+struct Rotate<'a> {
+    table: &'a RopeTable,
+    positions: &'a [u32],
+    /// The first of the piece's tokens.
+    x: *mut f32,
+    heads: usize,
+    dim: usize,
+}
+
+impl Kernel for Rotate<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        let Self { table, positions, x, heads, dim } = self;
+        // SAFETY: `x` has a row for every position, and this piece alone holds them.
+        let x = unsafe { std::slice::from_raw_parts_mut(x, positions.len() * heads * dim) };
         for (token, &position) in x.chunks_exact_mut(heads * dim).zip(positions) {
-            let at = position as usize * self.half;
-            let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
+            let at = position as usize * table.half;
+            let (cos, sin) = (&table.cos[at..at + table.half], &table.sin[at..at + table.half]);
             for head in token.chunks_exact_mut(dim) {
-                for i in 0..self.half {
-                    let (a, b) = match self.style {
-                        RopeStyle::Halves => (i, i + self.half),
-                        RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-                    };
-                    let (x, y) = (head[a], head[b]);
-                    head[a] = x * cos[i] - y * sin[i];
-                    head[b] = y * cos[i] + x * sin[i];
+                match table.style {
+                    RopeStyle::Halves => {
+                        let (first, second) = head[..2 * table.half].split_at_mut(table.half);
+                        turn(first.iter_mut().zip(second), cos, sin);
+                    }
+                    RopeStyle::Interleaved => {
+                        let pairs = head[..2 * table.half].as_chunks_mut::<2>().0;
+                        turn(pairs.iter_mut().map(|[x, y]| (x, y)), cos, sin);
+                    }
                 }
             }
         }
+    }
+}
+
+/// Turns each pair by its angle.
+#[inline(always)]
+fn turn<'a>(pairs: impl Iterator<Item = (&'a mut f32, &'a mut f32)>, cos: &[f32], sin: &[f32]) {
+    for ((x, y), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+        (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
     }
 }

@@ -8,7 +8,7 @@ pub(crate) struct Scratch {
 
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line([f32; 16]);
+struct Line(#[expect(dead_code, reason = "read as floats, all lines at once")] [f32; 16]);
 
 impl Scratch {
     /// Several slices of these lengths, each starting on a cache line.

@@ -109,29 +109,10 @@ impl Weight {
 }
 
 /// Elements as f32.
-pub(crate) fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let mut out = vec![0.0; bytes.len() / dtype.bytes()];
-    widen_into(dtype, bytes, &mut out);
-    out
-}
-
-/// Elements as f32, into `out` of the same length.
-pub(crate) fn widen_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
-        Dtype::F32 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *to = f32::from_le_bytes(*from);
-            }
-        }
-        Dtype::Bf16 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = bf16::from_le_bytes(*from).to_f32();
-            }
-        }
-        Dtype::F16 => {
-            for (to, from) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = f16::from_le_bytes(*from).to_f32();
-            }
-        }
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)).collect(),
+        Dtype::Bf16 => bytes.as_chunks::<2>().0.iter().map(|&x| bf16::from_le_bytes(x).to_f32()).collect(),
+        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|&x| f16::from_le_bytes(x).to_f32()).collect(),
     }
 }

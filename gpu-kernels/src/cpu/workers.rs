@@ -106,6 +106,17 @@ impl Workers {
         assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of a parallel region panicked");
     }
 
+    /// Runs `piece(from, to)` over all of `rows`, in pieces worth handing out when a row is `cols` cheap elements.
+    pub(crate) fn rows(&self, rows: usize, cols: usize, piece: &(dyn Fn(usize, usize) + Sync)) {
+        /// Below this a piece takes less time than waking somebody for it.
+        const ELEMENTS_MIN: usize = 8192;
+        let step = rows.div_ceil(4 * self.threads()).max(ELEMENTS_MIN.div_ceil(cols.max(1)));
+        if step >= rows {
+            return piece(0, rows);
+        }
+        self.run(rows.div_ceil(step), &|index, _| piece(index * step, ((index + 1) * step).min(rows)));
+    }
+
     /// Makes a region visible and wakes who sleeps. Dropping the answer closes it and waits for those inside.
     fn open(&self, tasks: usize, task: &Task<'_>, _right: &MutexGuard<'_, Scratch>) -> Closing<'_> {
         let shared = &*self.shared;

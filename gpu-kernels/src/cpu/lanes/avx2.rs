@@ -193,6 +193,11 @@ impl Lanes for Avx2 {
         unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
+    fn mul_part(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
     fn fma_part(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: the token proves the feature.
         unsafe { _mm256_fmadd_ps(a, b, c) }

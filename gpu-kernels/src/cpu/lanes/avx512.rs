@@ -176,6 +176,10 @@ impl Lanes for Avx512 {
         self.splat(x)
     }
     #[inline(always)]
+    fn mul_part(self, a: __m512, b: __m512) -> __m512 {
+        self.mul(a, b)
+    }
+    #[inline(always)]
     fn fma_part(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         self.fma(a, b, c)
     }

@@ -10,9 +10,10 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use super::Isa;
+pub(crate) use self::portable::round_bf16;
 
-pub(crate) use portable::Portable;
+use self::portable::Portable;
+use super::Isa;
 
 /// Lanes in a vector.
 pub(crate) const WIDTH: usize = 16;
@@ -57,6 +58,7 @@ pub(crate) trait Lanes: Copy {
     fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
 
     fn splat_part(self, x: f32) -> Self::P;
+    fn mul_part(self, a: Self::P, b: Self::P) -> Self::P;
     fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P;
 
     /// # Safety

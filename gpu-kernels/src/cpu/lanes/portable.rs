@@ -102,6 +102,10 @@ impl Lanes for Portable {
         [x; 4]
     }
     #[inline(always)]
+    fn mul_part(self, a: Self::P, b: Self::P) -> Self::P {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
     fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P {
         std::array::from_fn(|i| fma(a[i], b[i], c[i]))
     }
