@@ -90,6 +90,9 @@ pub enum TextError {
     /// The template itself refused the conversation (`raise_exception`), in its own words.
     #[error("{0}")]
     Raised(String),
+    /// A message is not of a form the template can render.
+    #[error("{0}")]
+    Message(String),
     /// `add_generation_prompt` and `continue_final_message` exclude each other.
     #[error("add_generation_prompt and continue_final_message cannot both be set")]
     ContradictoryPrompt,

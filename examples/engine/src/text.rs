@@ -1,32 +1,25 @@
-//! Text in, text out: tokenizer, chat template and streams of text, shared by all threads.
+//! Text in, text out: tokenizer and chat templates of a checkpoint, shared by all threads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::error::TextError;
+use crate::chat::{self, Chat};
+use crate::detokenize::{self, TextStream};
+use crate::error::{LoadError, TextError};
+use crate::files::ModelFiles;
+use crate::template::Templates;
+use crate::tokenizer::Tokenizer;
 
-/// The tokenizer and the chat template of a checkpoint. Cheap to share, never changes.
+const CONFIG: &str = "tokenizer_config.json";
+
+/// The tokenizer and the chat templates of a checkpoint. Never changes; share it in an [`Arc`].
 #[derive(Debug)]
-pub struct Text {}
-
-/// A conversation to be rendered by the chat template.
-#[derive(Debug, Clone, Default)]
-pub struct Chat {
-    /// Messages as on the OpenAI wire: objects with `role`, `content` (a string or a list of parts), …
-    pub messages: Vec<Value>,
-    /// Tool definitions as on the OpenAI wire; also picks the template called `tool_use`, if there is one.
-    pub tools: Option<Vec<Value>>,
-    /// Documents for retrieval templates.
-    pub documents: Option<Vec<Value>>,
-    /// End with the opening of the assistant's turn.
-    pub add_generation_prompt: bool,
-    /// Leave the final message open, to be continued.
-    pub continue_final_message: bool,
-    /// A template to use in place of the model's: its source, or the name of one of the model's own.
-    pub template: Option<String>,
-    /// Further variables for the template (`chat_template_kwargs`).
-    pub variables: Map<String, Value>,
+pub struct Text {
+    tokenizer: Tokenizer,
+    templates: Templates,
+    special: Map<String, Value>,
 }
 
 /// The text and the bytes of one token, for `logprobs` on the wire.
@@ -39,39 +32,92 @@ pub struct TokenText {
 }
 
 impl Text {
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja`;
+    /// all but the first may be missing.
+    ///
+    /// # Errors
+    /// A file that is malformed, by name; a decoder that is not supported; a template that does not compile.
+    pub fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let json = files.required("tokenizer.json")?;
+        let config = files.json(CONFIG)?.unwrap_or_default();
+        let mut special = files.json("special_tokens_map.json")?.unwrap_or_default();
+        special.extend(config.clone());
+        let templates = template_sources(files, &config)?;
+        let config = Value::Object(config);
+        Ok(Self {
+            tokenizer: Tokenizer::new(&json, &config)?,
+            templates: Templates::new(templates)?,
+            special: special_tokens(&special),
+        })
+    }
+
     /// Tokens of a text. `add_special_tokens` adds what the tokenizer puts around a text, such as
     /// begin-of-sequence; a rendered chat already has it.
     ///
     /// # Errors
     /// [`TextError::Tokenizer`] when the tokenizer cannot represent the text.
-    pub fn encode(&self, _text: &str, _add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        Ok(Vec::new())
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        self.tokenizer.encode(text, add_special_tokens)
     }
 
-    /// The text of tokens, whole.
+    /// The text of tokens, whole. Bytes that are no character become U+FFFD.
     #[must_use]
-    pub fn decode(&self, _ids: &[u32], _skip_special_tokens: bool) -> String {
-        String::new()
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        detokenize::decode(&self.tokenizer, ids, skip_special_tokens)
+    }
+
+    /// Turns tokens into text as they come, behind the tokens `after`: a text that continues another keeps
+    /// the space at its front.
+    #[must_use]
+    pub fn stream(self: &Arc<Self>, skip_special_tokens: bool, after: &[u32]) -> TextStream {
+        TextStream::new(Arc::clone(self), skip_special_tokens, after)
     }
 
     /// One token by itself; `None` when the vocabulary has no such id.
     #[must_use]
-    pub fn token(&self, _id: u32) -> Option<TokenText> {
-        None
+    pub fn token(&self, id: u32) -> Option<TokenText> {
+        let mut bytes = Vec::new();
+        self.tokenizer.append(id, &mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        self.tokenizer.knows(id).then_some(TokenText { text, bytes })
+    }
+
+    /// The id of a token by its name in the vocabulary, such as `<|im_end|>`.
+    #[must_use]
+    pub fn token_id(&self, name: &str) -> Option<u32> {
+        self.tokenizer.id(name)
+    }
+
+    /// Whether the token only has a meaning to the model: begin-of-sequence, end of turn, …
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
+    /// End-of-sequence by the tokenizer's configuration.
+    #[must_use]
+    pub fn eos_token(&self) -> Option<u32> {
+        self.token_id(self.special.get("eos_token")?.as_str()?)
+    }
+
+    /// One more than the largest id the tokenizer knows.
+    #[must_use]
+    pub fn vocab_size(&self) -> u32 {
+        self.tokenizer.vocab_size()
     }
 
     /// Whether the model came with a chat template.
     #[must_use]
     pub fn has_chat_template(&self) -> bool {
-        false
+        !self.templates.is_empty()
     }
 
     /// A conversation as text, by the chat template.
     ///
     /// # Errors
     /// No template, an invalid one, or one that refuses this conversation.
-    pub fn render_chat(&self, _chat: &Chat) -> Result<String, TextError> {
-        Err(TextError::NoTemplate)
+    pub fn render_chat(&self, chat: &Chat) -> Result<String, TextError> {
+        chat::render(&self.templates, &self.special, chat)
     }
 
     /// A conversation as tokens: [`render_chat`](Text::render_chat), then
@@ -83,19 +129,41 @@ impl Text {
         self.encode(&self.render_chat(chat)?, false)
     }
 
-    /// Turns tokens into text as they come.
-    #[must_use]
-    pub fn stream(self: &Arc<Self>, _skip_special_tokens: bool) -> TextStream {
-        TextStream {}
-    }
-
-    /// Number of ids the tokenizer can produce.
-    #[must_use]
-    pub fn vocab_size(&self) -> u32 {
-        0
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 }
 
-/// Text out of tokens as they come: never half a character, each piece once.
-#[derive(Debug)]
-pub struct TextStream {}
+/// `bos_token` and its like: a string each, in the file sometimes an object around it.
+fn special_tokens(fields: &Map<String, Value>) -> Map<String, Value> {
+    let named = fields.iter().filter(|(name, _)| name.ends_with("_token"));
+    let content = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(Value::from);
+    named.filter_map(|(name, value)| Some((name.clone(), content(value)?))).collect()
+}
+
+/// Templates by name: `chat_template.jinja` goes before the one inside `tokenizer_config.json`.
+fn template_sources(
+    files: &ModelFiles,
+    config: &Map<String, Value>,
+) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut sources = match config.get("chat_template") {
+        None | Some(Value::Null) => BTreeMap::new(),
+        Some(Value::String(source)) => BTreeMap::from([("default".to_owned(), source.clone())]),
+        Some(Value::Array(named)) => named.iter().map(named_template).collect::<Result<_, _>>()?,
+        Some(_) => return Err(LoadError::invalid(CONFIG, "chat_template is neither a string nor a list")),
+    };
+    let file = "chat_template.jinja";
+    if let Some(source) = files.read(file)? {
+        let source = String::from_utf8(source).map_err(|error| LoadError::invalid(file, error))?;
+        sources.insert("default".into(), source);
+    }
+    Ok(sources)
+}
+
+fn named_template(entry: &Value) -> Result<(String, String), LoadError> {
+    let field = |name| entry.get(name).and_then(Value::as_str).map(str::to_owned);
+    match (field("name"), field("template")) {
+        (Some(name), Some(template)) => Ok((name, template)),
+        _ => Err(LoadError::invalid(CONFIG, "an entry of chat_template lacks name or template")),
+    }
+}
