@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+pub mod bandwidth;
+pub mod beside;
 pub mod client;
 pub mod machine;
 pub mod prompt;
