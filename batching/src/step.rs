@@ -52,10 +52,9 @@ impl Batcher {
     }
 
     /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves.
-    /// `finished` is cleared first. Outputs of requests that ended meanwhile are dropped, or may be left
-    /// out; those of the next plan close the door on them.
-    ///
-    /// Cheapest in the order of the plan.
+    /// `finished` is cleared first. Outputs may come late, in parts and in any order; cheapest is the order
+    /// of the plan. Those of requests that ended meanwhile are dropped. They may be left out; once an
+    /// output of a later plan has been applied, they are not expected any more.
     ///
     /// # Errors
     /// [`Error::NotExpected`] for an output that no plan asked for. Nothing changes then.

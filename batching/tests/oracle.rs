@@ -8,7 +8,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![expect(clippy::cast_possible_truncation, reason = "a trial has a hundred acts")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
 use proptest::prelude::*;
@@ -270,6 +270,9 @@ struct Trial {
     progress: BTreeMap<RequestId, u32>,
     /// Who was admitted for the first time, in that order.
     admitted: Vec<RequestId>,
+    texts: BTreeMap<RequestId, Vec<u64>>,
+    /// Digests of texts up to and with a token that some plan has computed.
+    computed: BTreeSet<u64>,
 }
 
 impl Trial {
@@ -291,6 +294,8 @@ impl Trial {
             next_id: 0,
             progress: BTreeMap::new(),
             admitted: Vec::new(),
+            texts: BTreeMap::new(),
+            computed: BTreeSet::new(),
         }
     }
 
@@ -308,6 +313,7 @@ impl Trial {
                     (0..u64::from(shared)).map(|place| 1 << 20 | place).chain(own).collect();
                 self.batcher.add(request.clone()).unwrap();
                 self.memory.open(id, tokens.clone());
+                self.texts.insert(id, tokens.clone());
                 self.oracle.add(request, tokens);
             }
             Act::Step => self.step(),
@@ -362,6 +368,11 @@ impl Trial {
             }
         }
         for part in &plan.scheduled {
+            let digests = digests(&self.texts[&part.id]);
+            let (found, now) = digests[..part.end() as usize].split_at(part.start as usize);
+            let found = found.iter().all(|digest| self.computed.contains(digest));
+            assert!(found, "{} builds on tokens that nobody has computed", part.id);
+            self.computed.extend(now);
             let next = self.progress.get_mut(&part.id).unwrap();
             assert_eq!(part.start, *next, "a token of {} is computed twice or left out", part.id);
             assert!(part.tokens > 0);
@@ -392,6 +403,7 @@ impl Trial {
         for output in &sampled {
             if self.batcher.standing(output.id).is_some() {
                 self.memory.push(output.id, u64::from(output.token.0));
+                self.texts.get_mut(&output.id).unwrap().push(u64::from(output.token.0));
             }
         }
         assert_eq!(finished, self.oracle.apply(&sampled));
@@ -496,14 +508,53 @@ fn acts() -> impl Strategy<Value = Act> {
     ]
 }
 
-proptest! {
-    // The same cases on every machine; what fails is printed in full, cut down to the fewest acts.
-    #![proptest_config(ProptestConfig {
-        cases: 600,
+/// A digest for every beginning of a text (FNV-1a, a token at a time).
+fn digests(text: &[u64]) -> Vec<u64> {
+    let digest = |digest: &mut u64, token: &u64| {
+        *digest = (*digest ^ token).wrapping_mul(0x0100_0000_01b3);
+        Some(*digest)
+    };
+    text.iter().scan(0xcbf2_9ce4_8422_2325, digest).collect()
+}
+
+/// Little memory in small shared blocks, prompts in pieces, and the urgent come last: the running yield in
+/// the very step that had scheduled them.
+fn crowded() -> impl Strategy<Value = (Config, BlockMemory)> {
+    (2u32..6, 1u32..6, 6u32..20, 1u32..4, any::<bool>()).prop_map(
+        |(running_max, tokens, blocks, block_tokens, whole)| {
+            let config = Config {
+                step_tokens_max: 24,
+                running_max,
+                prefill: capped(tokens, false),
+                order: Order::Priority,
+                whole_sequence_check: whole,
+                ..Config::new(64)
+            };
+            (config, BlockMemory::new(blocks, block_tokens, true))
+        },
+    )
+}
+
+fn trial(config: Config, memory: BlockMemory, acts: &[Act]) {
+    let mut trial = Trial::new(config, memory);
+    for act in acts {
+        trial.act(act);
+    }
+    trial.drain();
+}
+
+/// The same cases on every machine; what fails is printed in full, cut down to the fewest acts.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
         rng_seed: RngSeed::Fixed(0x5eed),
         failure_persistence: None,
         ..ProptestConfig::default()
-    })]
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(250))]
 
     #[test]
     fn any_caller_gets_what_the_naive_scheduler_says(
@@ -511,10 +562,14 @@ proptest! {
         memory in memories(),
         acts in prop::collection::vec(acts(), 1..120),
     ) {
-        let mut trial = Trial::new(config, memory);
-        for act in &acts {
-            trial.act(act);
-        }
-        trial.drain();
+        trial(config, memory, &acts);
+    }
+
+    #[test]
+    fn nobody_finds_what_was_not_computed(
+        (config, memory) in crowded(),
+        acts in prop::collection::vec(acts(), 1..120),
+    ) {
+        trial(config, memory, &acts);
     }
 }
