@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use quayline_gpu_kernels::{BatchInput, Dtype, Error, KvShape, Ops, Projection, RopeStyle};
+use quayline_gpu_kernels::{BatchInput, Dtype, Error, KvShape, Ops, Projection, RopeStyle, Span};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -17,12 +17,14 @@ use crate::rope::Rope;
 /// ready follow what is used, not what the model could do.
 const ROPE_POSITIONS_FIRST: usize = 4096;
 
-/// The largest step that a model makes room for.
+/// The room that a model makes for its activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLimits {
-    /// Most tokens in one step.
+    /// Tokens that go through the layers together; a step with more is computed in pieces, with the same bits. Each
+    /// takes `5 hidden + 2 (heads + kv heads) head width + 3 intermediate` numbers of 4 bytes: 512 tokens of a model
+    /// with 110 million weights take 23 MB, and are enough to keep a processor's arithmetic busy.
     pub tokens: usize,
-    /// Most rows of logits in one call of [`Model::logits`].
+    /// Most rows of logits in one call of [`Model::logits`]; at most `tokens`.
     pub logits_rows: usize,
     /// The longest sequence; at most the model's own limit.
     pub positions: usize,
@@ -54,6 +56,9 @@ pub struct Model<O: Ops> {
     rope_positions: usize,
     limits: StepLimits,
     rows: Rows<O>,
+    /// What the head reads of the wanted rows, `[rows, hidden]`, if the last step was computed in pieces; after a
+    /// step in one piece it lies in `rows.normed`.
+    kept: Option<Vec<f32>>,
     logits: O::Tensor,
 }
 
@@ -70,7 +75,8 @@ impl<O: Ops> Model<O> {
         let mut config = files.config()?;
         let mut weights = files.weights()?;
         let positions = limits.positions.clamp(1, config.positions_max);
-        let limits = StepLimits { positions, ..limits };
+        let tokens = limits.tokens.max(1);
+        let limits = StepLimits { tokens, logits_rows: limits.logits_rows.clamp(1, tokens), positions };
         forget_windows_beyond(&mut config, positions);
 
         let weight_bytes = weights.bytes();
@@ -102,6 +108,7 @@ impl<O: Ops> Model<O> {
             rope_positions,
             limits,
             rows,
+            kept: None,
             logits,
         })
     }
@@ -155,10 +162,34 @@ impl<O: Ops> Model<O> {
     /// be taken with [`Model::logits`], until the next step.
     ///
     /// # Errors
-    /// When a token is not in the vocabulary, a position is beyond the longest sequence, the step is larger than
-    /// [`Model::limits`], or the batch contradicts itself. The cache may then hold a part of the step.
+    /// When a token is not in the vocabulary, a position is beyond the longest sequence, or the batch contradicts
+    /// itself. The cache may then hold a part of the step.
     pub fn run(&mut self, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<(), Error> {
         self.cover_positions(input.batch.positions)?;
+        if input.tokens.len() <= self.limits.tokens {
+            self.kept = None;
+            return self.run_piece(pool, input);
+        }
+        let rows = input.tokens.len();
+        if let Some(&row) = input.logits_rows.iter().find(|&&row| row as usize >= rows) {
+            let (found, max) = (row as usize, rows - 1);
+            return Err(Error::TooLarge { operator: "run", dimension: "row of logits", found, max });
+        }
+        let hidden = self.config.hidden;
+        let mut kept = vec![0.0; input.logits_rows.len() * hidden];
+        for start in (0..rows).step_by(self.limits.tokens) {
+            let piece = Piece::cut(input, start..rows.min(start + self.limits.tokens));
+            self.run_piece(pool, &piece.input(input))?;
+            let found = self.ops.read(&self.rows.normed)?;
+            for (&at, row) in piece.wanted_by.iter().zip(found.chunks_exact(hidden)) {
+                kept[at * hidden..][..hidden].copy_from_slice(row);
+            }
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+
+    fn run_piece(&mut self, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<(), Error> {
         let batch = self.ops.batch(input.batch)?;
         self.ops.embed(&self.embedding, input.tokens, &mut self.rows.residual)?;
         self.network.forward(&mut Step {
@@ -179,8 +210,22 @@ impl<O: Ops> Model<O> {
     /// # Errors
     /// When the range is larger than that, or not within the rows that the last step was asked for.
     pub fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
-        let wanted: Vec<u32> = range.collect();
-        self.ops.gather_rows(&self.rows.normed, &wanted, &mut self.rows.residual)?;
+        let x = &mut self.rows.residual;
+        match &self.kept {
+            None => {
+                let wanted: Vec<u32> = range.collect();
+                self.ops.gather_rows(&self.rows.normed, &wanted, x)?;
+            }
+            Some(kept) => {
+                let hidden = self.config.hidden;
+                let (start, end) = (range.start as usize * hidden, range.end as usize * hidden);
+                let (operator, dimension) = ("logits", "row");
+                let max = kept.len() / hidden;
+                let wanted = kept.get(start..end);
+                let found = range.end as usize;
+                self.ops.write(x, wanted.ok_or(Error::TooLarge { operator, dimension, found, max })?)?;
+            }
+        }
         let weight = self.head.as_ref().unwrap_or(&self.embedding);
         let mut head = [Projection { weight, bias: None, out: &mut self.logits }];
         self.ops.linear(&self.rows.residual, &mut head)?;
@@ -209,6 +254,60 @@ impl<O: Ops> fmt::Debug for Model<O> {
             .field("config", &self.config)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+/// Some rows of a step that is too large for one pass. Spans that reach over a cut fall into two, the first of which
+/// ends with a shorter context.
+struct Piece {
+    rows: Range<usize>,
+    spans: Vec<Span>,
+    /// Which of the step's block tables these spans have.
+    tables: Range<usize>,
+    /// The rows of the piece whose logits are wanted, and which of the step's wishes each fulfils.
+    logits_rows: Vec<u32>,
+    wanted_by: Vec<usize>,
+}
+
+impl Piece {
+    #[expect(clippy::cast_possible_truncation, reason = "rows of a step are counted in 32 bits")]
+    fn cut(input: &StepInput<'_>, rows: Range<usize>) -> Self {
+        let (from, to) = (rows.start as u32, rows.end as u32);
+        let end = |span: &Span| span.query_start.saturating_add(span.query_len);
+        let is_here = |span: &Span| span.query_start < to && end(span) > from;
+        let spans = input.batch.spans;
+        let first = spans.iter().position(is_here).unwrap_or(0);
+        let tables = first..spans.iter().rposition(is_here).map_or(first, |last| last + 1);
+        let part = |span: &Span| {
+            let (begins, ends) = (span.query_start.max(from), end(span).min(to));
+            let later = end(span).saturating_sub(ends);
+            Span {
+                query_start: begins.min(to) - from,
+                query_len: ends.saturating_sub(begins),
+                context_len: span.context_len.saturating_sub(later),
+            }
+        };
+        let spans = spans[tables.clone()].iter().map(part).collect();
+        let wishes = input.logits_rows.iter().enumerate().filter(|&(_, row)| (from..to).contains(row));
+        let (wanted_by, logits_rows) = wishes.map(|(at, row)| (at, row - from)).unzip();
+        Self { rows, spans, tables, logits_rows, wanted_by }
+    }
+
+    fn input<'a>(&'a self, whole: &StepInput<'a>) -> StepInput<'a> {
+        let batch = whole.batch;
+        let blocks_max = batch.block_tables.len().checked_div(batch.spans.len()).unwrap_or(0);
+        StepInput {
+            tokens: &whole.tokens[self.rows.clone()],
+            batch: BatchInput {
+                positions: batch.positions.get(self.rows.clone()).unwrap_or_default(),
+                slots: batch.slots.get(self.rows.clone()).unwrap_or_default(),
+                spans: &self.spans,
+                block_tables: &batch.block_tables
+                    [self.tables.start * blocks_max..self.tables.end * blocks_max],
+                block_size: batch.block_size,
+            },
+            logits_rows: &self.logits_rows,
+        }
     }
 }
 

@@ -91,8 +91,12 @@ impl Bench {
     }
 
     fn on(cpu: Cpu, variant: &str, block_size: usize, dtype: Dtype) -> Self {
+        Self::within(LIMITS, cpu, variant, block_size, dtype)
+    }
+
+    fn within(limits: StepLimits, cpu: Cpu, variant: &str, block_size: usize, dtype: Dtype) -> Self {
         let files = ModelFiles::open(directory().join(variant)).unwrap();
-        let model = Model::load(cpu, &files, LIMITS).unwrap();
+        let model = Model::load(cpu, &files, limits).unwrap();
         let pool = model.kv_pool(BLOCKS as usize * 16 / block_size.min(16), block_size, dtype).unwrap();
         let blocks = BLOCKS * 16 / u32::try_from(block_size.min(16)).unwrap();
         // A fixed shuffle: 7 is prime to the number of blocks, so every block occurs once.
@@ -153,8 +157,9 @@ impl Bench {
     fn all_logits(&mut self, rows: usize) -> Vec<Vec<f32>> {
         let vocab = self.model.config().vocab;
         let mut found = Vec::new();
-        for start in (0..rows).step_by(LIMITS.logits_rows) {
-            let end = rows.min(start + LIMITS.logits_rows);
+        let rows_max = self.model.limits().logits_rows;
+        for start in (0..rows).step_by(rows_max) {
+            let end = rows.min(start + rows_max);
             let range = u32::try_from(start).unwrap()..u32::try_from(end).unwrap();
             found.extend(self.model.logits(range).unwrap().chunks(vocab).map(<[f32]>::to_vec));
         }
@@ -278,6 +283,23 @@ fn company_in_the_batch_does_not_change_a_bit() {
 }
 
 #[test]
+fn a_step_larger_than_the_room_is_computed_in_pieces_with_the_same_bits() {
+    for variant in VARIANTS {
+        let golden = Golden::read(variant);
+        let whole = in_one_step(variant, &golden);
+        for tokens in [1, 7, 20] {
+            let limits = StepLimits { tokens, ..LIMITS };
+            let mut bench = Bench::within(limits, Cpu::detect().unwrap(), variant, 16, Dtype::F32);
+            let mut before = bench.sequence(&[11; 30]);
+            let mut ours = bench.sequence(&golden.whole());
+            let mut after = bench.sequence(&[5, 250, 17]);
+            let found = bench.step(&mut [(&mut before, 30), (&mut ours, 65), (&mut after, 3)]).remove(1);
+            assert!(found == whole, "{variant}: pieces of {tokens}");
+        }
+    }
+}
+
+#[test]
 fn a_prefix_hit_does_not_change_a_bit() {
     for variant in VARIANTS {
         let golden = Golden::read(variant);
@@ -322,9 +344,10 @@ fn only_the_wanted_logits_are_computed_and_they_are_the_same() {
     for variant in ["llama2", "qwen3"] {
         let golden = Golden::read(variant);
         let whole = in_one_step(variant, &golden);
-        let tokens = golden.whole();
-        for wanted in [vec![], vec![64], vec![3, 0, 64, 3], (0..64).collect::<Vec<u32>>()] {
-            let mut bench = Bench::new(variant, 16, Dtype::F32);
+        let wishes = [vec![], vec![64], vec![3, 0, 64, 3], (0..64).collect::<Vec<u32>>()];
+        for (wanted, tokens) in wishes.iter().flat_map(|wanted| [(wanted, 65), (wanted, 30)]) {
+            let limits = StepLimits { tokens, ..LIMITS };
+            let mut bench = Bench::within(limits, Cpu::detect().unwrap(), variant, 16, Dtype::F32);
             let table = bench.sequence(&[]).table;
             let positions: Vec<u32> = (0..65).collect();
             let slot = |position: &u32| i64::from(table[*position as usize / 16] * 16 + position % 16);
@@ -336,11 +359,13 @@ fn only_the_wanted_logits_are_computed_and_they_are_the_same() {
                 block_tables: &table,
                 block_size: 16,
             };
-            let input = StepInput { tokens: &tokens, batch, logits_rows: &wanted };
+            let input = StepInput { tokens: &golden.whole(), batch, logits_rows: wanted };
             bench.model.run(&mut bench.pool, &input).unwrap();
             let found = bench.all_logits(wanted.len());
             let expected: Vec<_> = wanted.iter().map(|&row| whole[row as usize].clone()).collect();
-            assert!(found == expected, "{variant}: rows {wanted:?}");
+            assert!(found == expected, "{variant}: rows {wanted:?}, pieces of {tokens}");
+            let past = u32::try_from(wanted.len()).unwrap();
+            assert!(bench.model.logits(past..past + 1).is_err(), "{variant}: rows {wanted:?}");
         }
     }
 }
@@ -356,6 +381,15 @@ fn a_step_beyond_the_limits_is_refused_with_the_numbers() {
     let input = StepInput { tokens: &[300], batch, logits_rows: &[] };
     let error = bench.model.run(&mut bench.pool, &input).unwrap_err().to_string();
     assert!(error.contains("token is 300"), "{error}");
+    // A wish for a row that is not there, in a step of one piece and of two.
+    for tokens in [2, 1] {
+        let limits = StepLimits { tokens, ..LIMITS };
+        let mut bench = Bench::within(limits, Cpu::detect().unwrap(), "llama2", 16, Dtype::F32);
+        let batch = BatchInput { positions: &[0, 1], slots: &[16, 17], ..batch };
+        let input = StepInput { tokens: &[5, 6], batch, logits_rows: &[2] };
+        let error = bench.model.run(&mut bench.pool, &input).unwrap_err().to_string();
+        assert!(error.contains("row") && error.contains("is 2"), "{error}");
+    }
 }
 
 #[test]
