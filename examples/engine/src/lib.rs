@@ -1,11 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+mod active;
+mod adapt;
+mod bundled;
 mod chat;
 mod config;
 mod detokenize;
 mod engine;
 mod error;
 mod files;
+mod input;
 mod json;
 mod layers;
 mod model;
@@ -15,6 +19,7 @@ mod output;
 mod request;
 mod rope;
 mod sampling;
+mod sizing;
 mod snapshot;
 mod stop;
 mod template;
@@ -28,6 +33,7 @@ pub use detokenize::TextStream;
 pub use engine::Engine;
 pub use error::{LoadError, Refusal, TextError};
 pub use files::ModelFiles;
+pub use input::StepArrays;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{KvDtype, KvSize, Options, Order};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};

@@ -16,7 +16,8 @@ pub struct Options {
     pub max_model_len: Option<u32>,
     /// Most requests in one step.
     pub max_num_seqs: u32,
-    /// Most tokens in one step.
+    /// Most tokens in one step. On a CPU longer steps compute no faster, but take memory and keep others
+    /// waiting.
     pub max_num_batched_tokens: u32,
     /// Whether a prompt may be spread over several steps.
     pub chunked_prefill: bool,
@@ -44,7 +45,7 @@ impl Default for Options {
             kv_dtype: KvDtype::Auto,
             max_model_len: None,
             max_num_seqs: 64,
-            max_num_batched_tokens: 2048,
+            max_num_batched_tokens: 512,
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
             prefix_caching: true,
@@ -60,8 +61,9 @@ impl Default for Options {
 /// How much memory keys and values may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvSize {
-    /// Four sequences of the longest length or 256 MiB, whichever is less, but never less than one
-    /// sequence of the longest length.
+    /// Four sequences of the longest length or 1 GiB, whichever is less, but room for one sequence of
+    /// `max_model_len` if that is given. Where it is not, the longest sequence is what fits. Memory is
+    /// only used as blocks are written.
     Auto,
     /// This many blocks that can hold tokens.
     Blocks(u32),

@@ -86,8 +86,8 @@ pub struct Sampling {
     pub ignore_eos: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
-    /// Put spaces around special tokens in the text. Only `true`, the default, is what tokenizers of
-    /// today do; it is accepted for compatibility.
+    /// Keep the spaces that some tokenizers put between special tokens. The tokens of those read here are
+    /// put together as they are, so it makes no difference; it is accepted for compatibility.
     pub spaces_between_special_tokens: bool,
     /// Report the log-probability of each chosen token and of this many most likely ones.
     pub logprobs: Option<u32>,

@@ -68,6 +68,11 @@ impl Chooser {
     }
 }
 
+/// The seed of a request that brought none.
+pub(crate) fn request_seed(engine: u64, request: u64) -> u64 {
+    random::mix(random::mix(engine) ^ request)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -212,6 +212,7 @@ mod tests {
     use super::*;
 
     /// A row of `n` random logits; with `levels`, only so many different ones.
+    #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is wanted")]
     fn row(n: usize, seed: u64, levels: Option<u64>) -> Vec<f32> {
         let logit = |i: usize| match levels {
             Some(levels) => (mix(seed + i as u64) % levels) as f32,

@@ -7,6 +7,7 @@ use crate::output::{Logprobs, TokenLogprob};
 /// Cost: three passes over the row.
 pub(crate) fn logprobs(logits: &[f32], chosen: u32, top: u32) -> Logprobs {
     let normaliser = log_sum_exp(logits);
+    #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is wanted")]
     let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
     let logit = logits[chosen as usize];
     let rank = logits.iter().filter(|&&other| other >= logit).count().max(1);

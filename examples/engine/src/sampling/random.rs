@@ -20,6 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "a bin below 16")]
     fn numbers_are_spread_evenly_over_positions_and_over_seeds() {
         type Number = fn(u64) -> f64;
         let streams: [Number; 2] = [|i| uniform(7, i), |i| uniform(i, 3)];

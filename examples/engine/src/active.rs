@@ -1,0 +1,207 @@
+//! One request in the engine: its tokens, what chooses the next one, and what makes text of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use quayline_batching::{self as batching, StopRules, TokenId};
+
+use crate::detokenize::TextStream;
+use crate::error::Refusal;
+use crate::output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason};
+use crate::request::{Request, RequestId, Tick};
+use crate::sampling::{self, Chooser, Context, Scratch};
+use crate::stop::StopStrings;
+use crate::text::Text;
+
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) id: RequestId,
+    pub(crate) arrival: Tick,
+    pub(crate) started: Option<Tick>,
+    pub(crate) cached_tokens: u32,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) output_tokens_max: u32,
+    /// Prompt, then output.
+    pub(crate) tokens: Vec<u32>,
+    chooser: Chooser,
+    stream: TextStream,
+    stops: StopStrings,
+    user_stop_ids: Vec<u32>,
+    include_stop: bool,
+    min_tokens: u32,
+    logprobs: Option<u32>,
+    prompt_logprobs: Option<PromptLogprobs>,
+    /// The token of this step.
+    chosen: Option<SampledToken>,
+}
+
+/// Log-probabilities of the prompt while they come together. A request that starts over computes the same
+/// again.
+#[derive(Debug)]
+struct PromptLogprobs {
+    top: u32,
+    by_position: BTreeMap<u32, Logprobs>,
+}
+
+impl Active {
+    /// `tokens_max` is the longest sequence, longer than the prompt.
+    pub(crate) fn new(
+        request: &Request,
+        text: &Arc<Text>,
+        eos: &[u32],
+        seed: u64,
+        tokens_max: u32,
+    ) -> Result<Self, Refusal> {
+        let Request { prompt, sampling, .. } = request;
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let bad_words = spellings(text, &sampling.bad_words)?;
+        let context =
+            Context { seed: sampling::request_seed(seed, request.id.0), eos: eos.to_vec(), bad_words };
+        let room = tokens_max - prompt_tokens;
+        Ok(Self {
+            id: request.id,
+            arrival: request.arrival,
+            started: None,
+            cached_tokens: 0,
+            prompt_tokens,
+            output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
+            tokens: prompt.to_vec(),
+            chooser: Chooser::new(sampling, prompt, context),
+            stream: text.stream(sampling.skip_special_tokens, prompt),
+            stops: StopStrings::new(sampling.stop.clone(), sampling.include_stop_str_in_output),
+            user_stop_ids: sampling.stop_token_ids.clone(),
+            include_stop: sampling.include_stop_str_in_output,
+            min_tokens: sampling.min_tokens,
+            logprobs: sampling.logprobs,
+            prompt_logprobs: sampling
+                .prompt_logprobs
+                .map(|top| PromptLogprobs { top, by_position: BTreeMap::new() }),
+            chosen: None,
+        })
+    }
+
+    /// When to stop, in the batcher's words.
+    pub(crate) fn stop_rules(&self, request: &Request, eos: &[u32]) -> StopRules {
+        let ends = if request.sampling.ignore_eos { &[] } else { eos };
+        let further = ends.iter().skip(1).chain(&request.sampling.stop_token_ids);
+        StopRules {
+            new_tokens_max: self.output_tokens_max,
+            new_tokens_min: self.min_tokens.min(self.output_tokens_max),
+            eos: ends.first().map(|&id| TokenId(id)),
+            stop_ids: further.map(|&id| TokenId(id)).collect(),
+        }
+    }
+
+    pub(crate) fn output_tokens(&self) -> u32 {
+        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX) - self.prompt_tokens
+    }
+
+    /// Which of the positions `start..end` must give logits for `prompt_logprobs`: each tells of the prompt
+    /// token behind it.
+    pub(crate) fn prompt_positions(&self, start: u32, end: u32) -> std::ops::Range<u32> {
+        match &self.prompt_logprobs {
+            Some(_) => start..end.min(self.prompt_tokens - 1).max(start),
+            None => start..start,
+        }
+    }
+
+    pub(crate) fn note_prompt_logits(&mut self, position: u32, logits: &[f32]) {
+        let next = self.tokens[position as usize + 1];
+        if let Some(prompt) = &mut self.prompt_logprobs {
+            prompt.by_position.insert(position + 1, sampling::logprobs(logits, next, prompt.top));
+        }
+    }
+
+    /// Chooses the next token from the logits of the last one. `row` is room for a copy of them.
+    pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) -> u32 {
+        row.clear();
+        row.extend_from_slice(logits);
+        let id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
+        let logprobs = self.logprobs.map(|top| sampling::logprobs(logits, id, top));
+        self.chosen = Some(SampledToken { id, logprobs });
+        id
+    }
+
+    /// Makes the chosen token part of the output. `verdict` is the batcher's.
+    pub(crate) fn advance(&mut self, verdict: Option<batching::FinishReason>) -> Output {
+        let token = self.chosen.take().expect("a token was chosen in this step");
+        self.tokens.push(token.id);
+        self.chooser.push(token.id);
+        let mut finish = verdict.map(|reason| self.finish(reason));
+        let ended_by_token = verdict.is_some_and(|reason| !reason.is_length());
+        let mut text = String::new();
+        let mut piece = String::new();
+        if !ended_by_token || self.include_stop {
+            self.stream.push(token.id, &mut piece);
+        }
+        let may_stop = !ended_by_token && self.output_tokens() > self.min_tokens;
+        if let Some(stop) = self.stops.push(&piece, may_stop, &mut text) {
+            let stop = Some(StopReason::String(stop.to_owned()));
+            finish = Some(Finish { reason: FinishReason::Stop, stop });
+        } else if finish.is_some() {
+            self.stops.finish(&mut text);
+        }
+        Output {
+            id: self.id,
+            tokens: vec![token],
+            text,
+            prompt_logprobs: self.take_prompt_logprobs(),
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
+            output_tokens: self.output_tokens(),
+            finish,
+        }
+    }
+
+    /// The last output of a request that must end without a further token.
+    pub(crate) fn give_up(&mut self) -> Output {
+        let mut text = String::new();
+        self.stops.finish(&mut text);
+        Output {
+            id: self.id,
+            tokens: Vec::new(),
+            text,
+            prompt_logprobs: None,
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
+            output_tokens: self.output_tokens(),
+            finish: Some(Finish { reason: FinishReason::Length, stop: None }),
+        }
+    }
+
+    fn finish(&self, reason: batching::FinishReason) -> Finish {
+        let stop = match reason {
+            batching::FinishReason::StopId(TokenId(id)) if self.user_stop_ids.contains(&id) => {
+                Some(StopReason::Token(id))
+            }
+            _ => None,
+        };
+        let reason = if reason.is_length() { FinishReason::Length } else { FinishReason::Stop };
+        Finish { reason, stop }
+    }
+
+    fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<Logprobs>>> {
+        let mut prompt = self.prompt_logprobs.take()?;
+        Some((0..self.prompt_tokens).map(|position| prompt.by_position.remove(&position)).collect())
+    }
+}
+
+/// The token spellings of bad words: as they are, and behind a space where that is as many tokens but
+/// begins with another one.
+fn spellings(text: &Text, words: &[String]) -> Result<Vec<Vec<u32>>, Refusal> {
+    let mut spellings = Vec::new();
+    for word in words {
+        let encode = |word: &str| {
+            let refuse =
+                |error| Refusal::Sampling { parameter: "bad_words", problem: format!("{word:?}: {error}") };
+            text.encode(word, false).map_err(refuse)
+        };
+        let plain = encode(word.trim_start())?;
+        let spaced = encode(&format!(" {}", word.trim_start()))?;
+        if spaced.len() == plain.len() && spaced.first() != plain.first() {
+            spellings.push(spaced);
+        }
+        spellings.push(plain);
+    }
+    Ok(spellings)
+}

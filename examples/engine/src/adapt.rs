@@ -1,0 +1,53 @@
+//! Where the batcher meets the cache: what batching asks about room, answered by the paged cache. The only
+//! file that knows both.
+
+use quayline_batching::{Memory, Need, RequestId, Room};
+use quayline_kv_cache::{Admission, Claim, KvCache, SequenceId, TokenCount};
+
+/// A [`KvCache`] as the batcher sees it. A request's sequence bears the request's number.
+#[derive(Debug)]
+pub(crate) struct PagedMemory {
+    pub(crate) cache: KvCache,
+}
+
+/// The cache's name for a request's sequence.
+pub(crate) fn sequence(id: RequestId) -> SequenceId {
+    SequenceId(id.0)
+}
+
+/// Every request is opened in the cache when it is added and closed when it ends.
+const OPEN: &str = "a request that the batcher knows is open in the cache";
+
+impl Memory for PagedMemory {
+    fn cached_tokens(&mut self, id: RequestId) -> u32 {
+        self.cache.lookup(sequence(id)).expect("the batcher asks before the request holds room").tokens.get()
+    }
+
+    fn allocate(&mut self, id: RequestId, need: Need) -> Room {
+        let watermark = self.cache.config().block_size.blocks_for(TokenCount(need.watermark_tokens));
+        let claim = Claim {
+            computed: TokenCount(need.computed_tokens),
+            new_tokens: TokenCount(need.new_tokens),
+            lookahead: TokenCount(0),
+            whole_sequence: need.whole_tokens.is_some(),
+            watermark,
+        };
+        match self.cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
+            Admission::Admit(reservation) => {
+                Room::Granted { covered_tokens: reservation.commit().covered.get() }
+            }
+            Admission::Wait { need, watermark, free } => {
+                Room::Short { need: need.get() + watermark.get(), free: free.get() }
+            }
+            Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
+        }
+    }
+
+    fn withdraw(&mut self, id: RequestId) {
+        self.cache.withdraw(sequence(id)).expect(OPEN);
+    }
+
+    fn release(&mut self, id: RequestId) {
+        self.cache.release(sequence(id)).expect(OPEN);
+    }
+}

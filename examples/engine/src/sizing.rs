@@ -1,0 +1,115 @@
+//! How large an engine is: from options and a model's configuration to numbers that fit together.
+
+use quayline_batching as batching;
+use quayline_gpu_kernels::Dtype;
+use std::num::NonZeroU32;
+
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::model::StepLimits;
+use crate::options::{KvDtype, KvSize, Options, Order};
+
+/// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
+const AUTO_BYTES: u64 = 1 << 30;
+
+/// Logits of one step are made in parts of at most so many bytes.
+const LOGITS_BYTES: usize = 20 << 20;
+
+/// Numbers that fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) dtype: Dtype,
+    /// Blocks that can hold tokens; the null block comes on top.
+    pub(crate) blocks: u32,
+    pub(crate) bytes: u64,
+    /// Longest sequence.
+    pub(crate) model_tokens_max: u32,
+    /// Most tokens in a step.
+    pub(crate) step_tokens_max: u32,
+}
+
+impl Sizes {
+    pub(crate) fn new(options: &Options, config: &ModelConfig, weights: Dtype) -> Result<Self, LoadError> {
+        let dtype = match options.kv_dtype {
+            KvDtype::Auto => weights,
+            KvDtype::F32 => Dtype::F32,
+            KvDtype::Bf16 => Dtype::Bf16,
+            KvDtype::F16 => Dtype::F16,
+        };
+        let block_size = options.block_size.get();
+        let positions = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
+        let wanted = options.max_model_len.unwrap_or(positions);
+        if wanted > positions {
+            let problem = format!("{wanted} is more than the model's {positions} positions");
+            return Err(LoadError::Options { option: "max_model_len", problem });
+        }
+        let bytes_per_block = config.kv_bytes_per_token(dtype.bytes()) as u64 * u64::from(block_size);
+        let blocks = blocks(options, wanted, bytes_per_block)?;
+        let room = u32::try_from(u64::from(blocks) * u64::from(block_size)).unwrap_or(u32::MAX);
+        if options.max_model_len.is_some() && room < wanted {
+            let problem = format!("{blocks} blocks hold {room} tokens, fewer than max_model_len {wanted}");
+            return Err(LoadError::Options { option: "kv", problem });
+        }
+        let model_tokens_max = wanted.min(room);
+        if model_tokens_max < 2 {
+            let problem = format!("{model_tokens_max} tokens are too few for a prompt and an answer");
+            return Err(LoadError::Options { option: "max_model_len", problem });
+        }
+        // Whole prompts must fit into a step.
+        let step = options.max_num_batched_tokens;
+        let step_tokens_max = if options.chunked_prefill { step } else { step.max(model_tokens_max) };
+        if options.max_num_seqs == 0 || step_tokens_max < options.max_num_seqs {
+            let problem = format!("{step} tokens are too few for {} requests", options.max_num_seqs);
+            return Err(LoadError::Options { option: "max_num_batched_tokens", problem });
+        }
+        let bytes = bytes_per_block * (u64::from(blocks) + 1);
+        Ok(Self { dtype, blocks, bytes, model_tokens_max, step_tokens_max })
+    }
+
+    pub(crate) fn batching(&self, options: &Options) -> batching::Config {
+        let capped = NonZeroU32::new(options.long_prefill_token_threshold);
+        batching::Config {
+            step_tokens_max: self.step_tokens_max,
+            running_max: options.max_num_seqs,
+            prefill: match (options.chunked_prefill, capped) {
+                (false, _) => batching::Prefill::Whole,
+                (true, None) => batching::Prefill::Chunked,
+                (true, Some(tokens_max)) => batching::Prefill::Capped { tokens_max, adaptive: false },
+            },
+            order: match options.order {
+                Order::FirstCome => batching::Order::FirstCome,
+                Order::Priority => batching::Order::Priority,
+            },
+            queued_requests_max: options.max_queued_requests,
+            queued_tokens_max: options.max_queued_tokens,
+            ..batching::Config::new(self.model_tokens_max)
+        }
+    }
+
+    pub(crate) fn step_limits(&self, options: &Options, vocab: usize) -> StepLimits {
+        let rows = (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, options.max_num_seqs as usize);
+        StepLimits {
+            tokens: self.step_tokens_max as usize,
+            logits_rows: rows.min(self.step_tokens_max as usize),
+            positions: self.model_tokens_max as usize,
+        }
+    }
+}
+
+fn blocks(options: &Options, wanted: u32, bytes_per_block: u64) -> Result<u32, LoadError> {
+    let one = wanted.div_ceil(options.block_size.get());
+    let fitting = |bytes: u64| u32::try_from(bytes / bytes_per_block.max(1)).unwrap_or(u32::MAX);
+    let blocks = match options.kv {
+        KvSize::Blocks(blocks) => blocks,
+        KvSize::Bytes(bytes) => fitting(bytes),
+        KvSize::Auto => {
+            let least = if options.max_model_len.is_some() { one } else { 1 };
+            one.saturating_mul(4).min(fitting(AUTO_BYTES)).max(least)
+        }
+    };
+    if blocks == 0 {
+        let problem = format!("not even one block of {bytes_per_block} bytes");
+        return Err(LoadError::Options { option: "kv", problem });
+    }
+    Ok(blocks)
+}
