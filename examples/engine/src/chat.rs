@@ -25,6 +25,15 @@ pub struct Chat {
     pub variables: Map<String, Value>,
 }
 
+impl Chat {
+    /// A conversation of one message.
+    #[must_use]
+    pub fn of(role: &str, content: &str) -> Self {
+        let message = serde_json::json!({"role": role, "content": content});
+        Self { messages: vec![message], ..Self::default() }
+    }
+}
+
 /// Put behind the text of a final message that is to be continued, to find where it went.
 const OPEN_END: &str = "quayline-continues-here ";
 
