@@ -1,0 +1,236 @@
+//! A request's answer is a function of the request: whatever else runs, in whatever order, chunks, blocks and
+//! threads, with prefixes found or not, preempted or not, its tokens, its log-probabilities and its text are
+//! the same to the last bit.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use quayline_engine::{
+    Engine, Finish, KvDtype, KvSize, Logprobs, ModelFiles, Options, Order, Output, Request, RequestId,
+    Sampling, Text, Tick,
+};
+
+/// Numbers from a seed: SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
+
+    fn shuffle<T>(&mut self, of: &mut [T]) {
+        for i in (1..of.len()).rev() {
+            of.swap(i, usize::try_from(self.below(i as u64 + 1)).unwrap());
+        }
+    }
+}
+
+/// All of an answer, floats as bits.
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    tokens: Vec<u32>,
+    logprobs: Vec<u32>,
+    prompt_logprobs: Vec<u32>,
+    text: String,
+    finish: Option<Finish>,
+}
+
+impl Answer {
+    fn take(&mut self, output: Output) {
+        for token in output.tokens {
+            self.tokens.push(token.id);
+            push_bits(token.logprobs.as_ref(), &mut self.logprobs);
+        }
+        for logprobs in output.prompt_logprobs.into_iter().flatten() {
+            push_bits(logprobs.as_ref(), &mut self.prompt_logprobs);
+        }
+        self.text.push_str(&output.text);
+        self.finish = output.finish;
+    }
+}
+
+fn push_bits(logprobs: Option<&Logprobs>, bits: &mut Vec<u32>) {
+    for entry in logprobs.iter().flat_map(|logprobs| logprobs.top.iter().chain([&logprobs.chosen])) {
+        bits.extend([entry.id, entry.logprob.to_bits(), entry.rank]);
+    }
+}
+
+/// Requests of every kind; some share long beginnings.
+fn requests(text: &Text) -> Vec<Request> {
+    let play = "BENVOLIO:\nGood morrow, cousin.\n\nROMEO:\nIs the day so young?\n\nBENVOLIO:\nBut new struck nine.\n\n\
+        ROMEO:\nAy me! sad hours seem long.\nWas that my father that went hence so fast?\n\nBENVOLIO:\nIt was.\n\n";
+    let shared = text.encode(play, true).unwrap();
+    let prompt = |begin: usize, rest: &str| {
+        let mut prompt = shared[..begin].to_vec();
+        prompt.extend(text.encode(rest, false).unwrap());
+        prompt
+    };
+    let base =
+        || Sampling { max_tokens: Some(12), logprobs: Some(2), ignore_eos: true, ..Sampling::default() };
+    let kinds = vec![
+        (prompt(0, "O"), Sampling { temperature: 0.0, ..base() }),
+        (prompt(64, "JULIET:\n"), Sampling { temperature: 0.0, ..base() }),
+        (prompt(64, "JULIET:\nWhat"), Sampling { seed: Some(1), ..base() }),
+        (prompt(64, "JULIET:\nWhat"), Sampling { seed: Some(2), top_k: 20, top_p: 0.9, ..base() }),
+        (prompt(48, ""), Sampling { seed: Some(3), min_p: 0.02, temperature: 0.7, ..base() }),
+        (prompt(33, "Nurse:\n"), Sampling { seed: Some(4), repetition_penalty: 1.3, ..base() }),
+        (
+            prompt(20, "a"),
+            Sampling {
+                seed: Some(5),
+                presence_penalty: 0.5,
+                frequency_penalty: 0.5,
+                prompt_logprobs: Some(1),
+                ..base()
+            },
+        ),
+        (prompt(64, "JULIET:\n"), Sampling { temperature: 0.0, prompt_logprobs: Some(0), ..base() }),
+        (
+            prompt(16, "ROMEO:\n"),
+            Sampling { seed: Some(6), stop: vec!["e".into()], max_tokens: Some(30), ..base() },
+        ),
+        (prompt(64, "And"), Sampling { seed: Some(7), ignore_eos: false, max_tokens: Some(30), ..base() }),
+    ];
+    let request = |(id, (prompt, sampling))| Request { sampling, ..Request::new(RequestId(id), prompt) };
+    (0..).zip(kinds).map(request).collect()
+}
+
+fn options() -> Options {
+    Options {
+        threads: NonZeroUsize::new(1),
+        prefix_caching: false,
+        max_model_len: Some(128),
+        max_num_seqs: 1,
+        ..Options::default()
+    }
+}
+
+fn alone(request: &Request) -> Answer {
+    let mut engine = Engine::load(&ModelFiles::bundled(), &options()).unwrap();
+    engine.add(request.clone()).unwrap();
+    let (mut outputs, mut answer) = (Vec::new(), Answer::default());
+    while engine.has_work() {
+        engine.step(Tick(0), &mut outputs);
+        outputs.drain(..).for_each(|output| answer.take(output));
+    }
+    assert!(answer.finish.is_some());
+    answer
+}
+
+fn random_options(dice: &mut Dice) -> Options {
+    let block_size = dice.pick(&[1, 3, 8, 16, 32]);
+    // Room for one or two of the longest: others must yield.
+    let blocks =
+        128_u32.div_ceil(block_size) + u32::try_from(dice.below(128 / u64::from(block_size) + 1)).unwrap();
+    Options {
+        block_size: NonZeroU32::new(block_size).unwrap(),
+        kv: if dice.below(4) == 0 { KvSize::Auto } else { KvSize::Blocks(blocks) },
+        threads: NonZeroUsize::new(dice.pick(&[1, 2, 3])),
+        max_num_seqs: dice.pick(&[2, 4, 8]),
+        max_num_batched_tokens: dice.pick(&[8, 17, 64, 512]),
+        long_prefill_token_threshold: dice.pick(&[0, 0, 5]),
+        prefix_caching: dice.below(4) != 0,
+        order: dice.pick(&[Order::FirstCome, Order::Priority]),
+        seed: dice.next(),
+        ..options()
+    }
+}
+
+/// Somebody else's request, in the way.
+fn noise(id: u64, dice: &mut Dice, like: &[Request]) -> Request {
+    let mut request = like[usize::try_from(dice.below(like.len() as u64)).unwrap()].clone();
+    let mut prompt = request.prompt.to_vec();
+    prompt.truncate(1 + usize::try_from(dice.below(prompt.len() as u64)).unwrap());
+    request.prompt = prompt.into();
+    request.sampling.max_tokens = Some(1 + u32::try_from(dice.below(20)).unwrap());
+    Request { id: RequestId(id), priority: i32::try_from(dice.below(3)).unwrap(), ..request }
+}
+
+/// All requests at once and others in between, some of which are cancelled. Returns preemptions and hits.
+fn together(seed: u64, requests: &[Request], expected: &[Answer]) -> (u64, u64) {
+    let mut dice = Dice(seed);
+    let options = random_options(&mut dice);
+    let what = format!("seed {seed}, {options:?}");
+    let mut engine = Engine::load(&ModelFiles::bundled(), &options).unwrap();
+    let mut to_come: Vec<Request> = requests.to_vec();
+    let others = 100..100 + dice.below(6);
+    to_come.extend(others.map(|id| noise(id, &mut dice, requests)));
+    dice.shuffle(&mut to_come);
+    let mut answers: BTreeMap<RequestId, Answer> = BTreeMap::new();
+    let mut outputs = Vec::new();
+    for now in 0.. {
+        for _ in 0..dice.below(4) {
+            let Some(request) = to_come.pop() else { break };
+            engine.add(Request { arrival: Tick(now), ..request }).unwrap();
+        }
+        if dice.below(8) == 0 {
+            engine.cancel(RequestId(100 + dice.below(6)));
+        }
+        engine.step(Tick(now), &mut outputs);
+        outputs.drain(..).for_each(|output| answers.entry(output.id).or_default().take(output));
+        if to_come.is_empty() && !engine.has_work() {
+            break;
+        }
+        assert!(now < 10_000, "{what}: no end");
+    }
+    for (request, expected) in requests.iter().zip(expected) {
+        assert_eq!(answers.get(&request.id), Some(expected), "request {} differs: {what}", request.id.0);
+    }
+    let snapshot = engine.snapshot();
+    assert_eq!(snapshot.blocks.used, 0, "{what}");
+    engine.check().unwrap();
+    (snapshot.totals.preemptions, snapshot.prefix.hits)
+}
+
+#[test]
+fn the_same_request_gives_the_same_bits() {
+    let text = Text::load(&ModelFiles::bundled()).unwrap();
+    let requests = requests(&text);
+    let expected: Vec<Answer> = requests.iter().map(alone).collect();
+    assert!(expected[6].prompt_logprobs.len() >= 20 * 3, "prompt log-probabilities are part of the answer");
+    let rounds: u64 = std::env::var("QUAYLINE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let (mut preemptions, mut hits) = (0, 0);
+    for seed in 0..rounds {
+        let (preempted, hit) = together(seed, &requests, &expected);
+        preemptions += preempted;
+        hits += hit;
+    }
+    assert!(preemptions > 0, "no round preempted anybody: the test shows less than it says");
+    assert!(hits > 0, "no round found a prefix: the test shows less than it says");
+}
+
+#[test]
+fn the_format_of_the_cache_changes_numbers_but_not_the_rule() {
+    let text = Text::load(&ModelFiles::bundled()).unwrap();
+    let request = &requests(&text)[1];
+    let answer = |kv_dtype, block_size| {
+        let block_size = NonZeroU32::new(block_size).unwrap();
+        let options = Options { kv_dtype, block_size, ..options() };
+        let mut engine = Engine::load(&ModelFiles::bundled(), &options).unwrap();
+        engine.add(request.clone()).unwrap();
+        let (mut outputs, mut answer) = (Vec::new(), Answer::default());
+        while engine.has_work() {
+            engine.step(Tick(0), &mut outputs);
+            outputs.drain(..).for_each(|output| answer.take(output));
+        }
+        answer
+    };
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+        assert_eq!(answer(dtype, 16), answer(dtype, 5), "{dtype:?}");
+    }
+    assert_ne!(answer(KvDtype::F32, 16).logprobs, answer(KvDtype::Bf16, 16).logprobs);
+}
