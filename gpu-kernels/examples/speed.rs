@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "asks the system for this thread's processor time")]
 #![expect(clippy::print_stdout, reason = "a program that reports")]
-#![expect(clippy::cast_precision_loss, reason = "counts of bytes and operations, for people")]
+#![expect(clippy::cast_possible_truncation, reason = "small counts")]
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use quayline_gpu_kernels::{Cpu, Dtype, Isa, Ops, Projection, WeightBytes, WeightSource};
+use quayline_gpu_kernels::{
+    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, Ops, Projection, Span, WeightBytes, WeightSource,
+};
 
 fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
@@ -22,6 +24,7 @@ fn main() {
             let cpu =
                 Cpu::new(NonZeroUsize::new(threads), Some(isa)).expect("the instruction set is available");
             linear(&cpu, &wanted);
+            attention(&cpu, &wanted);
         }
     }
 }
@@ -32,7 +35,7 @@ fn best(threads: usize, mut run: impl FnMut()) -> f64 {
     run();
     let start = now();
     let mut fastest = f64::INFINITY;
-    while now() - start < 0.3 {
+    while now() - start < 0.15 {
         let start = now();
         run();
         fastest = fastest.min(now() - start);
@@ -79,6 +82,82 @@ fn bandwidth(threads: usize, buffer: &[u8]) -> f64 {
     buffer.len() as f64 / seconds / 1e9
 }
 
+/// Not known here.
+#[cfg(not(target_arch = "x86_64"))]
+fn peak(_: usize, _: Isa) -> f64 {
+    f64::NAN
+}
+
+/// GFLOP/s of multiply-adds in registers on this many threads.
+#[cfg(target_arch = "x86_64")]
+fn peak(threads: usize, isa: Isa) -> f64 {
+    const ROUNDS: usize = 20_000;
+    let lanes = match isa.name() {
+        "avx512" | "amx" => 16,
+        "avx2" => 8,
+        _ => return f64::NAN,
+    };
+    let one = move || {
+        let sum = if lanes == 16 {
+            // SAFETY: `isa` is available, and so are its instructions.
+            unsafe { multiply_add_512(ROUNDS) }
+        } else {
+            // SAFETY: as above.
+            unsafe { multiply_add_256(ROUNDS) }
+        };
+        black_box(sum);
+    };
+    let seconds = best(threads, || {
+        if threads == 1 {
+            return one();
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(one);
+            }
+        });
+    });
+    (threads * ROUNDS * 12 * lanes * 2) as f64 / seconds / 1e9
+}
+
+/// Twelve chains of multiply-adds.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn multiply_add_512(rounds: usize) -> f32 {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    let mut sums = [_mm512_set1_ps(1.0); 12];
+    let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, a, b);
+        }
+    }
+    let mut all = 0.0;
+    for sum in sums {
+        all += _mm512_reduce_add_ps(sum);
+    }
+    all
+}
+
+/// Twelve chains of multiply-adds.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn multiply_add_256(rounds: usize) -> f32 {
+    use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
+    let mut sums = [_mm256_set1_ps(1.0); 12];
+    let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_fmadd_ps(*sum, a, b);
+        }
+    }
+    let mut all = 0.0;
+    for sum in sums {
+        all += _mm256_cvtss_f32(sum);
+    }
+    all
+}
+
 fn linear(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
     for (k, n, copies) in [(288, 768, 1), (768, 2048, 40), (2048, 5632, 8), (5632, 2048, 8), (896, 4864, 20)]
     {
@@ -110,7 +189,88 @@ fn linear(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
             });
             let gb = (k * n * 2) as f64 / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
-            println!("{:36} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s", name(m), seconds * 1e6);
+            let peak = peak(cpu.threads(), cpu.isa());
+            println!(
+                "{:36} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
+                name(m),
+                seconds * 1e6
+            );
+        }
+    }
+}
+
+fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
+    // (sequences, queries of each, context of each)
+    let steps = [(1, 1, 4096), (8, 1, 1024), (32, 1, 256), (1, 512, 512), (1, 256, 4096)];
+    let all_heads = [(6, 6, 48), (12, 12, 64), (14, 2, 64), (32, 8, 128)];
+    let dtype = Dtype::Bf16;
+    for (query, kv, dim) in all_heads {
+        for (sequences, queries, context) in steps {
+            let name = format!(
+                "attention/{query}x{kv}x{dim}/{sequences}x{queries}of{context}/{}-{}t",
+                cpu.isa(),
+                cpu.threads()
+            );
+            if !wanted(&name) {
+                continue;
+            }
+            let heads = Heads { query, kv, dim };
+            let (block_size, layers) = (16, 16);
+            let per = context / block_size;
+            let shape =
+                KvShape { layers, blocks: sequences * per, block_size, kv_heads: kv, head_dim: dim, dtype };
+            let mut pool = cpu.kv_pool(shape).expect("memory");
+            let tokens = sequences * context;
+            let slots: Vec<i64> = (0..tokens as i64).collect();
+            let positions = vec![0; tokens];
+            let all = BatchInput {
+                positions: &positions,
+                slots: &slots,
+                spans: &[],
+                block_tables: &[],
+                block_size,
+            };
+            let all = cpu.batch(all).expect("in range");
+            let mut x = cpu.tensor(tokens, kv * dim).expect("memory");
+            cpu.write(&mut x, &vec![0.25; tokens * kv * dim]).expect("fits");
+            for layer in 0..layers {
+                cpu.append(&mut pool, layer, &all, &x, &x).expect("fits");
+            }
+            let rows = sequences * queries;
+            let spans: Vec<Span> = (0..sequences)
+                .map(|i| Span {
+                    query_start: (i * queries) as u32,
+                    query_len: queries as u32,
+                    context_len: context as u32,
+                })
+                .collect();
+            let tables: Vec<u32> = (0..(sequences * per) as u32).rev().collect();
+            let batch = BatchInput {
+                positions: &vec![0; rows],
+                slots: &vec![-1; rows],
+                spans: &spans,
+                block_tables: &tables,
+                block_size,
+            };
+            let batch = cpu.batch(batch).expect("in range");
+            let mut q = cpu.tensor(rows, query * dim).expect("memory");
+            cpu.write(&mut q, &vec![0.1; rows * query * dim]).expect("fits");
+            let mut out = cpu.tensor(rows, query * dim).expect("memory");
+            let mut layer = 0;
+            let limit = bandwidth(cpu.threads(), &vec![1; 64 << 20]);
+            let seconds = best(cpu.threads(), || {
+                layer = (layer + 1) % layers;
+                let attention = Attention { heads, scale: 0.1, window: None };
+                cpu.attention(&pool, layer, &batch, &q, attention, &mut out).expect("shapes agree");
+            });
+            let seen = rows * context - sequences * queries * (queries - 1) / 2;
+            let gb = (sequences * context * kv * dim * 2 * 2) as f64 / seconds / 1e9;
+            let gf = (seen * query * dim * 4) as f64 / seconds / 1e9;
+            let peak = peak(cpu.threads(), cpu.isa());
+            println!(
+                "{name:44} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
+                seconds * 1e6
+            );
         }
     }
 }

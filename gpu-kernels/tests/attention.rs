@@ -1,4 +1,9 @@
 //! Paged attention against softmax in f64, and the promise that a query's bits know nothing of its surroundings.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: small numbers, and a panic is the report"
+)]
 
 mod common;
 

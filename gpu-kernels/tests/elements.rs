@@ -1,4 +1,9 @@
 //! The small operators against f64, and what every door refuses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: small numbers, and a panic is the report"
+)]
 
 mod common;
 

@@ -1,4 +1,9 @@
 //! Matrix products against sums in f64, and the promise that a row's bits depend on the row alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: small numbers, and a panic is the report"
+)]
 
 mod common;
 

@@ -56,7 +56,7 @@ impl Kernel for Append<'_> {
                 let (start, len) = (element * dtype.bytes(), head_dim * dtype.bytes());
                 assert!(start + len <= self.plane.len, "slots are checked at the door");
                 // SAFETY: inside the plane, and only this thread writes this head.
-                let to = unsafe { std::slice::from_raw_parts_mut(self.plane.start.add(start), len) };
+                let to = unsafe { std::slice::from_raw_parts_mut(self.plane.start.wrapping_add(start), len) };
                 narrow(dtype, &self.x[(token * kv_heads + head) * head_dim..][..head_dim], to);
             }
         }

@@ -8,6 +8,7 @@
 //!
 //! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group): K of a chunk is
 //! turned once so that lanes run along positions, V is widened once, and all queries pass over both.
+#![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use super::Isa;
 use super::batch::Batch;
@@ -23,22 +24,25 @@ const CHUNK: usize = 64;
 /// Query rows (token x head of the group) that share a pass over K and V.
 const ROWS_MAX: usize = 48;
 
-/// `q` and `out` are `[tokens, query heads * dim]`. All shapes and blocks are checked.
-pub(crate) fn attention(
-    workers: &Workers,
-    isa: Isa,
-    pool: &KvPool,
-    layer: usize,
-    batch: &Batch,
-    q: &[f32],
-    attention: Attention,
-    out: &mut [f32],
-) {
+/// What attention reads. All shapes and blocks are checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub(crate) pool: &'a KvPool,
+    pub(crate) layer: usize,
+    pub(crate) batch: &'a Batch,
+    /// `[tokens, query heads * dim]`
+    pub(crate) q: &'a [f32],
+    pub(crate) attention: Attention,
+}
+
+/// `out` has the shape of `q`.
+pub(crate) fn attention(workers: &Workers, isa: Isa, step: Step<'_>, out: &mut [f32]) {
+    let Step { batch, attention, .. } = step;
     clear_uncovered(batch, attention.heads.query * attention.heads.dim, out);
     let tiles = tiles(batch, &attention);
     let out = SharedOut::new(out);
     workers.run(tiles.len(), &|index, scratch| {
-        dispatch(isa, Run { pool, layer, batch, q, attention, out, tile: tiles[index], scratch });
+        dispatch(isa, Run { step, out, tile: tiles[index], scratch });
     });
 }
 
@@ -85,11 +89,7 @@ fn tiles(batch: &Batch, attention: &Attention) -> Vec<Tile> {
 
 /// Everything that one tile needs.
 struct Run<'a> {
-    pool: &'a KvPool,
-    layer: usize,
-    batch: &'a Batch,
-    q: &'a [f32],
-    attention: Attention,
+    step: Step<'a>,
     out: SharedOut,
     tile: Tile,
     scratch: &'a mut Scratch,
@@ -116,7 +116,7 @@ struct State<'a> {
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { pool, layer, batch, q, attention, out, tile, scratch } = self;
+        let Self { step: Step { pool, layer, batch, q, attention }, out, tile, scratch } = self;
         let heads = attention.heads;
         let (group, dim, wide) = (heads.query / heads.kv, heads.dim, pool.layout.token_stride);
         let span = batch.spans[tile.span];
@@ -149,13 +149,19 @@ impl Kernel for Run<'_> {
         }
         let (low, high) = (state.seen[0].0, state.seen[rows - 1].1);
         let pages = Pages { pool, layer, kv_head: tile.kv_head, table: batch.table(tile.span) };
-        for chunk in (low / CHUNK * CHUNK..high).step_by(CHUNK) {
-            let valid = (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
+        let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK).saturating_sub(chunk));
+        let start = low / CHUNK * CHUNK;
+        let mut rows_here = if start < high { pages.rows(start, valid(start)) } else { Rows::default() };
+        for chunk in (start..high).step_by(CHUNK) {
+            let next = chunk + CHUNK;
+            let rows_next = if next < high { pages.rows(next, valid(next)) } else { rows_here };
+            let here = Chunk { rows: &rows_here, next: &rows_next, valid: valid(chunk), wide };
             match pool.shape.dtype {
-                Dtype::F32 => pages.bring::<L, AsF32>(lanes, chunk, valid, keys, values),
-                Dtype::Bf16 => pages.bring::<L, AsBf16>(lanes, chunk, valid, keys, values),
-                Dtype::F16 => pages.bring::<L, AsF16>(lanes, chunk, valid, keys, values),
+                Dtype::F32 => here.bring::<L, AsF32>(lanes, keys, values),
+                Dtype::Bf16 => here.bring::<L, AsBf16>(lanes, keys, values),
+                Dtype::F16 => here.bring::<L, AsF16>(lanes, keys, values),
             }
+            rows_here = rows_next;
             scores(lanes, &mut state, keys, rows, wide, dim);
             soften(lanes, &mut state, chunk, rows);
             add_values(lanes, &mut state, values, chunk, rows, wide);
@@ -179,33 +185,31 @@ struct Pages<'a> {
     table: &'a [u32],
 }
 
-impl Pages<'_> {
-    /// Brings positions `chunk + valid.0 .. chunk + valid.1` into scratch: K turned, V as it is, both widened.
-    #[inline(always)]
-    fn bring<L: Lanes, E: Element>(
-        &self,
-        lanes: L,
-        chunk: usize,
-        valid: (usize, usize),
-        keys: &mut [f32],
-        values: &mut [f32],
-    ) {
-        let [key_rows, value_rows] = self.rows(E::BYTES, chunk, valid);
-        let wide = self.pool.layout.token_stride;
-        turn_keys::<L, E>(lanes, &key_rows, valid, wide, keys);
-        widen_values::<L, E>(lanes, &value_rows, valid, wide, values);
-    }
+/// Where the rows of K and V of a chunk lie.
+#[derive(Clone, Copy)]
+struct Rows {
+    keys: [*const u8; CHUNK],
+    values: [*const u8; CHUNK],
+}
 
-    /// Pointers to the rows of K and V; where nobody looks, the first of them stands in.
+impl Default for Rows {
+    fn default() -> Self {
+        Self { keys: [std::ptr::null(); CHUNK], values: [std::ptr::null(); CHUNK] }
+    }
+}
+
+impl Pages<'_> {
+    /// The rows of positions `chunk + valid.0 .. chunk + valid.1`; where nobody looks, the first stands in.
     #[inline(always)]
-    fn rows(&self, bytes: usize, chunk: usize, valid: (usize, usize)) -> [[*const u8; CHUNK]; 2] {
+    fn rows(&self, chunk: usize, valid: (usize, usize)) -> Rows {
         let (layout, block_size) = (self.pool.layout, self.pool.shape.block_size);
         let head = self.kv_head * layout.head_stride;
         let mut offsets = [0; CHUNK];
         let (mut block, mut token) = ((chunk + valid.0) / block_size, (chunk + valid.0) % block_size);
         for offset in &mut offsets[valid.0..valid.1] {
-            *offset = (self.table[block] as usize * layout.page_stride + head + token * layout.token_stride)
-                * bytes;
+            let element =
+                self.table[block] as usize * layout.page_stride + head + token * layout.token_stride;
+            *offset = element * self.pool.shape.dtype.bytes();
             token += 1;
             if token == block_size {
                 (block, token) = (block + 1, 0);
@@ -214,55 +218,58 @@ impl Pages<'_> {
         let first = offsets[valid.0];
         offsets[..valid.0].fill(first);
         offsets[valid.1..].fill(first);
-        [0, 1].map(|which| {
+        let of = |which: usize| {
             let start = self.pool.plane(self.layer, which).as_ptr();
             offsets.map(|offset| start.wrapping_add(offset))
-        })
+        };
+        Rows { keys: of(0), values: of(1) }
     }
 }
 
-/// Widens K and turns it to `[padded dim][64]`. Positions that nobody sees hold something that will be masked.
-#[inline(always)]
-fn turn_keys<L: Lanes, E: Element>(
-    lanes: L,
-    rows: &[*const u8; CHUNK],
+/// A chunk on its way into scratch, while the next one is asked for.
+struct Chunk<'a> {
+    rows: &'a Rows,
+    next: &'a Rows,
+    /// Positions of the chunk that somebody sees.
     valid: (usize, usize),
+    /// Elements of a row, a multiple of 16.
     wide: usize,
-    keys: &mut [f32],
-) {
-    assert!(keys.len() >= wide * CHUNK, "scratch holds a chunk");
-    for first in (valid.0 / WIDTH * WIDTH..valid.1).step_by(WIDTH) {
-        for d in (0..wide).step_by(WIDTH) {
-            let mut block = [lanes.splat(0.0); WIDTH];
-            for (vector, row) in block.iter_mut().zip(&rows[first..]) {
-                // SAFETY: rows are valid and padded to a multiple of 16 elements.
-                *vector = unsafe { E::load(lanes, row.add(d * E::BYTES)) };
-            }
-            let block = lanes.transpose(block);
-            for (i, &vector) in block.iter().enumerate() {
-                // SAFETY: `d + i < padded dim` and `first + 16 <= 64`: asserted above.
-                unsafe { lanes.store(keys.as_mut_ptr().add((d + i) * CHUNK + first), vector) };
+}
+
+impl Chunk<'_> {
+    /// Widens both, K turned to `[wide][64]`, V as `[64][wide]`. What nobody sees is left as it was or masked later.
+    #[inline(always)]
+    fn bring<L: Lanes, E: Element>(&self, lanes: L, keys: &mut [f32], values: &mut [f32]) {
+        assert!(
+            keys.len() >= self.wide * CHUNK && values.len() >= self.wide * CHUNK,
+            "scratch holds a chunk"
+        );
+        for first in (self.valid.0 / WIDTH * WIDTH..self.valid.1).step_by(WIDTH) {
+            for d in (0..self.wide).step_by(WIDTH) {
+                let mut block = [lanes.splat(0.0); WIDTH];
+                for (i, vector) in block.iter_mut().enumerate() {
+                    // SAFETY: rows are valid and `wide` elements long.
+                    *vector = unsafe { E::load(lanes, self.rows.keys[first + i].wrapping_add(d * E::BYTES)) };
+                    if (d * E::BYTES).is_multiple_of(64) {
+                        lanes.prefetch_far(self.next.keys[first + i].wrapping_add(d * E::BYTES));
+                    }
+                }
+                for (i, vector) in lanes.transpose(block).into_iter().enumerate() {
+                    // SAFETY: `d + i < wide` and `first + 16 <= 64`: asserted above.
+                    unsafe { lanes.store(keys.as_mut_ptr().wrapping_add((d + i) * CHUNK + first), vector) };
+                }
             }
         }
-    }
-}
-
-/// Widens V to `[64][padded dim]`, the valid positions only.
-#[inline(always)]
-fn widen_values<L: Lanes, E: Element>(
-    lanes: L,
-    rows: &[*const u8; CHUNK],
-    valid: (usize, usize),
-    wide: usize,
-    values: &mut [f32],
-) {
-    assert!(values.len() >= CHUNK * wide, "scratch holds a chunk");
-    for position in valid.0..valid.1 {
-        for d in (0..wide).step_by(WIDTH) {
-            // SAFETY: rows are valid and `wide` elements long.
-            let vector = unsafe { E::load(lanes, rows[position].add(d * E::BYTES)) };
-            // SAFETY: asserted above.
-            unsafe { lanes.store(values.as_mut_ptr().add(position * wide + d), vector) };
+        for position in self.valid.0..self.valid.1 {
+            for d in (0..self.wide).step_by(WIDTH) {
+                // SAFETY: rows are valid and `wide` elements long.
+                let vector = unsafe { E::load(lanes, self.rows.values[position].wrapping_add(d * E::BYTES)) };
+                if (d * E::BYTES).is_multiple_of(64) {
+                    lanes.prefetch_far(self.next.values[position].wrapping_add(d * E::BYTES));
+                }
+                // SAFETY: asserted above.
+                unsafe { lanes.store(values.as_mut_ptr().wrapping_add(position * self.wide + d), vector) };
+            }
         }
     }
 }
@@ -302,11 +309,11 @@ fn scores_of<L: Lanes, const M: usize>(
             let mut key = [lanes.splat_part(0.0); 4];
             for (j, key) in key.iter_mut().enumerate() {
                 // SAFETY: element `d * 64 + first + 4 width - 1` at most, inside the chunk of keys.
-                *key = unsafe { lanes.load_part(keys.as_ptr().add(d * CHUNK + first + j * width)) };
+                *key = unsafe { lanes.load_part(keys.as_ptr().wrapping_add(d * CHUNK + first + j * width)) };
             }
             for (i, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: M rows of `wide >= dim` elements.
-                let query = lanes.splat_part(unsafe { *query.as_ptr().add(i * wide + d) });
+                let query = lanes.splat_part(unsafe { query.as_ptr().wrapping_add(i * wide + d).read() });
                 for j in 0..4 {
                     sums[j] = lanes.fma_part(query, key[j], sums[j]);
                 }
@@ -315,7 +322,9 @@ fn scores_of<L: Lanes, const M: usize>(
         for (i, sums) in sums.iter().enumerate() {
             for (j, &sum) in sums.iter().enumerate() {
                 // SAFETY: M rows of 64 weights.
-                unsafe { lanes.store_part(weight.as_mut_ptr().add(i * CHUNK + first + j * width), sum) };
+                unsafe {
+                    lanes.store_part(weight.as_mut_ptr().wrapping_add(i * CHUNK + first + j * width), sum)
+                };
             }
         }
     }
@@ -357,9 +366,9 @@ fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) 
     }
     for first in (0..rows).step_by(WIDTH) {
         // SAFETY: ROWS_MAX is a multiple of 16.
-        let change = unsafe { lanes.load(change.as_ptr().add(first)) };
+        let change = unsafe { lanes.load(change.as_ptr().wrapping_add(first)) };
         // SAFETY: as above.
-        unsafe { lanes.store(state.fade.as_mut_ptr().add(first), lanes.exp(change)) };
+        unsafe { lanes.store(state.fade.as_mut_ptr().wrapping_add(first), lanes.exp(change)) };
     }
     for row in 0..rows {
         let (from, to) = clip(state.seen[row], chunk);
@@ -473,38 +482,18 @@ fn accumulate<L: Lanes, const M: usize>(
     let value = state.value[row * wide..].as_mut_ptr();
     let mut column = 0;
     while column < wide {
-        // SAFETY: the caller's asserts: M rows of state, 64 rows of values, and `column..` stays below `wide`.
-        column += unsafe {
-            match (wide - column) / width {
-                4.. => columns::<L, M, 4>(
-                    lanes,
-                    weight,
-                    values.as_ptr().add(column),
-                    value.add(column),
-                    of,
-                    fade,
-                    wide,
-                ),
-                2..4 => columns::<L, M, 2>(
-                    lanes,
-                    weight,
-                    values.as_ptr().add(column),
-                    value.add(column),
-                    of,
-                    fade,
-                    wide,
-                ),
-                _ => columns::<L, M, 1>(
-                    lanes,
-                    weight,
-                    values.as_ptr().add(column),
-                    value.add(column),
-                    of,
-                    fade,
-                    wide,
-                ),
-            }
-        };
+        let (from, to) = (values.as_ptr().wrapping_add(column), value.wrapping_add(column));
+        let left = (wide - column) / width;
+        if left >= 4 {
+            // SAFETY: the caller asserts M rows of state and 64 rows of values; `column + 4 width <= wide`.
+            column += unsafe { columns::<L, M, 4>(lanes, weight, from, to, of, fade, wide) };
+        } else if left >= 2 {
+            // SAFETY: as above, with 2.
+            column += unsafe { columns::<L, M, 2>(lanes, weight, from, to, of, fade, wide) };
+        } else {
+            // SAFETY: as above, with 1: `wide` is a multiple of 16.
+            column += unsafe { columns::<L, M, 1>(lanes, weight, from, to, of, fade, wide) };
+        }
     }
 }
 
@@ -528,7 +517,7 @@ unsafe fn columns<L: Lanes, const M: usize, const N: usize>(
     for i in 0..M {
         for j in 0..N {
             // SAFETY: the caller's promise.
-            let before = unsafe { lanes.load_part(value.add(i * wide + j * width)) };
+            let before = unsafe { lanes.load_part(value.wrapping_add(i * wide + j * width)) };
             sums[i][j] = lanes.mul_part(before, lanes.splat_part(fade[i]));
         }
     }
@@ -536,11 +525,11 @@ unsafe fn columns<L: Lanes, const M: usize, const N: usize>(
         let mut row = [lanes.splat_part(0.0); N];
         for (j, part) in row.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *part = unsafe { lanes.load_part(values.add(position * wide + j * width)) };
+            *part = unsafe { lanes.load_part(values.wrapping_add(position * wide + j * width)) };
         }
         for i in 0..M {
             // SAFETY: the caller's promise.
-            let weight = lanes.splat_part(unsafe { *weight.add(i * CHUNK + position) });
+            let weight = lanes.splat_part(unsafe { weight.wrapping_add(i * CHUNK + position).read() });
             for j in 0..N {
                 sums[i][j] = lanes.fma_part(weight, row[j], sums[i][j]);
             }
@@ -549,7 +538,7 @@ unsafe fn columns<L: Lanes, const M: usize, const N: usize>(
     for i in 0..M {
         for j in 0..N {
             // SAFETY: the caller's promise.
-            unsafe { lanes.store_part(value.add(i * wide + j * width), sums[i][j]) };
+            unsafe { lanes.store_part(value.wrapping_add(i * wide + j * width), sums[i][j]) };
         }
     }
     N * width

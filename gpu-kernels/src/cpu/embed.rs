@@ -45,10 +45,11 @@ impl<E: Element> Kernel for Embed<'_, E> {
             for column in (0..cols).step_by(WIDTH) {
                 let (whole, rest) = (column + WIDTH <= cols, cols - column);
                 let at = from.wrapping_add(column * E::BYTES);
-                // SAFETY: `column` is inside the row.
                 let x = if whole {
+                    // SAFETY: sixteen elements are left of the row.
                     unsafe { E::load(lanes, at) }
                 } else {
+                    // SAFETY: `rest` elements are left of the row.
                     unsafe { E::load_first(lanes, at, rest) }
                 };
                 // SAFETY: as above; this piece alone writes the row.

@@ -64,7 +64,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => false,
+            Self::Amx => Self::Avx512.available() && super::amx::available(),
         }
     }
 

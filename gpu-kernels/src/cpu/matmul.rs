@@ -4,11 +4,12 @@
 //! ascending order, and whose sixteen sums end in one fixed tree. That order does not know how many rows `x` has, so
 //! one row alone and one row among hundreds get the same bits. Three ways through the same sums:
 //!
-//! - up to three rows ([`Direct`]): eight weight rows are walked at once and widened in registers. The limit is the
+//! - up to six rows ([`Direct`]): four or eight weight rows are walked at once and widened in registers. The limit is the
 //!   bandwidth of memory, and eight streams reach it where one does not.
 //! - more rows ([`Tiled`]): eight weight rows are widened once into scratch that stays in the first-level cache, and
 //!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
 //! - bf16 weights on a machine with matrix tiles: see [`super::amx`].
+#![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use std::marker::PhantomData;
 
@@ -23,8 +24,11 @@ use crate::Dtype;
 const GROUP: usize = 8;
 /// Rows of `x` in a tile.
 const TILE: usize = 3;
-/// Elements of `in` that are widened at once: a group of them takes 24 KiB.
-const DEPTH: usize = 768;
+/// Rows of `x` that go over the weights directly.
+const FEW: usize = 6;
+/// Elements of `in` that are widened at once: a group of them takes 16 KiB, which leaves half of a first-level cache
+/// for the rows of `x` that stream past.
+const DEPTH: usize = 512;
 /// Bytes of `x` that should stay in the second-level cache while a run of weight groups passes.
 const BLOCK_BYTES: usize = 512 << 10;
 
@@ -59,7 +63,7 @@ pub(crate) fn linear(workers: &Workers, isa: Isa, x: &[f32], rows: usize, produc
         let piece = pieces[index];
         let product = products[piece.product];
         let x = &x[piece.row * product.weight.cols..];
-        if piece.rows > TILE {
+        if piece.rows > FEW {
             return dispatch(isa, Tiled { x, product, piece, scratch });
         }
         match product.weight.dtype {
@@ -76,9 +80,9 @@ fn pieces(threads: usize, rows: usize, products: &[Product<'_>]) -> Vec<Piece> {
     let groups: usize = products.iter().map(|product| product.weight.rows.div_ceil(GROUP)).sum();
     for (index, product) in products.iter().enumerate() {
         let (n, cols) = (product.weight.rows, product.weight.cols);
-        let blocks = if rows <= TILE { 1 } else { (rows * cols * 4).div_ceil(BLOCK_BYTES) };
+        let blocks = if rows <= FEW { 1 } else { (rows * cols * 4).div_ceil(BLOCK_BYTES) };
         let block =
-            if rows <= TILE { rows } else { rows.div_ceil(blocks).next_multiple_of(TILE).max(8 * TILE) };
+            if rows <= FEW { rows } else { rows.div_ceil(blocks).next_multiple_of(TILE).max(8 * TILE) };
         let group_work = (GROUP * cols * block.min(rows)).max(1);
         let least = 16_384_usize.div_ceil(group_work);
         let step = GROUP * groups.div_ceil(8 * threads).clamp(least, least.max(32));
@@ -100,16 +104,39 @@ fn row_pointers(weight: Matrix<'_>, from: usize) -> [*const u8; GROUP] {
 
 /// Adds the bias and writes the sums of one row, as many as there are columns.
 #[inline(always)]
-fn finish(product: &Product<'_>, row: usize, from: usize, sums: [f32; GROUP]) {
+fn finish(product: &Product<'_>, row: usize, from: usize, mut sums: [f32; GROUP]) {
     let n = product.weight.rows;
-    for j in 0..GROUP.min(n - from) {
-        let sum = product.bias.map_or(sums[j], |bias| sums[j] + bias[from + j]);
-        // SAFETY: `row` and `from + j` are inside `[rows, n]`, and only this piece writes this element.
-        unsafe { product.out.write(row * n + from + j, sum) };
+    let count = GROUP.min(n - from);
+    if let Some(bias) = product.bias {
+        for (sum, bias) in sums.iter_mut().zip(&bias[from..from + count]) {
+            *sum += bias;
+        }
+    }
+    let at = product.out.row(row, n).wrapping_add(from);
+    if count == GROUP {
+        // SAFETY: `row` and `from..from + 8` are inside `[rows, n]`, and only this piece writes these elements.
+        unsafe { at.cast::<[f32; GROUP]>().write_unaligned(sums) };
+    } else {
+        // SAFETY: as above, with `count` elements.
+        unsafe { at.copy_from_nonoverlapping(sums.as_ptr(), count) };
     }
 }
 
-/// Up to three rows of `x`.
+/// The same for sixteen columns.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86-64"))]
+#[inline(always)]
+pub(crate) fn finish16<L: Lanes>(lanes: L, product: &Product<'_>, row: usize, from: usize, sums: L::F) {
+    let mut all = [0.0; 2 * GROUP];
+    // SAFETY: sixteen floats.
+    unsafe { lanes.store(all.as_mut_ptr(), sums) };
+    let halves = all.as_chunks::<GROUP>().0;
+    finish(product, row, from, halves[0]);
+    if from + GROUP < product.weight.rows {
+        finish(product, row, from + GROUP, halves[1]);
+    }
+}
+
+/// Up to six rows of `x`.
 struct Direct<'a, E> {
     x: &'a [f32],
     product: Product<'a>,
@@ -124,26 +151,54 @@ impl<E: Element> Kernel for Direct<'_, E> {
             match self.piece.rows {
                 1 => self.group::<L, 1>(lanes, from),
                 2 => self.group::<L, 2>(lanes, from),
-                _ => self.group::<L, 3>(lanes, from),
+                3 => self.group::<L, 3>(lanes, from),
+                4 => self.group::<L, 4>(lanes, from),
+                5 => self.group::<L, 5>(lanes, from),
+                _ => self.group::<L, 6>(lanes, from),
             }
         }
     }
 }
 
 impl<E: Element> Direct<'_, E> {
+    /// Eight weight rows, all at once if their sums fit in the registers, else four and four.
     #[inline(always)]
     fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize) {
-        let weight = self.product.weight;
-        let rows = row_pointers(weight, from);
-        let (whole, rest) = (weight.cols / WIDTH * WIDTH, weight.cols % WIDTH);
-        let ahead = GROUP * weight.cols * E::BYTES;
+        let rows = row_pointers(self.product.weight, from);
         let mut sums = [[lanes.splat(0.0); GROUP]; M];
+        if M <= TILE && L::WIDE {
+            self.rows::<L, M, GROUP>(lanes, &rows, 0, &mut sums);
+        } else {
+            for first in [0, GROUP / 2] {
+                self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, first, &mut sums);
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            finish(&self.product, self.piece.row + i, from, lanes.sum8(sums));
+        }
+    }
+
+    /// The sums of weight rows `first..first + N` of a group.
+    #[inline(always)]
+    fn rows<L: Lanes, const M: usize, const N: usize>(
+        &self,
+        lanes: L,
+        rows: &[*const u8; GROUP],
+        first: usize,
+        out: &mut [[L::F; GROUP]; M],
+    ) {
+        let cols = self.product.weight.cols;
+        let (whole, rest) = (cols / WIDTH * WIDTH, cols % WIDTH);
+        let ahead = N * cols * E::BYTES;
+        let mut sums = [[lanes.splat(0.0); N]; M];
         for k in (0..whole).step_by(WIDTH) {
-            // SAFETY: `k + 16 <= cols`, and `x` has at least M rows of `cols`.
-            let x: [L::F; M] =
-                std::array::from_fn(|i| unsafe { lanes.load(self.x.as_ptr().add(i * weight.cols + k)) });
-            for j in 0..GROUP {
-                let at = rows[j].wrapping_add(k * E::BYTES);
+            let mut x = [lanes.splat(0.0); M];
+            for (i, x) in x.iter_mut().enumerate() {
+                // SAFETY: `k + 16 <= cols`, and `x` has at least M rows of `cols`.
+                *x = unsafe { lanes.load(self.x.as_ptr().wrapping_add(i * cols + k)) };
+            }
+            for j in 0..N {
+                let at = rows[first + j].wrapping_add(k * E::BYTES);
                 lanes.prefetch(at.wrapping_add(ahead));
                 // SAFETY: `k + 16 <= cols`, the length of the row.
                 let w = unsafe { E::load(lanes, at) };
@@ -153,18 +208,20 @@ impl<E: Element> Direct<'_, E> {
             }
         }
         if rest > 0 {
-            for j in 0..GROUP {
+            for j in 0..N {
+                let at = rows[first + j].wrapping_add(whole * E::BYTES);
                 // SAFETY: `rest` elements are left of the row.
-                let w = unsafe { E::load_first(lanes, rows[j].wrapping_add(whole * E::BYTES), rest) };
+                let w = unsafe { E::load_first(lanes, at, rest) };
                 for i in 0..M {
+                    let at = self.x.as_ptr().wrapping_add(i * cols + whole);
                     // SAFETY: `rest` elements are left of the row.
-                    let x = unsafe { lanes.load_first(self.x.as_ptr().add(i * weight.cols + whole), rest) };
+                    let x = unsafe { lanes.load_first(at, rest) };
                     sums[i][j] = lanes.fma(x, w, sums[i][j]);
                 }
             }
         }
-        for i in 0..M {
-            finish(&self.product, self.piece.row + i, from, lanes.sum8(sums[i]));
+        for (out, sums) in out.iter_mut().zip(sums) {
+            out[first..first + N].copy_from_slice(&sums);
         }
     }
 }
@@ -188,9 +245,6 @@ impl Kernel for Tiled<'_> {
             self.scratch.take([depth * GROUP, rows.next_multiple_of(TILE) * GROUP * WIDTH, TILE * WIDTH]);
         for from in (self.piece.from..self.piece.to).step_by(GROUP) {
             let group = row_pointers(self.product.weight, from);
-            if cols == 0 {
-                sums.fill(0.0);
-            }
             for start in (0..cols).step_by(depth.max(1)) {
                 let len = depth.min(cols - start);
                 match self.product.weight.dtype {
@@ -198,22 +252,36 @@ impl Kernel for Tiled<'_> {
                     Dtype::Bf16 => widen::<L, AsBf16>(lanes, &group, start, len, wide),
                     Dtype::F16 => widen::<L, AsF16>(lanes, &group, start, len, wide),
                 }
-                for row in (0..rows).step_by(TILE) {
-                    let x = &self.x[row * cols + start..];
-                    let sums = &mut sums[row * GROUP * WIDTH..];
-                    let tile = TileArgs { x, stride: cols, len, wide, sums, ends, fresh: start == 0 };
+                let (fresh, last) = (start == 0, start + len == cols);
+                // While the tiles multiply, the weights that are widened next come nearer, a few rows with each tile.
+                let (next, next_start) = if last { (from + GROUP, 0) } else { (from, start + len) };
+                let ahead = Ahead::new(self.product.weight, next, next_start, rows.div_ceil(TILE));
+                for (index, row) in (0..rows).step_by(TILE).enumerate() {
+                    let tile = Tile {
+                        x: &self.x[row * cols + start..],
+                        stride: cols,
+                        len,
+                        wide,
+                        sums: &mut sums[row * GROUP * WIDTH..],
+                        ends,
+                        fresh,
+                        finish: last.then_some((&self.product, self.piece.row + row, from)),
+                        ahead: ahead.of_tile(index),
+                    };
                     match rows - row {
-                        1 => tile.run::<L, 1>(lanes),
-                        2 => tile.run::<L, 2>(lanes),
-                        _ => tile.run::<L, TILE>(lanes),
+                        1 => tile.run::<L, 1, 0>(lanes),
+                        2 => tile.run::<L, 2, 0>(lanes),
+                        _ => match tile.ahead.rows {
+                            0 => tile.run::<L, TILE, 0>(lanes),
+                            1 => tile.run::<L, TILE, 1>(lanes),
+                            2 => tile.run::<L, TILE, 2>(lanes),
+                            _ => tile.run::<L, TILE, 4>(lanes),
+                        },
                     }
                 }
             }
-            for row in 0..rows {
-                let of_row = &sums[row * GROUP * WIDTH..][..GROUP * WIDTH];
-                // SAFETY: `of_row` holds eight vectors.
-                let vectors = std::array::from_fn(|j| unsafe { lanes.load(of_row.as_ptr().add(j * WIDTH)) });
-                finish(&self.product, self.piece.row + row, from, lanes.sum8(vectors));
+            if cols == 0 {
+                (0..rows).for_each(|row| finish(&self.product, self.piece.row + row, from, [0.0; GROUP]));
             }
         }
     }
@@ -233,23 +301,58 @@ fn widen<L: Lanes, E: Element>(
     for step in 0..whole {
         for (j, row) in rows.iter().enumerate() {
             // SAFETY: the row has at least `start + len` elements.
-            let w = unsafe { E::load(lanes, row.add((start + step * WIDTH) * E::BYTES)) };
+            let w = unsafe { E::load(lanes, row.wrapping_add((start + step * WIDTH) * E::BYTES)) };
             // SAFETY: asserted above.
-            unsafe { lanes.store(wide.as_mut_ptr().add((step * GROUP + j) * WIDTH), w) };
+            unsafe { lanes.store(wide.as_mut_ptr().wrapping_add((step * GROUP + j) * WIDTH), w) };
         }
     }
     if rest > 0 {
         for (j, row) in rows.iter().enumerate() {
             // SAFETY: `rest` elements are left of the row.
-            let w = unsafe { E::load_first(lanes, row.add((start + whole * WIDTH) * E::BYTES), rest) };
+            let w =
+                unsafe { E::load_first(lanes, row.wrapping_add((start + whole * WIDTH) * E::BYTES), rest) };
             // SAFETY: asserted above.
-            unsafe { lanes.store(wide.as_mut_ptr().add((whole * GROUP + j) * WIDTH), w) };
+            unsafe { lanes.store(wide.as_mut_ptr().wrapping_add((whole * GROUP + j) * WIDTH), w) };
         }
     }
 }
 
+/// Which weights to ask memory for during a tile: `rows` rows, `stride` bytes apart.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const u8,
+    stride: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// The eight rows from `row`, from element `start`, spread over this many tiles.
+    #[inline(always)]
+    fn new(weight: Matrix<'_>, row: usize, start: usize, tiles: usize) -> Self {
+        let bytes = weight.dtype.bytes();
+        let stride = weight.cols * bytes;
+        let at = weight.bytes.as_ptr().wrapping_add(row * stride + start * bytes);
+        let rows = match tiles {
+            _ if row >= weight.rows => 0,
+            0..4 => 4,
+            4..8 => 2,
+            _ => 1,
+        };
+        Self { at, stride, rows, bytes }
+    }
+
+    /// The part of the tile with this number.
+    #[inline(always)]
+    fn of_tile(self, tile: usize) -> Self {
+        let first = tile * self.rows;
+        let rows = if first < GROUP { self.rows } else { 0 };
+        Self { at: self.at.wrapping_add(first * self.stride), rows, ..self }
+    }
+}
+
 /// Up to three rows of `x` against eight widened weight rows.
-struct TileArgs<'a> {
+struct Tile<'a> {
     x: &'a [f32],
     stride: usize,
     len: usize,
@@ -259,11 +362,15 @@ struct TileArgs<'a> {
     ends: &'a mut [f32],
     /// Start from zero instead of from `sums`.
     fresh: bool,
+    /// These are the last elements: write the outputs from this row and column on, instead of `sums`.
+    finish: Option<(&'a Product<'a>, usize, usize)>,
+    ahead: Ahead,
 }
 
-impl TileArgs<'_> {
+impl Tile<'_> {
+    /// M rows of `x`; asks for A rows of weights meanwhile.
     #[inline(always)]
-    fn run<L: Lanes, const M: usize>(mut self, lanes: L) {
+    fn run<L: Lanes, const M: usize, const A: usize>(mut self, lanes: L) {
         let (whole, rest) = (self.len / WIDTH, self.len % WIDTH);
         assert!(self.x.len() >= (M - 1) * self.stride + self.len, "x has M rows");
         assert!(self.wide.len() >= self.len.div_ceil(WIDTH) * GROUP * WIDTH, "the weights are widened");
@@ -277,17 +384,25 @@ impl TileArgs<'_> {
         }
         for part in 0..L::PARTS {
             if L::WIDE {
-                self.part::<L, M, GROUP>(lanes, part, 0);
+                self.part::<L, M, GROUP, A>(lanes, part, 0);
             } else {
-                self.part::<L, M, { GROUP / 2 }>(lanes, part, 0);
-                self.part::<L, M, { GROUP / 2 }>(lanes, part, GROUP / 2);
+                self.part::<L, M, { GROUP / 2 }, 0>(lanes, part, 0);
+                self.part::<L, M, { GROUP / 2 }, 0>(lanes, part, GROUP / 2);
             }
+        }
+        if !L::WIDE {
+            self.finish_from_memory::<L, M>(lanes);
         }
     }
 
     /// The sums of one register's lanes, for weight rows `first..first + N`.
     #[inline(always)]
-    fn part<L: Lanes, const M: usize, const N: usize>(&mut self, lanes: L, part: usize, first: usize) {
+    fn part<L: Lanes, const M: usize, const N: usize, const A: usize>(
+        &mut self,
+        lanes: L,
+        part: usize,
+        first: usize,
+    ) {
         let (whole, rest) = (self.len / WIDTH, self.len % WIDTH);
         let lane = part * (WIDTH / L::PARTS);
         let mut sums = [[lanes.splat_part(0.0); N]; M];
@@ -296,13 +411,18 @@ impl TileArgs<'_> {
                 for j in 0..N {
                     let at = (i * GROUP + first + j) * WIDTH + lane;
                     // SAFETY: `sums` holds M rows of GROUP vectors.
-                    sums[i][j] = unsafe { lanes.load_part(self.sums.as_ptr().add(at)) };
+                    sums[i][j] = unsafe { lanes.load_part(self.sums.as_ptr().wrapping_add(at)) };
                 }
             }
         }
         let mut x = self.x.as_ptr().wrapping_add(lane);
         let mut w = self.wide.as_ptr().wrapping_add(first * WIDTH + lane);
+        let mut ahead = self.ahead.at;
         for _ in 0..whole {
+            for row in 0..A {
+                lanes.prefetch_far(ahead.wrapping_add(row * self.ahead.stride));
+            }
+            ahead = ahead.wrapping_add(WIDTH * self.ahead.bytes);
             // SAFETY: step `< len / 16` of M rows of `x` and of the widened weights.
             unsafe { multiply::<L, M, N>(lanes, x, self.stride, w, &mut sums) };
             x = x.wrapping_add(WIDTH);
@@ -313,11 +433,32 @@ impl TileArgs<'_> {
             // SAFETY: `ends` holds M vectors, and the widened weights have a padded last step.
             unsafe { multiply::<L, M, N>(lanes, ends, WIDTH, w, &mut sums) };
         }
+        if let (Some((product, row, from)), 1, GROUP) = (self.finish, L::PARTS, N) {
+            for i in 0..M {
+                let whole = std::array::from_fn(|j| lanes.whole(sums[i][j]));
+                finish(product, row + i, from, lanes.sum8(whole));
+            }
+            return;
+        }
         for i in 0..M {
             for j in 0..N {
                 let at = (i * GROUP + first + j) * WIDTH + lane;
                 // SAFETY: as at the load.
-                unsafe { lanes.store_part(self.sums.as_mut_ptr().add(at), sums[i][j]) };
+                unsafe { lanes.store_part(self.sums.as_mut_ptr().wrapping_add(at), sums[i][j]) };
+            }
+        }
+    }
+
+    /// Outputs of M rows whose sums went through memory, because a register holds only a part of them.
+    #[inline(always)]
+    fn finish_from_memory<L: Lanes, const M: usize>(&self, lanes: L) {
+        if let Some((product, row, from)) = self.finish {
+            for i in 0..M {
+                let of_row = &self.sums[i * GROUP * WIDTH..][..GROUP * WIDTH];
+                // SAFETY: `of_row` holds eight vectors.
+                let whole =
+                    std::array::from_fn(|j| unsafe { lanes.load(of_row.as_ptr().wrapping_add(j * WIDTH)) });
+                finish(product, row + i, from, lanes.sum8(whole));
             }
         }
     }
@@ -338,11 +479,11 @@ unsafe fn multiply<L: Lanes, const M: usize, const N: usize>(
     let mut rows = [lanes.splat_part(0.0); M];
     for (i, row) in rows.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        *row = unsafe { lanes.load_part(x.add(i * stride)) };
+        *row = unsafe { lanes.load_part(x.wrapping_add(i * stride)) };
     }
     for j in 0..N {
         // SAFETY: the caller's promise.
-        let w = unsafe { lanes.load_part(w.add(j * WIDTH)) };
+        let w = unsafe { lanes.load_part(w.wrapping_add(j * WIDTH)) };
         for i in 0..M {
             sums[i][j] = lanes.fma_part(rows[i], w, sums[i][j]);
         }

@@ -1,6 +1,8 @@
 //! The operators on a CPU.
 
 mod activation;
+#[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
+mod amx;
 mod append;
 mod attention;
 mod batch;
@@ -27,19 +29,23 @@ pub use rope::RopeTable;
 pub use tensor::Tensor;
 pub use weight::Weight;
 
+use attention::Step;
 use matmul::Product;
 use norm::RmsNorm;
 use out::SharedOut;
 use workers::Workers;
 
 use crate::error::{at_most, multiple, same};
-use crate::{Attention, BatchInput, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
+use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
 
 /// The CPU, with its worker threads.
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
     workers: Workers,
+    /// Rearranged activations, where the machine has matrix tiles.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    packed: std::sync::Mutex<scratch::Scratch>,
 }
 
 impl Cpu {
@@ -65,7 +71,12 @@ impl Cpu {
         if !isa.available() {
             return Err(Error::IsaMissing { isa: isa.name() });
         }
-        Ok(Self { isa, workers: Workers::new(threads)? })
+        Ok(Self {
+            isa,
+            workers: Workers::new(threads)?,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            packed: std::sync::Mutex::default(),
+        })
     }
 
     /// The instruction set chosen at run time.
@@ -78,6 +89,25 @@ impl Cpu {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.workers.threads()
+    }
+}
+
+impl Cpu {
+    /// Computes what matrix tiles can, and gives back the other products.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn on_tiles<'a>(&self, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+        let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
+        let (tiles, rest): (Vec<_>, Vec<_>) =
+            products.into_iter().partition(|product| product.weight.dtype == Dtype::Bf16);
+        let mut packed = self.packed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        amx::linear(unit, (&self.workers, self.isa), &mut packed, x.data(), x.rows(), &tiles);
+        rest
+    }
+
+    /// There are none here.
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    fn on_tiles<'a>(&self, _: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+        products
     }
 }
 
@@ -192,6 +222,7 @@ impl Ops for Cpu {
             projection.out.set_rows(x.rows());
             products.push(Product { weight, bias, out: SharedOut::new(projection.out.data_mut()) });
         }
+        let products = self.on_tiles(x, products);
         matmul::linear(&self.workers, self.isa, x.data(), x.rows(), &products);
         Ok(())
     }
@@ -278,16 +309,8 @@ impl Ops for Cpu {
             below("attention", "block", top as usize, pool.shape.blocks)?;
         }
         out.set_rows(q.rows());
-        attention::attention(
-            &self.workers,
-            self.isa,
-            pool,
-            layer,
-            batch,
-            q.data(),
-            attention,
-            out.data_mut(),
-        );
+        let step = Step { pool, layer, batch, q: q.data(), attention };
+        attention::attention(&self.workers, self.isa, step, out.data_mut());
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy)]
 pub(crate) struct SharedOut(*mut f32);
 
-// SAFETY: a pointer is only as dangerous as its use; `write` and `slice` ask for disjoint elements.
+// SAFETY: a pointer is only as dangerous as its use; `slice` asks for disjoint elements.
 unsafe impl Send for SharedOut {}
 // SAFETY: as above.
 unsafe impl Sync for SharedOut {}
@@ -20,15 +20,7 @@ impl SharedOut {
         Self(elements.as_ptr().cast_mut())
     }
 
-    /// # Safety
-    /// `index` is inside the output, and no other thread touches that element in this region.
-    #[inline(always)]
-    pub(crate) unsafe fn write(self, index: usize, value: f32) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(index).write(value) };
-    }
-
-    /// Where row `row` of rows of `cols` elements starts. Using it is the caller's risk, as with `write`.
+    /// Where row `row` of rows of `cols` elements starts. Using it is the caller's risk.
     #[inline(always)]
     pub(crate) fn row(self, row: usize, cols: usize) -> *mut f32 {
         self.0.wrapping_add(row * cols)
@@ -40,6 +32,6 @@ impl SharedOut {
     #[inline(always)]
     pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.0.wrapping_add(start), len) }
     }
 }

@@ -211,30 +211,28 @@ impl Shared {
             let state = self.state.load(Ordering::SeqCst);
             (state & OPEN != 0 && state / NUMBER != seen).then_some(state / NUMBER)
         };
-        loop {
-            let idle_since = Instant::now();
-            while idle_since.elapsed() < SPIN {
-                for _ in 0..32 {
-                    if let Some(number) = fresh() {
-                        return Some(number);
-                    }
-                    std::hint::spin_loop();
-                }
-            }
-            self.sleeping[me].store(true, Ordering::SeqCst);
-            // Whoever opened a region before seeing that we sleep is seen here; whoever opens later wakes us.
-            let found = loop {
-                if self.stop.load(Ordering::SeqCst) {
-                    return None;
-                }
+        let idle_since = Instant::now();
+        while idle_since.elapsed() < SPIN {
+            for _ in 0..32 {
                 if let Some(number) = fresh() {
-                    break number;
+                    return Some(number);
                 }
-                thread::park();
-            };
-            self.sleeping[me].store(false, Ordering::SeqCst);
-            return Some(found);
+                std::hint::spin_loop();
+            }
         }
+        self.sleeping[me].store(true, Ordering::SeqCst);
+        // Whoever opened a region before seeing that we sleep is seen here; whoever opens later wakes us.
+        let found = loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
+            }
+            if let Some(number) = fresh() {
+                break number;
+            }
+            thread::park();
+        };
+        self.sleeping[me].store(false, Ordering::SeqCst);
+        Some(found)
     }
 
     /// Counts this thread in, unless the region has closed meanwhile.

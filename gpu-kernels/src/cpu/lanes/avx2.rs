@@ -188,6 +188,10 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn whole(self, part: __m256) -> Pair {
+        [part; 2]
+    }
+    #[inline(always)]
     fn splat_part(self, x: f32) -> __m256 {
         // SAFETY: the token proves the feature.
         unsafe { _mm256_set1_ps(x) }
@@ -262,5 +266,10 @@ impl Lanes for Avx2 {
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

@@ -172,6 +172,10 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn whole(self, part: __m512) -> __m512 {
+        part
+    }
+    #[inline(always)]
     fn splat_part(self, x: f32) -> __m512 {
         self.splat(x)
     }
@@ -231,5 +235,10 @@ impl Lanes for Avx512 {
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) trait Lanes: Copy {
     /// Rows become columns.
     fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
 
+    /// A register that is a whole vector; never called where `PARTS` is not 1.
+    fn whole(self, part: Self::P) -> Self::F;
     fn splat_part(self, x: f32) -> Self::P;
     fn mul_part(self, a: Self::P, b: Self::P) -> Self::P;
     fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P;
@@ -88,15 +90,18 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_part(self, at: *mut f32, a: Self::P);
     /// Asks for a cache line; any address is fine.
     fn prefetch(self, at: *const u8);
+    /// The same, into the second-level cache.
+    fn prefetch_far(self, at: *const u8);
 
     /// `e^x` within 2 units in the last place; 0 below -87.33, `e^88.37` above 88.37.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
         // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its series, whose 8th term is below a quarter unit.
+        // ln 2 = 355/512 - 2.12e-4: n times the first part is exact.
         let (low, high) = (self.splat(-87.33), self.splat(88.37));
         let bounded = self.min(high, self.max(low, x));
         let n = self.round(self.mul(bounded, self.splat(std::f32::consts::LOG2_E)));
-        let r = self.fma(n, self.splat(-0.693_359_375), bounded);
+        let r = self.fma(n, self.splat(-355.0 / 512.0), bounded);
         let r = self.fma(n, self.splat(2.121_944_4e-4), r);
         let mut y = self.splat(1.0 / 5040.0);
         for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {

@@ -98,6 +98,10 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn whole(self, part: Self::P) -> Self::F {
+        std::array::from_fn(|i| part[i % 4])
+    }
+    #[inline(always)]
     fn splat_part(self, x: f32) -> Self::P {
         [x; 4]
     }
@@ -156,6 +160,8 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
 }
 
 /// Rounds to bf16, ties to even; no number stays no number.
