@@ -1,0 +1,142 @@
+//! The engine at work, for the live page: sizes, counts and reasons, never a prompt or an answer.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use quayline_engine::{BlockUse, RequestState, Snapshot, Tick};
+use serde_json::{Value, json};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::api::error::{ApiError, ErrorBody};
+use crate::app::App;
+
+/// Time between two events.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// A view older than this shows no speed: nothing has run since.
+const STALE: Tick = Tick(1_000_000);
+
+/// Most cells in `occupancy`.
+const CELLS_MAX: usize = 4096;
+
+/// The engine at this moment.
+#[utoipa::path(get, path = "/debug/state", tag = "Monitoring", responses(
+    (status = 200, description = "One JSON object; the server's README describes it", body = Object)))]
+pub(crate) async fn state(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(shown(&app))
+}
+
+/// The engine as it goes: the object of `/debug/state`, about five times a second.
+#[utoipa::path(get, path = "/debug/events", tag = "Monitoring", responses(
+    (status = 200, description = "Server-sent events", body = Object, content_type = "text/event-stream")))]
+pub(crate) async fn events(State(app): State<Arc<App>>) -> Response {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let draining = app.draining();
+    let events = stream::unfold((app, ticks, draining), |(app, mut ticks, mut draining)| async move {
+        wait(&mut ticks, &mut draining).await?;
+        let event = Event::default().data(shown(&app).to_string());
+        Some((Ok::<_, Infallible>(event), (app, ticks, draining)))
+    });
+    Sse::new(events).into_response()
+}
+
+/// Until the next event is due; `None` when the server drains, for a stream without end would hold it up.
+async fn wait(ticks: &mut Interval, draining: &mut tokio::sync::watch::Receiver<bool>) -> Option<()> {
+    tokio::select! {
+        _ = draining.wait_for(|draining| *draining) => None,
+        _ = ticks.tick() => Some(()),
+    }
+}
+
+/// Drop all cached prefixes. Only with `VLLM_SERVER_DEV_MODE=1`.
+#[utoipa::path(post, path = "/reset_prefix_cache", tag = "Development", responses(
+    (status = 200, description = "Done"),
+    (status = 409, description = "Requests still hold blocks"),
+    (status = "5XX", description = "There is no engine", body = ErrorBody)))]
+pub(crate) async fn reset_prefix_cache(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
+    Ok(if app.reset_prefix_cache().await? { StatusCode::OK } else { StatusCode::CONFLICT })
+}
+
+fn shown(app: &App) -> Value {
+    let view = app.engine.view().borrow().clone();
+    let (now, Snapshot { blocks, prefix, last_step, totals, .. }) = (app.engine.now(), &*view.snapshot);
+    let model = app.loaded_model();
+    let is_fresh = now.0.saturating_sub(view.at.0) < STALE.0;
+    let speed = |rate: f64| if is_fresh { (rate * 10.0).round() / 10.0 } else { 0.0 };
+    let cell = view.snapshot.occupancy.len().div_ceil(CELLS_MAX).max(1);
+    let requests = |all: &[RequestState]| all.iter().map(|one| request(one, now)).collect::<Vec<_>>();
+    json!({
+        "time_ms": now.0 / 1000,
+        "phase": app.phase().as_str(),
+        "model": model.map(|_| &app.names[0]),
+        "context": model.map(|model| model.context),
+        "running_max": app.running_max,
+        "output_tokens_per_second": speed(view.output_tokens_per_second),
+        "prompt_tokens_per_second": speed(view.prompt_tokens_per_second),
+        "blocks": {
+            "size": blocks.size, "total": blocks.total, "used": blocks.used, "free": blocks.free,
+            "cached": blocks.cached, "bytes": blocks.bytes,
+        },
+        "occupancy": occupancy(&view.snapshot.occupancy, cell),
+        "blocks_per_cell": cell,
+        "prefix": {
+            "queries": prefix.queries, "hits": prefix.hits,
+            "hit_rate": prefix.hits as f64 / prefix.queries.max(1) as f64,
+        },
+        "last_step": {
+            "prefill_requests": last_step.prefill_requests, "prefill_tokens": last_step.prefill_tokens,
+            "decode_requests": last_step.decode_requests, "preempted": last_step.preempted,
+            "tokens_max": last_step.tokens_max,
+        },
+        "totals": {
+            "steps": totals.steps, "prompt_tokens": totals.prompt_tokens, "output_tokens": totals.output_tokens,
+            "preemptions": totals.preemptions, "accepted": totals.accepted, "finished": totals.finished,
+            "cancelled": totals.cancelled,
+        },
+        "running": requests(&view.snapshot.running),
+        "waiting": requests(&view.snapshot.waiting),
+    })
+}
+
+fn request(state: &RequestState, now: Tick) -> Value {
+    json!({
+        "id": state.id.0,
+        "age_ms": now.0.saturating_sub(state.arrival.0) / 1000,
+        "prompt_tokens": state.prompt_tokens,
+        "cached_tokens": state.cached_tokens,
+        "computed_tokens": state.computed_tokens,
+        "output_tokens": state.output_tokens,
+        "output_tokens_max": state.output_tokens_max,
+        "preemptions": state.preemptions,
+        "blocks": state.blocks,
+        "waits_for": state.waits_for,
+    })
+}
+
+/// One digit per cell: the busiest block in it.
+fn occupancy(blocks: &[BlockUse], cell: usize) -> String {
+    let digit =
+        |cell: &[BlockUse]| char::from(b'0' + cell.iter().map(|block| *block as u8).max().unwrap_or(0));
+    blocks.chunks(cell).map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_shows_its_busiest_block() {
+        let blocks = [BlockUse::Free, BlockUse::Cached, BlockUse::Held, BlockUse::Shared, BlockUse::Free];
+        assert_eq!(occupancy(&blocks, 1), "01230");
+        assert_eq!(occupancy(&blocks, 2), "130");
+        assert_eq!(occupancy(&[], 1), "");
+    }
+}

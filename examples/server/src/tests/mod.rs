@@ -1,0 +1,8 @@
+//! The server driven in-process and over loopback, against the model that is part of the program.
+
+mod lifecycle;
+mod monitoring;
+mod refusals;
+mod shapes;
+mod streams;
+mod support;
