@@ -250,9 +250,7 @@ impl Chunk<'_> {
                 for (i, vector) in block.iter_mut().enumerate() {
                     // SAFETY: rows are valid and `wide` elements long.
                     *vector = unsafe { E::load(lanes, self.rows.keys[first + i].wrapping_add(d * E::BYTES)) };
-                    if (d * E::BYTES).is_multiple_of(64) {
-                        lanes.prefetch_far(self.next.keys[first + i].wrapping_add(d * E::BYTES));
-                    }
+                    lanes.prefetch_far(self.next.keys[first + i].wrapping_add(d * E::BYTES));
                 }
                 for (i, vector) in lanes.transpose(block).into_iter().enumerate() {
                     // SAFETY: `d + i < wide` and `first + 16 <= 64`: asserted above.
@@ -264,9 +262,7 @@ impl Chunk<'_> {
             for d in (0..self.wide).step_by(WIDTH) {
                 // SAFETY: rows are valid and `wide` elements long.
                 let vector = unsafe { E::load(lanes, self.rows.values[position].wrapping_add(d * E::BYTES)) };
-                if (d * E::BYTES).is_multiple_of(64) {
-                    lanes.prefetch_far(self.next.values[position].wrapping_add(d * E::BYTES));
-                }
+                lanes.prefetch_far(self.next.values[position].wrapping_add(d * E::BYTES));
                 // SAFETY: asserted above.
                 unsafe { lanes.store(values.as_mut_ptr().wrapping_add(position * self.wide + d), vector) };
             }

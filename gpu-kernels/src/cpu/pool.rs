@@ -1,6 +1,6 @@
 //! The paged memory of keys and values.
 
-use super::tensor::{LINE, first_line, zeroed};
+use super::tensor::{LINE, first_line, wish_huge_pages, zeroed};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Error, KvShape};
@@ -59,7 +59,8 @@ impl KvPool {
     pub(crate) fn new(shape: KvShape) -> Result<Self, Error> {
         let layout = Layout::new(&shape)?;
         let elements = layout.plane * shape.layers * 2;
-        let storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4) + LINE))?;
+        let mut storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4) + LINE))?;
+        wish_huge_pages(&mut storage);
         let first = first_line(&storage);
         Ok(Self { shape, layout, storage, first })
     }
