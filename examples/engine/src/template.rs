@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use crate::error::TextError;
@@ -141,13 +141,44 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment
 }
 
-/// `{% generation %}` marks assistant text for training. Here it only groups.
+/// `int(default=0)` as in Jinja: a text that is no number gives the default.
+fn int(value: &Value, default: Option<Value>) -> Value {
+    let text = value.to_string();
+    let text = text.trim();
+    if let Ok(whole) = text.parse::<i64>() {
+        return whole.into();
+    }
+    match number(value).map(f64::trunc) {
+        #[expect(clippy::cast_possible_truncation, reason = "a float beyond i64 saturates")]
+        Some(number) if number.is_finite() => Value::from(number as i64),
+        _ => default.unwrap_or_else(|| 0.into()),
+    }
+}
+
+/// `float(default=0.0)` as in Jinja.
+fn float(value: &Value, default: Option<Value>) -> Value {
+    number(value).map(Value::from).or(default).unwrap_or_else(|| 0.0.into())
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None if value.is_true() && value.kind() == ValueKind::Bool => Some(1.0),
+        None => f64::try_from(value.clone()).ok(),
+    }
+}
+
+/// Lines end in one way, as in Jinja. `{% generation %}` marks assistant text for training; here it only groups.
 fn prepared(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+    let mut rest = &*source;
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at + 2);
         out.push_str(before);
@@ -241,6 +272,17 @@ mod tests {
     }
 
     #[test]
+    fn all_line_ends_are_one() {
+        assert_eq!(render("a\r\n{% if true %}\r\nb\r{% endif %}", serde_json::json!({})).unwrap(), "a\nb\n");
+    }
+
+    #[test]
+    fn nothing_is_not_iterable() {
+        let source = "{{ none is iterable }} {{ x is iterable }} {{ [] is iterable }} {{ 'a' is iterable }} {{ 1 is iterable }}";
+        assert_eq!(render(source, serde_json::json!({})).unwrap(), "False True True True False");
+    }
+
+    #[test]
     fn generation_only_groups() {
         let source = "a {%- generation -%} b {%- endgeneration %} c{% set generation = 1 %}{{ generation }}";
         assert_eq!(render(source, serde_json::json!({})).unwrap(), "ab c1");
@@ -281,6 +323,12 @@ mod tests {
         assert_eq!(render(source, value.clone()).unwrap(), r#"{"a":"<\u00e9>","b":[1]}"#);
         let indented = "{\n    \"b\": [\n        1\n    ],\n    \"a\": \"<\u{e9}>\"\n}";
         assert_eq!(render("{{ v|tojson(indent=4) }}", value).unwrap(), indented);
+    }
+
+    #[test]
+    fn texts_become_numbers_or_the_default() {
+        let source = "{{ '22'|int }} {{ 'x'|int }} {{ '2.9'|int }} {{ 'x'|int(7) }} {{ '1.5'|float }} {{ 'x'|float }} {{ none|int }}";
+        assert_eq!(render(source, serde_json::json!({})).unwrap(), "22 0 2 7 1.5 0.0 0");
     }
 
     #[test]
