@@ -21,6 +21,8 @@ use crate::{Attention, Dtype};
 
 /// Positions that are reduced together.
 const CHUNK: usize = 64;
+/// Up to so many rows read V where it lies; more rows read it from scratch, widened once.
+const FEW: usize = 2;
 /// Query rows (token x head of the group) that share a pass over K and V.
 const ROWS_MAX: usize = 48;
 
@@ -157,14 +159,19 @@ impl Kernel for Run<'_> {
             let rows_next = if next < high { pages.rows(next, valid(next)) } else { rows_here };
             let here = Chunk { rows: &rows_here, next: &rows_next, valid: valid(chunk), wide };
             match pool.shape.dtype {
-                Dtype::F32 => here.bring::<L, AsF32>(lanes, keys, values),
-                Dtype::Bf16 => here.bring::<L, AsBf16>(lanes, keys, values),
-                Dtype::F16 => here.bring::<L, AsF16>(lanes, keys, values),
+                Dtype::F32 => here.bring::<L, AsF32>(lanes, rows, keys, values),
+                Dtype::Bf16 => here.bring::<L, AsBf16>(lanes, rows, keys, values),
+                Dtype::F16 => here.bring::<L, AsF16>(lanes, rows, keys, values),
             }
-            rows_here = rows_next;
             scores(lanes, &mut state, keys, rows, wide, dim);
             soften(lanes, &mut state, chunk, rows);
-            add_values(lanes, &mut state, values, chunk, rows, wide);
+            match pool.shape.dtype {
+                _ if rows > FEW => add_values(lanes, &mut state, values, chunk, rows, wide),
+                Dtype::F32 => here.add_values::<L, AsF32>(lanes, &mut state, chunk, rows),
+                Dtype::Bf16 => here.add_values::<L, AsBf16>(lanes, &mut state, chunk, rows),
+                Dtype::F16 => here.add_values::<L, AsF16>(lanes, &mut state, chunk, rows),
+            }
+            rows_here = rows_next;
         }
         for row in 0..rows {
             // SAFETY: this tile alone writes the `dim` elements of its rows, and `out` has the shape of `q`.
@@ -237,36 +244,98 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Widens both, K turned to `[wide][64]`, V as `[64][wide]`. What nobody sees is left as it was or masked later.
+    /// Widens K, turned to `[wide][64]`, and for more than a few rows V, as `[64][wide]`. What nobody sees is left as it
+    /// was, or masked later.
     #[inline(always)]
-    fn bring<L: Lanes, E: Element>(&self, lanes: L, keys: &mut [f32], values: &mut [f32]) {
+    fn bring<L: Lanes, E: Element>(&self, lanes: L, rows: usize, keys: &mut [f32], values: &mut [f32]) {
         assert!(
             keys.len() >= self.wide * CHUNK && values.len() >= self.wide * CHUNK,
             "scratch holds a chunk"
         );
         for first in (self.valid.0 / WIDTH * WIDTH..self.valid.1).step_by(WIDTH) {
             for d in (0..self.wide).step_by(WIDTH) {
-                let mut block = [lanes.splat(0.0); WIDTH];
-                for (i, vector) in block.iter_mut().enumerate() {
-                    // SAFETY: rows are valid and `wide` elements long.
-                    *vector = unsafe { E::load(lanes, self.rows.keys[first + i].wrapping_add(d * E::BYTES)) };
+                let at = |i: usize| self.rows.keys[first + i].wrapping_add(d * E::BYTES);
+                // SAFETY: rows are valid and `wide` elements long.
+                let block = unsafe { E::turn(lanes, &std::array::from_fn(at)) };
+                for i in 0..WIDTH {
                     lanes.prefetch_far(self.next.keys[first + i].wrapping_add(d * E::BYTES));
-                }
-                for (i, vector) in lanes.transpose(block).into_iter().enumerate() {
+                    let to = keys.as_mut_ptr().wrapping_add((d + i) * CHUNK + first);
                     // SAFETY: `d + i < wide` and `first + 16 <= 64`: asserted above.
-                    unsafe { lanes.store(keys.as_mut_ptr().wrapping_add((d + i) * CHUNK + first), vector) };
+                    unsafe { lanes.store(to, block[i]) };
                 }
             }
+        }
+        if rows <= FEW {
+            return;
         }
         for position in self.valid.0..self.valid.1 {
             for d in (0..self.wide).step_by(WIDTH) {
+                let at = self.rows.values[position].wrapping_add(d * E::BYTES);
                 // SAFETY: rows are valid and `wide` elements long.
-                let vector = unsafe { E::load(lanes, self.rows.values[position].wrapping_add(d * E::BYTES)) };
+                let vector = unsafe { E::load(lanes, at) };
                 lanes.prefetch_far(self.next.values[position].wrapping_add(d * E::BYTES));
+                let to = values.as_mut_ptr().wrapping_add(position * self.wide + d);
                 // SAFETY: asserted above.
-                unsafe { lanes.store(values.as_mut_ptr().wrapping_add(position * self.wide + d), vector) };
+                unsafe { lanes.store(to, vector) };
             }
         }
+    }
+
+    /// What [`add_values`] does, row by row, with V read where it lies.
+    #[inline(always)]
+    fn add_values<L: Lanes, E: Element>(&self, lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) {
+        for row in 0..rows {
+            let of = clip(state.seen[row], chunk);
+            if of.0 >= of.1 {
+                continue;
+            }
+            let weight = &state.weight[row * CHUNK..(row + 1) * CHUNK];
+            let value = &mut state.value[row * self.wide..(row + 1) * self.wide];
+            let mut d = 0;
+            while d < self.wide {
+                let (fade, value) = (state.fade[row], &mut value[d..]);
+                d += match value.len() / WIDTH {
+                    4.. => self.columns::<L, E, 4>(lanes, weight, value, d, of, fade),
+                    2..4 => self.columns::<L, E, 2>(lanes, weight, value, d, of, fade),
+                    _ => self.columns::<L, E, 1>(lanes, weight, value, d, of, fade),
+                };
+            }
+        }
+    }
+
+    /// N vectors of columns from `d`; answers the columns done.
+    #[inline(always)]
+    fn columns<L: Lanes, E: Element, const N: usize>(
+        &self,
+        lanes: L,
+        weight: &[f32],
+        value: &mut [f32],
+        d: usize,
+        of: (usize, usize),
+        fade: f32,
+    ) -> usize {
+        assert!(value.len() >= N * WIDTH && d + N * WIDTH <= self.wide, "N vectors are left");
+        let mut sums = [lanes.splat(0.0); N];
+        for (j, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: asserted above.
+            let before = unsafe { lanes.load(value.as_ptr().wrapping_add(j * WIDTH)) };
+            *sum = lanes.mul(before, lanes.splat(fade));
+        }
+        for position in of.0..of.1 {
+            let weight = lanes.splat(weight[position]);
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let offset = (d + j * WIDTH) * E::BYTES;
+                // SAFETY: positions that a row sees are valid, and rows are `wide` elements long.
+                let row = unsafe { E::load(lanes, self.rows.values[position].wrapping_add(offset)) };
+                lanes.prefetch_far(self.next.values[position].wrapping_add(offset));
+                *sum = lanes.fma(weight, row, *sum);
+            }
+        }
+        for (j, &sum) in sums.iter().enumerate() {
+            // SAFETY: asserted above.
+            unsafe { lanes.store(value.as_mut_ptr().wrapping_add(j * WIDTH), sum) };
+        }
+        N * WIDTH
     }
 }
 

@@ -313,4 +313,35 @@ mod tests {
             }
         });
     }
+
+    /// `cargo test --release -p quayline-gpu-kernels -- --ignored --nocapture regions`
+    #[test]
+    #[ignore = "a measurement"]
+    fn time_of_empty_regions() {
+        let median = |run: &mut dyn FnMut()| {
+            let mut times: Vec<_> = (0..20_001)
+                .map(|_| {
+                    let start = Instant::now();
+                    run();
+                    start.elapsed()
+                })
+                .collect();
+            times.sort();
+            (times[10_000], times[19_800])
+        };
+        let workers = workers(2);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let (ours, tail) = median(&mut || workers.run(8, &|_, _| {}));
+        println!("own workers: median {ours:?}, 99 % {tail:?}");
+        let (theirs, tail) = median(&mut || {
+            pool.scope(|scope| (0..8).for_each(|_| scope.spawn(|_| {})));
+        });
+        println!("rayon scope from outside: median {theirs:?}, 99 % {tail:?}");
+        let (theirs, tail) = pool.install(|| {
+            median(&mut || {
+                rayon::scope(|scope| (0..8).for_each(|_| scope.spawn(|_| {})));
+            })
+        });
+        println!("rayon scope from inside: median {theirs:?}, 99 % {tail:?}");
+    }
 }

@@ -76,6 +76,18 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 16 f16 are readable at `at`, at any alignment.
     unsafe fn load_f16(self, at: *const u8) -> Self::F;
+    /// Sixteen rows of sixteen bf16, turned: element `i` of every row is in vector `i`.
+    /// # Safety
+    /// 16 bf16 are readable at each row, at any alignment.
+    #[inline(always)]
+    unsafe fn turn_bf16(self, rows: &[*const u8; 16]) -> [Self::F; 16] {
+        let mut block = [self.splat(0.0); 16];
+        for (vector, &row) in block.iter_mut().zip(rows) {
+            // SAFETY: the caller's promise.
+            *vector = unsafe { self.load_bf16(row) };
+        }
+        self.transpose(block)
+    }
     /// # Safety
     /// 16 f32 are writable at `at`, at any alignment.
     unsafe fn store(self, at: *mut f32, a: Self::F);
@@ -119,6 +131,19 @@ pub(crate) trait Element: Copy {
     /// 16 elements are readable at `at`, at any alignment.
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
 
+    /// Sixteen rows of sixteen elements, turned: element `i` of every row is in vector `i`.
+    /// # Safety
+    /// 16 elements are readable at each row, at any alignment.
+    #[inline(always)]
+    unsafe fn turn<L: Lanes>(lanes: L, rows: &[*const u8; 16]) -> [L::F; 16] {
+        let mut block = [lanes.splat(0.0); 16];
+        for (vector, &row) in block.iter_mut().zip(rows) {
+            // SAFETY: the caller's promise.
+            *vector = unsafe { Self::load(lanes, row) };
+        }
+        lanes.transpose(block)
+    }
+
     /// The first `n < 16` elements, zeros behind them.
     /// # Safety
     /// `n` elements are readable at `at`, at any alignment.
@@ -154,6 +179,11 @@ impl Element for AsBf16 {
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_bf16(at) }
+    }
+    #[inline(always)]
+    unsafe fn turn<L: Lanes>(lanes: L, rows: &[*const u8; 16]) -> [L::F; 16] {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.turn_bf16(rows) }
     }
 }
 
