@@ -148,6 +148,13 @@ impl Handle {
         *self.alive.borrow()
     }
 
+    /// Until the thread has ended.
+    #[cfg(test)]
+    pub(crate) async fn ended(&self) {
+        // The sender gone is the end, too.
+        let _ = self.alive.clone().wait_for(|alive| !alive).await;
+    }
+
     /// Time since the engine's thread started.
     pub(crate) fn now(&self) -> Tick {
         tick(self.origin, Instant::now())
@@ -272,13 +279,19 @@ impl EngineThread {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit { job, reply } => {
+                let was_idle = !self.engine.has_work();
+                let answer = self.submit(job);
+                if was_idle {
+                    self.publish();
+                }
                 // A reply that nobody awaits any more drops its ticket, which cancels.
-                let _ = reply.send(self.submit(job));
+                let _ = reply.send(answer);
             }
             Command::Cancel(ids) => ids.into_iter().for_each(|id| self.cancel(id)),
             Command::ResetPrefixCache(reply) => {
-                let _ = reply.send(self.engine.reset_prefix_cache());
+                let done = self.engine.reset_prefix_cache();
                 self.publish();
+                let _ = reply.send(done);
             }
             Command::Stop => unreachable!("the loop ends before"),
         }

@@ -23,7 +23,7 @@ pub(crate) struct ChatToken {
     /// Its text.
     token: String,
     /// Natural logarithm of its probability.
-    logprob: f32,
+    logprob: f64,
     /// Its text in bytes; several tokens may share a character.
     bytes: Vec<u8>,
     /// The most likely tokens at its place.
@@ -36,7 +36,7 @@ pub(crate) struct TopToken {
     /// Its text.
     token: String,
     /// Natural logarithm of its probability.
-    logprob: f32,
+    logprob: f64,
     /// Its text in bytes.
     bytes: Vec<u8>,
 }
@@ -47,7 +47,7 @@ pub(crate) struct CompletionLogprobs {
     /// Where each token starts in the text, in characters.
     text_offset: Vec<usize>,
     /// Log-probabilities; null for the first token of an echoed prompt.
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     /// Texts.
     tokens: Vec<String>,
     /// The most likely tokens and the one that was chosen.
@@ -138,6 +138,6 @@ impl Writer<'_> {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
-    logprob.max(LEAST)
+fn finite(logprob: f32) -> f64 {
+    f64::from(logprob.max(LEAST))
 }

@@ -82,7 +82,11 @@ async fn chats_are_checked_down_to_the_message() {
         ("messages", "messages", Value::Null),
         ("messages[0]", "messages", json!([3])),
         ("messages[0].role", "messages", json!([{ "content": "x" }])),
-        ("messages[1].content", "messages", json!([{ "role": "user", "content": "x" }, { "role": "user", "content": 3 }])),
+        (
+            "messages[1].content",
+            "messages",
+            json!([{ "role": "user", "content": "x" }, { "role": "user", "content": 3 }]),
+        ),
         (
             "messages[0].content[0]",
             "messages",
@@ -252,7 +256,9 @@ async fn addresses_methods_and_media_types_have_their_statuses() {
 #[tokio::test]
 async fn an_unknown_model_is_404() {
     let server = Server::start("").await;
-    for (path, mut body) in [(CHAT, chat(1)), (COMPLETIONS, completion(json!("a"), 1)), ("/tokenize", json!({ "prompt": "a" }))] {
+    for (path, mut body) in
+        [(CHAT, chat(1)), (COMPLETIONS, completion(json!("a"), 1)), ("/tokenize", json!({ "prompt": "a" }))]
+    {
         body["model"] = json!("gpt-9");
         let answer = server.post(path, &body).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
@@ -280,7 +286,9 @@ async fn keys_guard_the_api_and_leave_probes_open() {
     for path in ["/v1/models", "/debug/state"] {
         assert_eq!(server.get(path).await.status, StatusCode::UNAUTHORIZED, "{path}");
     }
-    for path in ["/health", "/livez", "/readyz", "/startupz", "/ping", "/metrics", "/version", "/load", "/", "/docs"] {
+    for path in
+        ["/health", "/livez", "/readyz", "/startupz", "/ping", "/metrics", "/version", "/load", "/", "/docs"]
+    {
         assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
     }
     server.stop();

@@ -13,10 +13,7 @@ const COMPLETIONS: &str = "/v1/completions";
 async fn a_chat_completion_has_openai_s_fields() {
     let server = Server::start("").await;
     let answer = server.ok(CHAT, chat(5)).await;
-    assert_eq!(
-        keys(&answer),
-        ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"]
-    );
+    assert_eq!(keys(&answer), ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"]);
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["model"], server.app.names[0]);
@@ -38,10 +35,7 @@ async fn a_chat_completion_has_openai_s_fields() {
 async fn a_completion_has_openai_s_fields() {
     let server = Server::start("").await;
     let answer = server.ok(COMPLETIONS, completion(json!("ROMEO:"), 5)).await;
-    assert_eq!(
-        keys(&answer),
-        ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"]
-    );
+    assert_eq!(keys(&answer), ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"]);
     assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
     assert_eq!(answer["object"], "text_completion");
     let choice = &answer["choices"][0];
@@ -216,8 +210,9 @@ async fn chat_templates_are_steered_by_the_request() {
 async fn text_survives_tokenize_and_detokenize() {
     let server = Server::start("").await;
     let text = "To be, or not to be: ümlaut 🙂";
-    let answer =
-        server.ok("/tokenize", json!({ "prompt": text, "add_special_tokens": false, "return_token_strs": true })).await;
+    let answer = server
+        .ok("/tokenize", json!({ "prompt": text, "add_special_tokens": false, "return_token_strs": true }))
+        .await;
     assert_eq!(keys(&answer), ["count", "max_model_len", "tokens", "token_strs"]);
     assert_eq!(answer["count"], answer["tokens"].as_array().unwrap().len());
     let back = server.ok("/detokenize", json!({ "tokens": answer["tokens"] })).await;
