@@ -61,7 +61,7 @@ def test_a_stream_without_the_option_has_no_usage(say):
 
 def test_the_stream_helper_of_the_package_works(client, model):
     messages = [{"role": "user", "content": "Speak to me of the king."}]
-    with client.chat.completions.stream(model=model, messages=messages, max_tokens=20, temperature=0) as stream:
+    with client.chat.completions.stream(model=model, messages=messages, max_tokens=300, temperature=0) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
     assert {"chunk", "content.delta"} <= kinds
