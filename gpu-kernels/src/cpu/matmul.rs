@@ -4,7 +4,7 @@
 //! ascending order, and whose sixteen sums end in one fixed tree. That order does not know how many rows `x` has, so
 //! one row alone and one row among hundreds get the same bits. Three ways through the same sums:
 //!
-//! - up to six rows ([`Direct`]): four or eight weight rows are walked at once and widened in registers. The limit is the
+//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers. The limit is the
 //!   bandwidth of memory, and eight streams reach it where one does not.
 //! - more rows ([`Tiled`]): eight weight rows are widened once into scratch that stays in the first-level cache, and
 //!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
@@ -24,8 +24,10 @@ use crate::Dtype;
 const GROUP: usize = 8;
 /// Rows of `x` in a tile.
 const TILE: usize = 3;
-/// Rows of `x` that go over the weights directly.
-const FEW: usize = 6;
+/// Rows of `x` that may go over the weights directly: as many as leave room for sums in the registers.
+fn few(isa: Isa) -> usize {
+    if matches!(isa.name(), "avx512" | "amx") { 2 * TILE } else { TILE }
+}
 /// Elements of `in` that are widened at once: a group of them takes 16 KiB, which leaves half of a first-level cache
 /// for the rows of `x` that stream past.
 const DEPTH: usize = 512;
@@ -58,12 +60,12 @@ pub(crate) fn linear(workers: &Workers, isa: Isa, x: &[f32], rows: usize, produc
     if rows == 0 {
         return;
     }
-    let pieces = pieces(workers.threads(), rows, products);
+    let pieces = pieces(workers.threads(), few(isa), rows, products);
     workers.run(pieces.len(), &|index, scratch| {
         let piece = pieces[index];
         let product = products[piece.product];
         let x = &x[piece.row * product.weight.cols..];
-        if piece.rows > FEW {
+        if piece.rows > few(isa) {
             return dispatch(isa, Tiled { x, product, piece, scratch });
         }
         match product.weight.dtype {
@@ -75,14 +77,14 @@ pub(crate) fn linear(workers: &Workers, isa: Isa, x: &[f32], rows: usize, produc
 }
 
 /// Cuts the products so that every thread gets several pieces and no piece is too small to be worth handing out.
-fn pieces(threads: usize, rows: usize, products: &[Product<'_>]) -> Vec<Piece> {
+fn pieces(threads: usize, few: usize, rows: usize, products: &[Product<'_>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let groups: usize = products.iter().map(|product| product.weight.rows.div_ceil(GROUP)).sum();
     for (index, product) in products.iter().enumerate() {
         let (n, cols) = (product.weight.rows, product.weight.cols);
-        let blocks = if rows <= FEW { 1 } else { (rows * cols * 4).div_ceil(BLOCK_BYTES) };
+        let blocks = if rows <= few { 1 } else { (rows * cols * 4).div_ceil(BLOCK_BYTES).max(1) };
         let block =
-            if rows <= FEW { rows } else { rows.div_ceil(blocks).next_multiple_of(TILE).max(8 * TILE) };
+            if rows <= few { rows } else { rows.div_ceil(blocks).next_multiple_of(TILE).max(8 * TILE) };
         let group_work = (GROUP * cols * block.min(rows)).max(1);
         let least = 16_384_usize.div_ceil(group_work);
         let step = GROUP * groups.div_ceil(8 * threads).clamp(least, least.max(32));
@@ -136,7 +138,7 @@ pub(crate) fn finish16<L: Lanes>(lanes: L, product: &Product<'_>, row: usize, fr
     }
 }
 
-/// Up to six rows of `x`.
+/// A few rows of `x`.
 struct Direct<'a, E> {
     x: &'a [f32],
     product: Product<'a>,
@@ -152,25 +154,31 @@ impl<E: Element> Kernel for Direct<'_, E> {
                 1 => self.group::<L, 1>(lanes, from),
                 2 => self.group::<L, 2>(lanes, from),
                 3 => self.group::<L, 3>(lanes, from),
-                4 => self.group::<L, 4>(lanes, from),
-                5 => self.group::<L, 5>(lanes, from),
-                _ => self.group::<L, 6>(lanes, from),
+                4 if L::WIDE => self.group::<L, 4>(lanes, from),
+                5 if L::WIDE => self.group::<L, 5>(lanes, from),
+                6 if L::WIDE => self.group::<L, 6>(lanes, from),
+                rows => unreachable!("{rows} rows are not few"),
             }
         }
     }
 }
 
 impl<E: Element> Direct<'_, E> {
-    /// Eight weight rows, all at once if their sums fit in the registers, else four and four.
+    /// Eight weight rows, as many at once as have room for their sums in the registers.
     #[inline(always)]
     fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize) {
         let rows = row_pointers(self.product.weight, from);
         let mut sums = [[lanes.splat(0.0); GROUP]; M];
-        if M <= TILE && L::WIDE {
-            self.rows::<L, M, GROUP>(lanes, &rows, 0, &mut sums);
-        } else {
-            for first in [0, GROUP / 2] {
-                self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, first, &mut sums);
+        let at_once = match (L::WIDE, M) {
+            (true, ..=TILE) => GROUP,
+            (true, _) | (false, 1) => GROUP / 2,
+            (false, _) => GROUP / 4,
+        };
+        for first in (0..GROUP).step_by(at_once) {
+            match at_once {
+                GROUP => self.rows::<L, M, GROUP>(lanes, &rows, first, &mut sums),
+                4 => self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, first, &mut sums),
+                _ => self.rows::<L, M, { GROUP / 4 }>(lanes, &rows, first, &mut sums),
             }
         }
         for (i, sums) in sums.into_iter().enumerate() {
@@ -271,7 +279,8 @@ impl Kernel for Tiled<'_> {
                     match rows - row {
                         1 => tile.run::<L, 1, 0>(lanes),
                         2 => tile.run::<L, 2, 0>(lanes),
-                        _ => match tile.ahead.rows {
+                        // Narrow registers have no room for more than the sums.
+                        _ => match if L::WIDE { tile.ahead.rows } else { 0 } {
                             0 => tile.run::<L, TILE, 0>(lanes),
                             1 => tile.run::<L, TILE, 1>(lanes),
                             2 => tile.run::<L, TILE, 2>(lanes),

@@ -179,12 +179,21 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn transpose(self, rows: [Pair; 16]) -> [Pair; 16] {
-        let block = |row: usize, half: usize| self.transpose8(std::array::from_fn(|i| rows[row + i][half]));
-        let (top_left, top_right) = (block(0, 0), block(0, 1));
-        let (bottom_left, bottom_right) = (block(8, 0), block(8, 1));
-        std::array::from_fn(|i| {
-            if i < 8 { [top_left[i], bottom_left[i]] } else { [top_right[i - 8], bottom_right[i - 8]] }
-        })
+        // Loops, not closures: a closure that is not inlined is compiled without the instructions.
+        let mut out = rows;
+        for half in 0..2 {
+            for first in [0, 8] {
+                let mut block = [rows[0][0]; 8];
+                for i in 0..8 {
+                    block[i] = rows[first + i][half];
+                }
+                let block = self.transpose8(block);
+                for i in 0..8 {
+                    out[8 * half + i][first / 8] = block[i];
+                }
+            }
+        }
+        out
     }
 
     #[inline(always)]
