@@ -105,10 +105,10 @@ impl Active {
         }
     }
 
-    pub(crate) fn note_prompt_logits(&mut self, position: u32, logits: &[f32]) {
+    pub(crate) fn note_prompt_logits(&mut self, position: u32, logits: &[f32], scratch: &mut Scratch) {
         let next = self.tokens[position as usize + 1];
         if let Some(prompt) = &mut self.prompt_logprobs {
-            prompt.by_position.insert(position + 1, sampling::logprobs(logits, next, prompt.top));
+            prompt.by_position.insert(position + 1, sampling::logprobs(logits, next, prompt.top, scratch));
         }
     }
 
@@ -117,7 +117,7 @@ impl Active {
         row.clear();
         row.extend_from_slice(logits);
         let id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
-        let logprobs = self.logprobs.map(|top| sampling::logprobs(logits, id, top));
+        let logprobs = self.logprobs.map(|top| sampling::logprobs(logits, id, top, scratch));
         self.chosen = Some(SampledToken { id, logprobs });
         id
     }

@@ -304,7 +304,7 @@ impl Engine {
             for (&Wanted { id, prompt_position }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
                 let active = self.active.get_mut(&id).expect("a planned request is active");
                 if let Some(position) = prompt_position {
-                    active.note_prompt_logits(position, logits);
+                    active.note_prompt_logits(position, logits, &mut step.scratch);
                 } else {
                     let token = TokenId(active.choose(logits, &mut step.row, &mut step.scratch));
                     step.sampled.push(Sampled { id: batching::RequestId(id.0), token });

@@ -9,6 +9,7 @@ mod exp;
 mod logprobs;
 mod penalty;
 mod random;
+mod row;
 mod rules;
 
 pub(crate) use draw::Scratch;

@@ -1,55 +1,31 @@
 //! Temperature, min-p, top-k, top-p, and the draw, without sorting the vocabulary.
 //!
-//! Each filter keeps the most likely tokens down to some point, so all of them together are one point:
-//! the least logit that stays, and among equal logits the largest id. It is found by sorting tokens
-//! roughly, into buckets by the leading bits of their logit, and only the bucket with the point in it finely.
+//! A filter is a reason to look at few tokens only. So first the candidates are gathered in one pass: for
+//! top-k by a bar that rises, for min-p by a bar that is known, for top-p by one below which all tokens together
+//! are too few to matter. Only what stays is sorted.
 
 use super::exp::exp;
+use super::row;
 use crate::request::Sampling;
 
 /// Memory that one draw leaves to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// `e^((logit - highest) / temperature)` of each token.
-    weights: Vec<f32>,
-    buckets: Vec<Bucket>,
-    /// Tokens of one bucket.
-    fine: Vec<(f32, u32)>,
+    pub(super) weights: Vec<f32>,
+    candidates: Vec<Candidate>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    tokens: u32,
-    weight: f64,
-}
-
-/// Which tokens stay: those above `logit`, and those equal to it up to the id `last`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Cut {
+struct Candidate {
+    id: u32,
     logit: f32,
-    last: u32,
-}
-
-impl Cut {
-    const NONE: Self = Self { logit: f32::NEG_INFINITY, last: 0 };
-
-    fn keeps(self, logit: f32, id: u32) -> bool {
-        logit > self.logit || (logit == self.logit && id <= self.last)
-    }
-
-    /// The stricter of two.
-    fn and(self, other: Self) -> Self {
-        if self.logit > other.logit || (self.logit == other.logit && self.last < other.last) {
-            self
-        } else {
-            other
-        }
-    }
+    weight: f32,
 }
 
 /// The first of the highest logits; `None` when there is none above minus infinity.
 pub(crate) fn most_likely(logits: &[f32]) -> Option<(u32, f32)> {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let highest = row::highest(logits);
     if highest == f32::NEG_INFINITY {
         return None;
     }
@@ -67,143 +43,147 @@ pub(crate) fn draw(
 ) -> u32 {
     // Like vLLM: closer to 0 the quotients overflow.
     let scale = 1.0 / sampling.temperature.max(0.01);
-    let Scratch { weights, buckets, fine } = scratch;
-    weights.clear();
-    weights.extend(logits.iter().map(|&logit| exp((logit - highest) * scale)));
-    let mut row = Row { logits, weights, highest, scale, cut: Cut::NONE };
-    if sampling.min_p > 0.0 {
-        row.cut = row.cut.and(row.min_p(sampling.min_p));
-    }
-    if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
-        row.fill(buckets);
-        row.cut = row.cut.and(row.top_k(sampling.top_k, buckets, fine));
-    }
+    let Scratch { weights, candidates } = scratch;
+    candidates.clear();
+    let weight = |logit: f32| exp((logit - highest) * scale);
+    let total = if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+        gather_top_k(logits, sampling.top_k as usize, weight, candidates);
+        None
+    } else if sampling.min_p > 0.0 {
+        // A little lower than the bar, which is exact on weights.
+        let bar = highest + (sampling.min_p.ln() - 0.01) / scale;
+        gather(logits, |_, logit| logit >= bar, weight, candidates);
+        None
+    } else {
+        row::weights(logits, highest, scale, weights);
+        if sampling.top_p >= 1.0 {
+            return pick_of_all(weights, uniform);
+        }
+        // All tokens at or below the bar together weigh no more than what top-p leaves out.
+        let total: f64 = row::run_sums(weights).sum();
+        let bar = (1.0 - f64::from(sampling.top_p)) * total / weights.len() as f64;
+        gather(logits, |at, _| f64::from(weights[at]) > bar, weight, candidates);
+        Some(total)
+    };
+    candidates.retain(|candidate| candidate.weight >= sampling.min_p);
     if sampling.top_p < 1.0 {
-        row.fill(buckets);
-        row.cut = row.cut.and(row.top_p(f64::from(sampling.top_p), buckets, fine));
+        let total = total.unwrap_or_else(|| sum(candidates));
+        keep_top(candidates, f64::from(sampling.top_p) * total);
     }
-    row.pick(uniform)
+    pick(candidates, uniform)
 }
 
-/// Buckets per unit of `(highest - logit) / temperature`.
-const BUCKETS_PER_UNIT: f32 = 128.0;
-/// The last one also holds all that is less likely: each below `e^-32` of the most likely.
-const BUCKETS: usize = 4096;
-/// Weights are summed in runs of this length first.
-const RUN: usize = 256;
-
-/// One row with the tokens that stay so far.
-struct Row<'a> {
-    logits: &'a [f32],
-    weights: &'a [f32],
-    highest: f32,
-    scale: f32,
-    cut: Cut,
+/// The tokens that `stays` keeps, by place and logit.
+fn gather(
+    logits: &[f32],
+    stays: impl Fn(usize, f32) -> bool,
+    weight: impl Fn(f32) -> f32,
+    candidates: &mut Vec<Candidate>,
+) {
+    for (id, (at, &logit)) in (0..).zip(logits.iter().enumerate()) {
+        if stays(at, logit) {
+            candidates.push(Candidate { id, logit, weight: weight(logit) });
+        }
+    }
 }
 
-impl Row<'_> {
-    /// The least logit whose weight is at least `min_p` (the highest has weight 1).
-    fn min_p(&self, min_p: f32) -> Cut {
-        let stays = self.logits.iter().zip(self.weights).filter(|&(_, &weight)| weight >= min_p);
-        Cut { logit: stays.map(|(&logit, _)| logit).fold(f32::INFINITY, f32::min), last: u32::MAX }
-    }
-
-    /// The `k` most likely tokens stay, and all that are as likely as the last of them.
-    fn top_k(&self, k: u32, buckets: &[Bucket], fine: &mut Vec<(f32, u32)>) -> Cut {
-        let mut before = 0;
-        let found = buckets.iter().position(|bucket| {
-            before += bucket.tokens;
-            before >= k
-        });
-        let Some(bucket) = found else { return Cut::NONE };
-        self.sort(bucket, fine);
-        let above = before - buckets[bucket].tokens;
-        Cut { logit: fine[(k - above - 1) as usize].0, last: u32::MAX }
-    }
-
-    /// The fewest tokens whose weights reach the share `p` of all stay.
-    fn top_p(&self, p: f64, buckets: &[Bucket], fine: &mut Vec<(f32, u32)>) -> Cut {
-        let goal = p * buckets.iter().map(|bucket| bucket.weight).sum::<f64>();
-        let mut sum = 0.0;
-        for (bucket, &Bucket { tokens, weight }) in buckets.iter().enumerate() {
-            if tokens == 0 || sum + weight < goal {
-                sum += weight;
-                continue;
-            }
-            self.sort(bucket, fine);
-            for &(logit, id) in fine.iter() {
-                sum += f64::from(self.weights[id as usize]);
-                if sum >= goal {
-                    return Cut { logit, last: id };
-                }
-            }
-        }
-        Cut::NONE
-    }
-
-    fn fill(&self, buckets: &mut Vec<Bucket>) {
-        buckets.clear();
-        buckets.resize(BUCKETS, Bucket::default());
-        for (id, (&logit, &weight)) in (0..).zip(self.logits.iter().zip(self.weights)) {
-            if self.cut.keeps(logit, id) {
-                let bucket = &mut buckets[self.bucket_of(logit)];
-                bucket.tokens += 1;
-                bucket.weight += f64::from(weight);
+/// The `k` most likely tokens, and all that are as likely as the last of them.
+///
+/// Tokens below the bar are passed over. Whenever enough have gathered, the bar rises to the `k`-th of them.
+fn gather_top_k(logits: &[f32], k: usize, weight: impl Fn(f32) -> f32, candidates: &mut Vec<Candidate>) {
+    let mut bar = f32::NEG_INFINITY;
+    let mut room = (4 * k).max(256);
+    for (id, &logit) in (0..).zip(logits) {
+        if logit >= bar {
+            candidates.push(Candidate { id, logit, weight: 0.0 });
+            if candidates.len() == room {
+                bar = raise_bar(candidates, k);
+                room = room.max(2 * candidates.len());
             }
         }
     }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a float beyond the last bucket saturates, then is cut"
-    )]
-    #[expect(clippy::cast_sign_loss, reason = "no logit is above the highest")]
-    fn bucket_of(&self, logit: f32) -> usize {
-        (((self.highest - logit) * self.scale * BUCKETS_PER_UNIT) as usize).min(BUCKETS - 1)
+    raise_bar(candidates, k);
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
+    for candidate in candidates {
+        candidate.weight = weight(candidate.logit);
     }
+}
 
-    /// The tokens of one bucket that stay so far, most likely first, ties by id.
-    fn sort(&self, bucket: usize, fine: &mut Vec<(f32, u32)>) {
-        let tokens = self.logits.iter().zip(0..).map(|(&logit, id)| (logit, id));
-        fine.clear();
-        fine.extend(
-            tokens.filter(|&(logit, id)| self.cut.keeps(logit, id) && self.bucket_of(logit) == bucket),
-        );
-        fine.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+fn raise_bar(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
+    if candidates.len() < k {
+        return f32::NEG_INFINITY;
     }
+    let (_, kth, _) = candidates.select_nth_unstable_by(k - 1, |a, b| b.logit.total_cmp(&a.logit));
+    let bar = kth.logit;
+    candidates.retain(|candidate| candidate.logit >= bar);
+    bar
+}
 
-    /// Walks over the weights in order of ids until the random share of their sum is reached. Should
-    /// rounding carry it past the last weight, that one is taken.
-    fn pick(&self, uniform: f64) -> u32 {
-        let sum = |run| self.kept(run).map(|(_, weight)| weight).sum::<f64>();
-        let sums: Vec<f64> = (0..self.weights.len().div_ceil(RUN)).map(sum).collect();
-        let mut left = uniform * sums.iter().sum::<f64>();
-        let found = sums.iter().position(|&sum| {
-            let here = left < sum;
-            left -= if here { 0.0 } else { sum };
-            here
-        });
-        let run = found.or_else(|| sums.iter().rposition(|&sum| sum > 0.0)).unwrap_or(0);
-        let mut chosen = 0;
-        for (id, weight) in self.kept(run).filter(|&(_, weight)| weight > 0.0) {
-            chosen = id;
-            left -= weight;
-            if left < 0.0 {
-                break;
+fn sum(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+}
+
+/// The fewest candidates whose weights reach `goal` stay, most likely first, ties by id. They are sorted in
+/// growing parts, and only as many as stay.
+fn keep_top(candidates: &mut Vec<Candidate>, goal: f64) {
+    let order = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
+    let (mut sorted, mut reached, mut part) = (0, 0.0, 256);
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let part_len = part.min(rest.len());
+        if part_len < rest.len() {
+            rest.select_nth_unstable_by(part_len - 1, order);
+        }
+        rest[..part_len].sort_unstable_by(order);
+        for candidate in &rest[..part_len] {
+            reached += f64::from(candidate.weight);
+            sorted += 1;
+            if reached >= goal {
+                candidates.truncate(sorted);
+                return;
             }
         }
-        chosen
+        part *= 4;
     }
+}
 
-    fn kept(&self, run: usize) -> impl Iterator<Item = (u32, f64)> {
-        let ids = run * RUN..(run * RUN + RUN).min(self.weights.len());
-        let tokens = (run * RUN..).zip(self.logits[ids.clone()].iter().zip(&self.weights[ids]));
-        #[expect(clippy::cast_possible_truncation, reason = "ids are u32")]
-        tokens
-            .map(|(id, (&logit, &weight))| (id as u32, logit, f64::from(weight)))
-            .filter(|&(id, logit, _)| self.cut.keeps(logit, id))
-            .map(|(id, _, weight)| (id, weight))
+/// Walks over the candidates until the random share of their sum is reached. Should rounding carry it past
+/// the last one, that one is taken.
+fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
+    let mut left = uniform * sum(candidates);
+    let mut chosen = 0;
+    for candidate in candidates.iter().filter(|candidate| candidate.weight > 0.0) {
+        chosen = candidate.id;
+        left -= f64::from(candidate.weight);
+        if left < 0.0 {
+            break;
+        }
     }
+    chosen
+}
+
+/// The same in order of ids, over all tokens: first to the run, then to the token.
+fn pick_of_all(weights: &[f32], uniform: f64) -> u32 {
+    let mut left = uniform * row::run_sums(weights).sum::<f64>();
+    let mut last_with_weight = 0;
+    let found = row::run_sums(weights).enumerate().find(|&(run, sum)| {
+        last_with_weight = if sum > 0.0 { run } else { last_with_weight };
+        let here = left < sum;
+        left -= if here { 0.0 } else { sum };
+        here
+    });
+    let run = found.map_or(last_with_weight, |(run, _)| run);
+    let mut chosen = 0;
+    for (at, weight) in row::run(weights, run).filter(|&(_, weight)| weight > 0.0) {
+        chosen = at;
+        left -= f64::from(weight);
+        if left < 0.0 {
+            break;
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "ids are u32")]
+    let id = chosen as u32;
+    id
 }
 
 #[cfg(test)]

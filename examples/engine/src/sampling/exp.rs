@@ -11,7 +11,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let normal = x >= -87.0;
     let x = if normal { x } else { 0.0 };
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     // Taylor's series around 0 on |r| <= ln(2) / 2.
     let p = 1.0 / 5040.0;
@@ -21,8 +22,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.0 / 6.0;
     let p = p * r + 0.5;
     let p = (p * r) * r + r + 1.0;
-    #[expect(clippy::cast_possible_truncation, reason = "n is an integer in [-126, 0]")]
-    let exponent = (n as i32 + 127) as u32;
+    // The integer n stands in the last bits of `rounded`; as an exponent it makes 2^n.
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     if normal { p * f32::from_bits(exponent << 23) } else { 0.0 }
 }
 

@@ -1,12 +1,13 @@
 //! Log-probabilities of one position.
 
-use super::exp::exp;
+use super::draw::Scratch;
+use super::row;
 use crate::output::{Logprobs, TokenLogprob};
 
 /// The log-probability and rank of `chosen`, and the `top` most likely tokens, best first, ties by id.
 /// Cost: three passes over the row.
-pub(crate) fn logprobs(logits: &[f32], chosen: u32, top: u32) -> Logprobs {
-    let normaliser = log_sum_exp(logits);
+pub(crate) fn logprobs(logits: &[f32], chosen: u32, top: u32, scratch: &mut Scratch) -> Logprobs {
+    let normaliser = log_sum_exp(logits, &mut scratch.weights);
     #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is wanted")]
     let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
     let logit = logits[chosen as usize];
@@ -24,20 +25,10 @@ pub(crate) fn logprobs(logits: &[f32], chosen: u32, top: u32) -> Logprobs {
 }
 
 /// `ln(sum(e^logit))`, summed in a fixed order.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.chunks(256).map(|chunk| f64::from(sum_exp(chunk, highest))).sum();
-    f64::from(highest) + sum.ln()
-}
-
-fn sum_exp(chunk: &[f32], highest: f32) -> f32 {
-    let mut lanes = [0.0; 16];
-    for part in chunk.chunks(16) {
-        for (lane, &logit) in lanes.iter_mut().zip(part) {
-            *lane += exp(logit - highest);
-        }
-    }
-    lanes.iter().sum()
+fn log_sum_exp(logits: &[f32], weights: &mut Vec<f32>) -> f64 {
+    let highest = row::highest(logits);
+    row::weights(logits, highest, 1.0, weights);
+    f64::from(highest) + row::run_sums(weights).sum::<f64>().ln()
 }
 
 /// The `n` highest logits in descending order. Keeps a short sorted list: nearly every logit is refused
@@ -67,6 +58,10 @@ fn most_likely(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn logprobs(logits: &[f32], chosen: u32, top: u32) -> Logprobs {
+        super::logprobs(logits, chosen, top, &mut Scratch::default())
+    }
 
     #[test]
     fn probabilities_sum_to_one_and_ranks_count_from_the_top() {
