@@ -465,9 +465,8 @@ impl EngineThread {
         assert!(self.requests.is_empty() && self.jobs.is_empty(), "an idle engine has no requests");
         let blocks = self.engine.snapshot().blocks;
         assert_eq!(blocks.used, 0, "an idle engine holds no blocks");
-        if let Err(violation) = self.engine.check() {
-            panic!("the engine's own audit failed: {violation}");
-        }
+        let audit = self.engine.check();
+        assert!(audit.is_ok(), "the engine's own audit failed: {audit:?}");
     }
 }
 

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
@@ -26,9 +25,15 @@ use crate::process;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
-    requests: Family<[(&'static str, String); 3], Counter>,
-    durations: Family<[(&'static str, String); 2], Histogram, fn() -> Histogram>,
+    requests: Family<Labels<3>, Counter>,
+    durations: Family<Labels<2>, Histogram, fn() -> Histogram>,
 }
+
+/// Labels whose values come from requests.
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// One label whose values are ours.
+type Label = [(&'static str, &'static str); 1];
 
 impl Metrics {
     /// Requests and the process; the engine's own join with [`Metrics::add_engine`].
@@ -116,10 +121,10 @@ fn escape(value: &str) -> String {
 pub(crate) struct EngineMetrics {
     prompt_tokens: Counter,
     prompt_tokens_cached: Counter,
-    prompt_tokens_by_source: Family<[(&'static str, &'static str); 1], Counter>,
+    prompt_tokens_by_source: Family<Label, Counter>,
     generation_tokens: Counter,
-    request_success: Family<[(&'static str, &'static str); 1], Counter>,
-    admission_rejections: Family<[(&'static str, &'static str); 1], Counter>,
+    request_success: Family<Label, Counter>,
+    admission_rejections: Family<Label, Counter>,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     time_per_output_token: Histogram,
@@ -305,11 +310,7 @@ impl Register<'_> {
         counter
     }
 
-    fn family(
-        &mut self,
-        name: &str,
-        help: &str,
-    ) -> Family<[(&'static str, &'static str); 1], Counter<u64, AtomicU64>> {
+    fn family(&mut self, name: &str, help: &str) -> Family<Label, Counter> {
         let family = Family::default();
         self.0.register(format!("vllm:{name}"), help, family.clone());
         family
