@@ -215,6 +215,38 @@ fn options_that_do_not_fit_are_refused_by_name() {
     assert_eq!(small.model_tokens_max(), 48, "without a wish, the longest sequence is what fits");
 }
 
+/// The bundled model as a directory with one file changed; what loading it says.
+fn refusal_with(name: &str, file: &str, change: impl Fn(String) -> String) -> String {
+    let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("bundled");
+    let directory = std::env::temp_dir().join(format!("quayline-engine-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    for entry in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(bundled.join(entry), directory.join(entry)).unwrap();
+    }
+    let changed = change(std::fs::read_to_string(bundled.join(file)).unwrap());
+    std::fs::write(directory.join(file), changed).unwrap();
+    let loaded = ModelFiles::open(&directory).and_then(|files| Engine::load(&files, &Options::default()));
+    // A directory left behind in the temporary folder harms nobody.
+    let _ = std::fs::remove_dir_all(&directory);
+    loaded.expect_err("this must not load").to_string()
+}
+
+#[test]
+fn text_that_does_not_fit_the_model_is_refused_by_name() {
+    let config = "tokenizer_config.json";
+    let message = refusal_with("vocabulary", config, |json| {
+        json.replace(
+            "\"added_tokens_decoder\": {",
+            "\"added_tokens_decoder\": {\"1536\": {\"content\": \"<x>\"},",
+        )
+    });
+    assert_eq!(message, "tokenizer.json names token 1536 but config.json has vocab_size 1536");
+    let message = refusal_with("template", config, |json| json.replace("{%- endfor -%}", "{%- endfro -%}"));
+    assert!(message.starts_with("chat template: syntax error"), "{message}");
+    let message = refusal_with("broken", "tokenizer.json", |json| json[..json.len() / 2].to_owned());
+    assert!(message.starts_with("tokenizer.json: "), "{message}");
+}
+
 #[test]
 fn a_snapshot_tells_what_is_going_on() {
     let mut engine = load(&Options {
