@@ -4,6 +4,9 @@
     reason = "CPU instructions, and outputs shared by threads; every block says what makes it sound"
 )]
 
+#[cfg(target_endian = "big")]
+compile_error!("weights are read where they lie, and they lie in little-endian order");
+
 mod dtype;
 mod error;
 mod ops;

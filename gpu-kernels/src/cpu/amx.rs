@@ -270,13 +270,6 @@ fn flush(x: f32) -> f32 {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use hardware::{Hardware, available};
 
-/// No tiles on this target.
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-#[allow(dead_code, reason = "asked for only on x86-64")]
-pub(crate) fn available() -> bool {
-    false
-}
-
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod hardware {
     use std::arch::asm;

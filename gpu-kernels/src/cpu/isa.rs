@@ -63,8 +63,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx => Self::Avx512.available() && super::amx::available(),
+            #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+            Self::Amx => false,
         }
     }
 

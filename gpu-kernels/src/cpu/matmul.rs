@@ -125,7 +125,10 @@ fn finish(product: &Product<'_>, row: usize, from: usize, mut sums: [f32; GROUP]
 }
 
 /// The same for sixteen columns.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86-64"))]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "only matrix tiles finish sixteen")
+)]
 #[inline(always)]
 pub(crate) fn finish16<L: Lanes>(lanes: L, product: &Product<'_>, row: usize, from: usize, sums: L::F) {
     let mut all = [0.0; 2 * GROUP];
