@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
@@ -25,18 +25,19 @@ const ARRIVAL_MAX: Duration = Duration::from_secs(60);
 /// Bytes of bodies that may be in memory at once, over all connections.
 const IN_MEMORY_MAX: usize = 64 << 20;
 
-/// A checked JSON body.
+/// A checked JSON body, and its share of the memory for bodies: to be dropped when its text has become tokens.
 #[derive(Debug)]
-pub(crate) struct Json<T>(pub(crate) T);
+pub(crate) struct Json<T>(pub(crate) T, pub(crate) Share);
 
 impl<T: Parse> FromRequest<Arc<App>> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         require_json(request.headers())?;
-        let read = read(request.into_body(), app.max_body_bytes, &app.bodies);
-        let held = tokio::time::timeout(ARRIVAL_MAX, read).await.map_err(|_| ApiError::slow_body())??;
-        T::parse(&held.bytes).map(Self)
+        let read = read(request.into_body(), app.max_body_bytes, Share::of(&app.bodies));
+        let arrived = tokio::time::timeout(ARRIVAL_MAX, read).await;
+        let (bytes, share) = arrived.map_err(|_| ApiError::slow_body())??;
+        Ok(Self(T::parse(&bytes)?, share))
     }
 }
 
@@ -48,45 +49,52 @@ pub(crate) trait Parse: Sized {
 }
 
 /// Bytes of all bodies in memory. Only what has arrived counts, so that promising much costs others nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Bodies(AtomicUsize);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bodies(Arc<AtomicUsize>);
 
-struct Held<'a> {
-    bytes: Vec<u8>,
-    bodies: &'a Bodies,
+/// One body's share of the memory.
+#[derive(Debug)]
+pub(crate) struct Share {
+    bytes: usize,
+    all: Bodies,
 }
 
-impl Held<'_> {
-    fn push(&mut self, more: &Bytes, limit: usize) -> Result<(), ApiError> {
-        if self.bytes.len() + more.len() > limit {
-            return Err(ApiError::too_large(limit));
-        }
-        self.bytes.extend_from_slice(more);
-        let before = self.bodies.0.fetch_add(more.len(), Ordering::Relaxed);
-        if before + more.len() > IN_MEMORY_MAX {
+impl Share {
+    fn of(all: &Bodies) -> Self {
+        Self { bytes: 0, all: all.clone() }
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.bytes += bytes;
+        let before = self.all.0.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > IN_MEMORY_MAX {
             return Err(ApiError::busy("too many request bodies at once"));
         }
         Ok(())
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
-        self.bodies.0.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        self.all.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-async fn read(body: Body, limit: usize, bodies: &Bodies) -> Result<Held<'_>, ApiError> {
+async fn read(body: Body, limit: usize, mut share: Share) -> Result<(Vec<u8>, Share), ApiError> {
     if body.size_hint().lower() > limit as u64 {
         return Err(ApiError::too_large(limit));
     }
-    let mut held = Held { bytes: Vec::new(), bodies };
+    let mut bytes = Vec::new();
     let mut stream = body.into_data_stream();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| ApiError::invalid(format!("the body broke off: {error}")))?;
-        held.push(&piece, limit)?;
+        if bytes.len() + piece.len() > limit {
+            return Err(ApiError::too_large(limit));
+        }
+        share.grow(piece.len())?;
+        bytes.extend_from_slice(&piece);
     }
-    Ok(held)
+    Ok((bytes, share))
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -236,6 +244,18 @@ mod tests {
     struct Some {
         a: Option<f32>,
         b: Option<Vec<u32>>,
+    }
+
+    #[tokio::test]
+    async fn memory_for_bodies_is_bounded_and_given_back() {
+        let bodies = Bodies::default();
+        let body = || Body::from(vec![0; IN_MEMORY_MAX / 2 + 1]);
+        let first = read(body(), usize::MAX, Share::of(&bodies)).await.unwrap();
+        let second = read(body(), usize::MAX, Share::of(&bodies)).await.unwrap_err();
+        assert_eq!(second.status, axum::http::StatusCode::TOO_MANY_REQUESTS);
+        drop(first);
+        read(body(), usize::MAX, Share::of(&bodies)).await.unwrap();
+        assert_eq!(bodies.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]

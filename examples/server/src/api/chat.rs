@@ -159,7 +159,7 @@ pub(crate) struct Delta {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(tag): Extension<Tag>,
-    Json(request): Json<ChatRequest>,
+    Json(request, share): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let in_flight = app.enter()?;
     let model = app.model()?;
@@ -176,6 +176,7 @@ pub(crate) async fn create(
     let text = Arc::clone(&model.text);
     let ids = aside(move || Ok(text.encode(&text.render_chat(&chat)?, add_special_tokens)?)).await?;
     let prompt: Arc<[u32]> = shared.fit(ids, asked, "messages", limits)?.into();
+    drop(share);
 
     let writer = Answer {
         head,

@@ -100,7 +100,7 @@ pub(crate) struct CompletionChoice {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(tag): Extension<Tag>,
-    Json(request): Json<CompletionRequest>,
+    Json(request, share): Json<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let in_flight = app.enter()?;
     let model = app.model()?;
@@ -135,6 +135,7 @@ pub(crate) async fn create(
     };
     let prompt = own.prompt.ok_or_else(|| ApiError::field("prompt", "is missing"))?;
     let prompts = tokens(prompt, &model, &shared, max_tokens, limits).await?;
+    drop(share);
     let answer = Answer { prompts: prompts.clone(), ..answer };
     let plan = Plan {
         prompts,

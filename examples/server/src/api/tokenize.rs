@@ -88,7 +88,7 @@ impl Parse for DetokenizeRequest {
 ))]
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
-    Json(request): Json<TokenizeRequest>,
+    Json(request, _share): Json<TokenizeRequest>,
 ) -> Result<axum::Json<Tokens>, ApiError> {
     let model = app.model()?;
     app.served_name(request.model.as_deref())?;
@@ -138,7 +138,7 @@ impl TokenizeRequest {
 ))]
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
-    Json(request): Json<DetokenizeRequest>,
+    Json(request, _share): Json<DetokenizeRequest>,
 ) -> Result<axum::Json<Detokenized>, ApiError> {
     let model = app.model()?;
     app.served_name(request.model.as_deref())?;
