@@ -1,7 +1,5 @@
 //! The bundled model from a conversation to its answer, compared with what transformers makes of the same files.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
-
 use quayline_engine::{Chat, Engine, KvDtype, ModelFiles, Options, Request, RequestId, Sampling, Tick};
 use serde::Deserialize;
 use serde_json::Value;
