@@ -15,6 +15,10 @@ const AUTO_BYTES: u64 = 1 << 30;
 /// Logits of one step are made in parts of at most so many bytes.
 const LOGITS_BYTES: usize = 20 << 20;
 
+/// A longer step is computed in parts of so many tokens, with the same bits: by then the weights are read for so many
+/// rows that reading them again costs little, and activations stay small.
+const PART_TOKENS_MAX: u32 = 512;
+
 /// Numbers that fit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -89,7 +93,7 @@ impl Sizes {
     pub(crate) fn step_limits(&self, options: &Options, vocab: usize) -> StepLimits {
         let rows = (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, options.max_num_seqs as usize);
         StepLimits {
-            tokens: self.step_tokens_max as usize,
+            tokens: self.step_tokens_max.min(PART_TOKENS_MAX) as usize,
             logits_rows: rows.min(self.step_tokens_max as usize),
             positions: self.model_tokens_max as usize,
         }
