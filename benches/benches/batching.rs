@@ -1,5 +1,6 @@
-//! The batch former: steady decode of N requests with prompts of 128 tokens, the case of vLLM's and nano-vllm's schedulers.
-//! Once over memory without end (the batch former alone), once over the paged cache (what the peers' schedulers include).
+//! The batch former: steady decode of N requests with prompts of 128 tokens, the case of vLLM's and
+//! nano-vllm's schedulers. Once over memory without end (the batch former alone), once over the paged cache
+//! (what the peers' schedulers include).
 #![expect(clippy::unwrap_used, reason = "a bench whose setup fails has no figure")]
 
 use std::hint::black_box;

@@ -153,7 +153,8 @@ fn attention(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Fills a pool so that every value is its kv head's number plus one: whatever the weights, attention must give it back.
+/// Fills a pool so that every value is its kv head's number plus one: whatever the weights, attention must
+/// give it back.
 fn attend<'a>(cpu: &'a Cpu, spans: &Spans) -> impl FnMut() + 'a {
     let blocks_each = spans.context.div_ceil(BLOCK);
     let shape = KvShape {

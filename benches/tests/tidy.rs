@@ -155,12 +155,18 @@ fn lines_fit_a_screen() {
     for path in files(&["rs"]) {
         for (index, line) in read(&path).lines().enumerate() {
             let columns = line.chars().count();
-            if columns > COLUMNS_MAX {
+            if columns > COLUMNS_MAX && !cannot_be_broken(line) {
                 complaints.push(format!("{}:{}: {columns} columns", shown(&path), index + 1));
             }
         }
     }
     none(&complaints);
+}
+
+/// A row of a table in documentation, or a line whose text is the point.
+fn cannot_be_broken(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("//! |") || line.starts_with("/// |") || line.contains('"')
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Prompt in, text out: the whole engine on one page. Where a newcomer starts reading.
+#![doc = include_str!("../README.md")]
 
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;

@@ -1,9 +1,9 @@
 //! Products with bf16 weights on matrix tiles (Intel AMX).
 //!
-//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16 and adds to
-//! a tile of 16 x 16 f32. We compute `outᵀ = w · xᵀ`, because then rows of `w` are the rows of the first tile as they
-//! lie in memory, and only `x`, which is small and ours, is rearranged: rounded to bf16 and stored in pairs along `in`,
-//! `[16 rows of x][in / 32][16 pairs][16 rows][2]`.
+//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16
+//! and adds to a tile of 16 x 16 f32. We compute `outᵀ = w · xᵀ`, because then rows of `w` are the rows of the
+//! first tile as they lie in memory, and only `x`, which is small and ours, is rearranged: rounded to bf16 and
+//! stored in pairs along `in`, `[16 rows of x][in / 32][16 pairs][16 rows][2]`.
 //!
 //! Every output is summed over `in`, 32 elements an instruction, in ascending order, whatever the number of rows. All
 //! bf16 products of a machine with tiles go this way, one row too, so bits do not depend on the batch; they differ from
@@ -168,8 +168,8 @@ impl Piece<'_> {
                 let b = packed[tile * steps * TILE..].as_ptr();
                 let b = [b, if pair { b.wrapping_add(steps * TILE) } else { b }];
                 sums.fill(0.0);
-                // SAFETY: opened by the caller. 32 rows of the weight, or of its padded copy; `tile` and, if `pair`, the
-                // next one are inside `packed`.
+                // SAFETY: opened by the caller. 32 rows of the weight, or of its padded copy; `tile` and, if
+                // `pair`, the next one are inside `packed`.
                 unsafe {
                     unit.block([first, first.wrapping_add(SIDE * stride)], stride, b, pair, steps, sums)
                 };
@@ -310,8 +310,9 @@ mod hardware {
     impl TileUnit for Hardware {
         #[inline]
         fn open(self) {
-            // SAFETY: the machine has tiles and the kernel lets us use them: `available` asked both. The compiler itself
-            // never uses tile registers, so nothing is lost, and nothing of ours is lost between two blocks of asm.
+            // SAFETY: the machine has tiles and the kernel lets us use them: `available` asked both. The
+            // compiler itself never uses tile registers, so nothing is lost, and nothing of ours is lost
+            // between two blocks of asm.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(readonly, nostack)) };
         }
 
@@ -336,8 +337,8 @@ mod hardware {
                 return;
             }
             if pair {
-                // SAFETY: the caller's promise: two tiles of `a` and two of `b` are readable at every step, and `c` holds
-                // four tiles. The registers were configured by `open`.
+                // SAFETY: the caller's promise: two tiles of `a` and two of `b` are readable at every step,
+                // and `c` holds four tiles. The registers were configured by `open`.
                 unsafe {
                     asm!(
                         "tileloadd tmm0, [{c} + {row}*1]",

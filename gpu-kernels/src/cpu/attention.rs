@@ -244,8 +244,8 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Widens K, turned to `[wide][64]`, and for more than a few rows V, as `[64][wide]`. What nobody sees is left as it
-    /// was, or masked later.
+    /// Widens K, turned to `[wide][64]`, and for more than a few rows V, as `[64][wide]`. What nobody sees is
+    /// left as it was, or masked later.
     #[inline(always)]
     fn bring<L: Lanes, E: Element>(&self, lanes: L, rows: usize, keys: &mut [f32], values: &mut [f32]) {
         assert!(

@@ -49,7 +49,8 @@ struct Region {
     tasks: usize,
 }
 
-// SAFETY: `region` is written by the one caller while nobody else may look (see `state`), and what it points to is `Sync`.
+// SAFETY: `region` is written by the one caller while nobody else may look (see `state`), and what it points
+// to is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -312,36 +313,5 @@ mod tests {
                 });
             }
         });
-    }
-
-    /// `cargo test --release -p quayline-gpu-kernels -- --ignored --nocapture regions`
-    #[test]
-    #[ignore = "a measurement"]
-    fn time_of_empty_regions() {
-        let median = |run: &mut dyn FnMut()| {
-            let mut times: Vec<_> = (0..20_001)
-                .map(|_| {
-                    let start = Instant::now();
-                    run();
-                    start.elapsed()
-                })
-                .collect();
-            times.sort();
-            (times[10_000], times[19_800])
-        };
-        let workers = workers(2);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let (ours, tail) = median(&mut || workers.run(8, &|_, _| {}));
-        println!("own workers: median {ours:?}, 99 % {tail:?}");
-        let (theirs, tail) = median(&mut || {
-            pool.scope(|scope| (0..8).for_each(|_| scope.spawn(|_| {})));
-        });
-        println!("rayon scope from outside: median {theirs:?}, 99 % {tail:?}");
-        let (theirs, tail) = pool.install(|| {
-            median(&mut || {
-                rayon::scope(|scope| (0..8).for_each(|_| scope.spawn(|_| {})));
-            })
-        });
-        println!("rayon scope from inside: median {theirs:?}, 99 % {tail:?}");
     }
 }

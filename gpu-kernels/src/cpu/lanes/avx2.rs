@@ -224,7 +224,8 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load_first(self, at: *const f32, n: usize) -> Pair {
         let mask = self.between(0, n);
-        // SAFETY: masked lanes are not touched (nor is their address formed by `add`); the rest is the caller's promise.
+        // SAFETY: masked lanes are not touched (nor is their address formed by `add`); the rest is the
+        // caller's promise.
         unsafe { [_mm256_maskload_ps(at, mask[0]), _mm256_maskload_ps(at.wrapping_add(8), mask[1])] }
     }
     #[inline(always)]
