@@ -97,11 +97,12 @@ enum Socket {
 }
 
 impl Socket {
-    /// Until the peer sends something (or closes).
-    async fn readable(&self) -> io::Result<()> {
+    /// Until the peer sends something. False when it closes instead.
+    async fn speaks(&self) -> bool {
         match self {
-            Self::Tcp(stream) => stream.readable().await,
-            Self::Unix(stream) => stream.readable().await,
+            // To look is to know: a new socket counts as readable until it has been tried.
+            Self::Tcp(stream) => matches!(stream.peek(&mut [0]).await, Ok(1..)),
+            Self::Unix(stream) => stream.readable().await.is_ok(),
         }
     }
 }
@@ -138,11 +139,11 @@ async fn connection(
     mut closing: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 ) {
-    let silent = tokio::select! {
-        _ = closing.wait_for(|closing| *closing) => true,
-        readable = timeout(SILENT_MAX, socket.readable()) => !matches!(readable, Ok(Ok(()))),
+    let speaks = tokio::select! {
+        _ = closing.wait_for(|closing| *closing) => false,
+        speaks = timeout(SILENT_MAX, socket.speaks()) => speaks.unwrap_or(false),
     };
-    if silent {
+    if !speaks {
         return;
     }
     // The state of a busy connection is large; it lives on the heap only while there is one.
@@ -252,6 +253,20 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_silent_connection_is_small() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
+        let at_once = timeout(Duration::ZERO, socket.speaks()).await;
+        assert!(at_once.is_err(), "nothing was said, so nothing is set up: {at_once:?}");
+        let room = Arc::new(Semaphore::new(1));
+        let (_close, closing) = watch::channel(false);
+        let permit = Arc::clone(&room).acquire_owned().await.unwrap();
+        let future = connection(socket, Router::new(), closing, permit);
+        assert!(size_of_val(&future) < 1024, "{} bytes", size_of_val(&future));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up() {
