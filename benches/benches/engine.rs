@@ -61,7 +61,9 @@ fn decode_steps(engine: &mut Engine, count: u64, iterations: u64) -> Duration {
         for id in 0..count {
             engine.add(request(id, 32, NEW_TOKENS + 1)).unwrap();
         }
-        while engine.snapshot().running.iter().filter(|one| one.output_tokens > 0).count() < count as usize {
+        while engine.snapshot().running.iter().filter(|one| one.output_tokens > 0).count()
+            < usize::try_from(count).unwrap()
+        {
             engine.step(Tick(0), &mut outputs);
         }
         outputs.clear();

@@ -139,7 +139,9 @@ fn decode(engine: &mut Engine, arguments: &Arguments, count: u64) -> f64 {
             engine.add(request(engine, id, arguments.prompt, new_tokens, run)).unwrap();
         }
         let mut outputs = Vec::new();
-        while engine.snapshot().running.iter().filter(|one| one.output_tokens > 0).count() < count as usize {
+        while engine.snapshot().running.iter().filter(|one| one.output_tokens > 0).count()
+            < usize::try_from(count).unwrap()
+        {
             engine.step(Tick(0), &mut outputs);
         }
         outputs.clear();

@@ -325,24 +325,33 @@ impl Client {
         }
     }
 
+    /// Sends a request. A server may close a kept connection at the very moment it is used again: if nothing of an
+    /// answer came over such a connection, the request is sent once more, over a new one.
     async fn respond(&mut self, request: Request<String>) -> Result<hyper::Response<Incoming>, Failure> {
-        let sender = self.sender().await?;
-        sender.send_request(request).await.map_err(|_| Failure::Connection)
+        let again = request.clone();
+        let (sender, kept) = self.sender().await?;
+        let first = sender.send_request(request).await;
+        if first.is_ok() || !kept {
+            return first.map_err(|_| Failure::Connection);
+        }
+        self.connection = None;
+        let (sender, _) = self.sender().await?;
+        sender.send_request(again).await.map_err(|_| Failure::Connection)
     }
 
-    /// The open connection if the server still holds it, else a new one.
-    async fn sender(&mut self) -> Result<&mut SendRequest<String>, Failure> {
+    /// The open connection if the server still holds it, else a new one; and whether it was open.
+    async fn sender(&mut self) -> Result<(&mut SendRequest<String>, bool), Failure> {
         let mut kept = self.connection.take();
         if let Some(connection) = &mut kept
             && connection.sender.ready().await.is_err()
         {
             kept = None;
         }
-        let connection = match kept {
-            Some(connection) => connection,
-            None => self.connect().await?,
+        let (connection, is_kept) = match kept {
+            Some(connection) => (connection, true),
+            None => (self.connect().await?, false),
         };
-        Ok(&mut self.connection.insert(connection).sender)
+        Ok((&mut self.connection.insert(connection).sender, is_kept))
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {

@@ -26,10 +26,18 @@ fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// Answers each request of each connection with `answer`; after it, holds the connection open until the
-/// client closes it.
+/// Answers each request of each connection with `answer` and holds the connection open until the client closes it.
 /// Gives back how many connections were made and how many requests came.
 fn with_server(answer: String, test: impl AsyncFnOnce(Client)) -> (usize, usize) {
+    with_closing_server(answer, usize::MAX, test)
+}
+
+/// The same; after `answers_each` answers it closes a connection when the next request comes.
+fn with_closing_server(
+    answer: String,
+    answers_each: usize,
+    test: impl AsyncFnOnce(Client),
+) -> (usize, usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -37,9 +45,10 @@ fn with_server(answer: String, test: impl AsyncFnOnce(Client)) -> (usize, usize)
         let counts = std::rc::Rc::new(std::cell::Cell::new((0, 0)));
         let counted = std::rc::Rc::clone(&counts);
         let server = tokio::task::spawn_local(async move {
-            loop {
+            'connections: loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 counted.set((counted.get().0 + 1, counted.get().1));
+                let mut answered = 0;
                 let mut seen = Vec::new();
                 let mut buffer = [0; 4096];
                 while let Ok(count @ 1..) = stream.read(&mut buffer).await {
@@ -47,6 +56,10 @@ fn with_server(answer: String, test: impl AsyncFnOnce(Client)) -> (usize, usize)
                     while let Some(end) = seen.windows(6).position(|bytes| bytes == b"\r\n\r\n{}") {
                         seen.drain(..end + 6);
                         counted.set((counted.get().0, counted.get().1 + 1));
+                        if answered == answers_each {
+                            continue 'connections;
+                        }
+                        answered += 1;
                         stream.write_all(answer.as_bytes()).await.unwrap();
                     }
                 }
@@ -71,6 +84,22 @@ fn a_connection_serves_many_requests() {
         }
     });
     assert_eq!(counts, (1, 3));
+}
+
+#[test]
+fn a_kept_connection_that_closes_is_made_anew() {
+    let counts = with_closing_server(ok(LAST), 1, async |mut client| {
+        for _ in 0..3 {
+            let outcome = client.send(work(Fate::Finish), LIMIT, &mut Vec::new()).await;
+            assert!(matches!(outcome, Ok(Outcome::Answered(_))), "{outcome:?}");
+        }
+    });
+    assert_eq!(counts, (3, 5));
+    let counts = with_closing_server(ok(LAST), 0, async |mut client| {
+        let outcome = client.send(work(Fate::Finish), LIMIT, &mut Vec::new()).await;
+        assert_eq!(outcome.err(), Some(Failure::Connection));
+    });
+    assert_eq!(counts, (1, 1));
 }
 
 #[test]
