@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use quayline_engine::{Engine, Output, Refusal, Request, RequestId, Sampling, Snapshot, Tick};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::{EngineMetrics, Timeline};
@@ -429,16 +430,18 @@ impl EngineThread {
         Some(job)
     }
 
-    /// Sends what a step brought for a job. One whose client has stopped reading is given up.
+    /// Sends what a step brought for a job. One whose client has stopped reading, or has left, is given up.
     fn send(&mut self, key: u64) {
         let Some(open) = self.jobs.get_mut(&key) else { return };
         let parts = std::mem::take(&mut open.parts);
-        let sent = parts.is_empty() || open.sender.try_send(parts).is_ok();
+        let sent = if parts.is_empty() { Ok(()) } else { open.sender.try_send(parts) };
         if open.unfinished == 0 {
             self.metrics.job_ended(open.longest);
             self.jobs.remove(&key);
-        } else if !sent {
-            tracing::warn!(job = key, "a client does not read its answer; the request is cancelled");
+        } else if let Err(error) = sent {
+            if matches!(error, TrySendError::Full(_)) {
+                tracing::warn!(job = key, "a client does not read its answer; the request is cancelled");
+            }
             let ids = std::mem::take(&mut open.ids);
             ids.into_iter().for_each(|id| self.cancel(id));
         }
