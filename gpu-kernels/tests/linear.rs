@@ -91,7 +91,7 @@ fn threads_and_wide_instruction_sets_do_not_change_bits() {
             }
         }
         let wide = |isa: &Isa| matches!(isa.name(), "avx2" | "avx512");
-        let of_wide: Vec<_> = common::isas().into_iter().filter(wide).map(|isa| bits(1, isa)).collect();
+        let of_wide: Vec<_> = common::isas().filter(wide).map(|isa| bits(1, isa)).collect();
         assert!(of_wide.windows(2).all(|pair| pair[0] == pair[1]), "AVX2 and AVX-512 differ for {dtype}");
     }
 }
