@@ -45,7 +45,7 @@ impl Default for Options {
             kv_dtype: KvDtype::Auto,
             max_model_len: None,
             max_num_seqs: 64,
-            max_num_batched_tokens: 512,
+            max_num_batched_tokens: 128,
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
             prefix_caching: true,

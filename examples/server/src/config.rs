@@ -252,6 +252,7 @@ impl Flags {
     /// What the engine is told.
     pub(crate) fn options(&self) -> Options {
         let base = Options::default();
+        let max_num_seqs = self.max_num_seqs.unwrap_or(base.max_num_seqs);
         let kv = match (self.num_gpu_blocks_override, self.kv_cache_memory_bytes) {
             (Some(blocks), _) => KvSize::Blocks(blocks),
             (None, Some(bytes)) => KvSize::Bytes(bytes),
@@ -267,8 +268,11 @@ impl Flags {
                 CacheDtype::F16 => KvDtype::F16,
             },
             max_model_len: self.max_model_len.and_then(|context| context.0),
-            max_num_seqs: self.max_num_seqs.unwrap_or(base.max_num_seqs),
-            max_num_batched_tokens: self.max_num_batched_tokens.unwrap_or(base.max_num_batched_tokens),
+            max_num_seqs,
+            // A step has room for a token of everybody.
+            max_num_batched_tokens: self
+                .max_num_batched_tokens
+                .unwrap_or(base.max_num_batched_tokens.max(max_num_seqs)),
             chunked_prefill: !self.no_enable_chunked_prefill,
             long_prefill_token_threshold: self
                 .long_prefill_token_threshold
