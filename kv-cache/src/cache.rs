@@ -1,13 +1,14 @@
 //! The cache: sequences ask for room, get blocks, share what is equal.
 
 use crate::claim::Plan;
-use crate::hash::Hasher;
+use crate::evict::{Eviction, Lru};
+use crate::hash::{BlockHasher, Digest, Xxh3};
 use crate::id::count;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
-use crate::sequence::{Sequence, Sequences};
+use crate::sequence::{Loading, Sequence, Sequences};
 use crate::{
-    Admission, BlockCount, BlockHash, BlockId, BlockSize, BlockTable, Claim, Config, Error, Grant, Hit,
+    Admission, BlockCount, BlockId, BlockSize, BlockTable, Claim, Config, Error, Grant, GroupId, Hit, Lost,
     Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
@@ -17,18 +18,24 @@ use crate::{
 /// [`reserve`](KvCache::reserve) and [`commit`](Reservation::commit) before every step that computes some of
 /// its tokens; [`push`](KvCache::push) the tokens that come out; [`release`](KvCache::release) when it must
 /// yield, after which it starts over; [`close`](KvCache::close).
+///
+/// `H` names the blocks, `E` chooses which free block is handed out next.
 #[derive(Clone, Debug)]
-pub struct KvCache {
+pub struct KvCache<H: BlockHasher = Xxh3, E: Eviction = Lru> {
     pub(crate) config: Config,
-    pub(crate) pool: Pool,
-    pub(crate) prefix: Prefix,
-    pub(crate) sequences: Sequences,
-    hasher: Hasher,
+    pub(crate) pool: Pool<E>,
+    pub(crate) prefix: Prefix<H::Digest>,
+    pub(crate) sequences: Sequences<H::Digest>,
+    hasher: H,
     counted: Stats,
+    lost: Vec<Lost<H::Digest>>,
 }
 
 /// Block ids, and numbers one past them, are `u32`; the index is half as long again.
 const BLOCK_COUNT_MAX: BlockCount = BlockCount(1 << 31);
+
+/// The only group there is.
+const GROUP: GroupId = GroupId(0);
 
 impl KvCache {
     /// An empty cache. Allocates 52 bytes a block.
@@ -36,17 +43,33 @@ impl KvCache {
     /// # Errors
     /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31.
     pub fn new(config: Config) -> Result<KvCache, Error> {
+        KvCache::with(config, Xxh3::new(config.hash_seed, config.block_size), Lru::new)
+    }
+}
+
+impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
+    /// An empty cache whose blocks are named by `hasher` and chosen by the policy that `eviction` makes for so
+    /// many blocks.
+    ///
+    /// # Errors
+    /// As for [`new`](KvCache::new).
+    pub fn with(
+        config: Config,
+        hasher: H,
+        eviction: impl FnOnce(BlockCount) -> E,
+    ) -> Result<KvCache<H, E>, Error> {
         let blocks = config.block_count;
         if blocks < BlockCount(2) || blocks > BLOCK_COUNT_MAX {
             return Err(Error::PoolSize { blocks, max: BLOCK_COUNT_MAX });
         }
         Ok(KvCache {
             config,
-            pool: Pool::new(blocks),
-            prefix: Prefix::new(blocks),
+            pool: Pool::new(blocks, eviction(blocks)),
+            prefix: Prefix::new(blocks, 1),
             sequences: Sequences::new(),
-            hasher: Hasher::new(config.hash_seed, config.block_size),
+            hasher,
             counted: Stats::default(),
+            lost: Vec::new(),
         })
     }
 
@@ -120,9 +143,9 @@ impl KvCache {
     /// [`Error::NotOpen`], [`Error::EmptyClaim`]; [`Error::NotCached`] and [`Error::NoRoomBefore`] when
     /// `computed` counts tokens that the sequence cannot have.
     #[inline]
-    pub fn reserve(&mut self, sequence: SequenceId, claim: Claim) -> Result<Admission<'_>, Error> {
+    pub fn reserve(&mut self, sequence: SequenceId, claim: Claim) -> Result<Admission<'_, H, E>, Error> {
         let place = self.sequences.place(sequence)?;
-        if claim.new_tokens == TokenCount(0) {
+        if claim.new_tokens == TokenCount(0) && claim.external == TokenCount(0) {
             return Err(Error::EmptyClaim { sequence });
         }
         let hits = match self.sequences.at(place).held() {
@@ -143,8 +166,7 @@ impl KvCache {
             }
             return Ok(Admission::Wait { need, watermark: claim.watermark, free });
         }
-        let computed_after = claim.computed.0.saturating_add(claim.new_tokens.0);
-        Ok(Admission::Admit(Reservation::new(self, Plan { place, hits, new_blocks, computed_after })))
+        Ok(Admission::Admit(Reservation::new(self, Plan { place, hits, new_blocks, claim })))
     }
 
     /// The blocks that a sequence holds.
@@ -160,7 +182,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::NotOpen`].
-    pub fn hashes(&self, sequence: SequenceId) -> Result<&[BlockHash], Error> {
+    pub fn hashes(&self, sequence: SequenceId) -> Result<&[H::Digest], Error> {
         Ok(&self.sequences.get(sequence)?.hashes)
     }
 
@@ -205,7 +227,8 @@ impl KvCache {
         let place = self.sequences.place(sequence)?;
         let KvCache { pool, prefix, sequences, .. } = self;
         let sequence = sequences.at_mut(place);
-        pool.release(sequence.table.iter().rev().copied(), |block| prefix.contains(block));
+        pool.release(indexed(&sequence.table).rev(), |block| prefix.contains(block));
+        sequence.loading = None;
         sequence.was_released |= !sequence.table.is_empty();
         sequence.table.clear();
         (sequence.published, sequence.published_before) = (0, 0);
@@ -221,6 +244,53 @@ impl KvCache {
         let place = self.sequences.place(sequence)?;
         self.sequences.close(place);
         Ok(())
+    }
+
+    /// The K and V of a sequence's first `tokens` tokens are there: those that its claim called `external` have
+    /// arrived, all or the first of them. Blocks that they fill are published.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::NotLoading`] when nothing of the sequence is on its way, or not this much.
+    pub fn loaded(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<(), Error> {
+        let place = self.loading(sequence, tokens)?;
+        let KvCache { prefix, sequences, config, .. } = self;
+        let sequence = sequences.at_mut(place);
+        sequence.loading = sequence
+            .loading
+            .filter(|loading| tokens < loading.to)
+            .map(|loading| Loading { from: tokens, ..loading });
+        if config.prefix_caching {
+            publish(sequence, config.block_size, prefix);
+        }
+        Ok(())
+    }
+
+    /// Only the first `tokens` tokens of a sequence have their K and V: what should have come behind them did
+    /// not. The sequence keeps the blocks that these fill, gives back all others, and goes on from the answer.
+    ///
+    /// # Errors
+    /// As for [`loaded`](KvCache::loaded).
+    pub fn load_failed(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<TokenCount, Error> {
+        let place = self.loading(sequence, tokens)?;
+        let KvCache { pool, prefix, sequences, config, .. } = self;
+        let sequence = sequences.at_mut(place);
+        let good = config.block_size.full_blocks(tokens);
+        let keep = good.0 as usize;
+        let gone = indexed(&sequence.table).skip(keep).rev();
+        pool.release(gone, |block| prefix.contains(block));
+        sequence.table.truncate(keep);
+        sequence.loading = None;
+        sequence.computed = config.block_size.tokens_in(good);
+        if config.prefix_caching {
+            publish(sequence, config.block_size, prefix);
+        }
+        Ok(sequence.computed)
+    }
+
+    /// What was lost since the last call: cached content whose block was handed out. Whoever wants to keep it
+    /// elsewhere copies it before the step writes. Empty unless [`Config::report_lost`].
+    pub fn drain_lost(&mut self) -> impl Iterator<Item = Lost<H::Digest>> + '_ {
+        self.lost.drain(..)
     }
 
     /// Forgets all cached content, as after a change of weights. Refuses, with `false` and no change, while
@@ -257,7 +327,7 @@ impl KvCache {
     }
 
     /// The hash under which others find `block`, if they do.
-    pub fn hash_of(&self, block: BlockId) -> Option<BlockHash> {
+    pub fn hash_of(&self, block: BlockId) -> Option<H::Digest> {
         if block.index() < self.prefix.hash.len() { self.prefix.hash(block) } else { None }
     }
 
@@ -276,7 +346,7 @@ impl KvCache {
         if admitted {
             self.count_admission(plan);
         }
-        let KvCache { pool, prefix, sequences, config, counted, .. } = self;
+        let KvCache { pool, prefix, sequences, config, counted, lost, .. } = self;
         let sequence = sequences.at_mut(plan.place);
         if admitted {
             share(sequence, plan.hits, pool);
@@ -284,19 +354,42 @@ impl KvCache {
         let first_new = sequence.table.len();
         pool.take(BlockCount(plan.new_blocks), |block| {
             if prefix.contains(block) {
+                if config.report_lost {
+                    lost.push(Lost { digest: prefix.hash[block.index()], group: GROUP, block });
+                }
                 prefix.remove(block);
                 counted.evictions += 1;
             }
             sequence.table.push(block);
         });
-        if config.prefix_caching {
-            publish(sequence, TokenCount(plan.computed_after), config.block_size, prefix);
+        let Claim { computed, external, .. } = plan.claim;
+        if external > TokenCount(0) {
+            sequence.loading = Some(Loading { from: computed, to: computed.plus(external) });
         }
-        let covered = covered(sequence, TokenCount(plan.computed_after), config);
+        sequence.computed = plan.claim.computed_after();
+        if config.prefix_caching {
+            sequence.published_before = sequence.published;
+            publish(sequence, config.block_size, prefix);
+        }
+        let covered = covered(sequence, config);
         Grant {
             cached: config.block_size.tokens_in(BlockCount(plan.hits)),
             new_blocks: &self.sequences.at(plan.place).table[first_new..],
             covered,
+        }
+    }
+
+    /// The place of a sequence of which the tokens from `tokens` on may be on their way.
+    fn loading(&self, sequence: SequenceId, tokens: TokenCount) -> Result<u32, Error> {
+        let place = self.sequences.place(sequence)?;
+        match self.sequences.at(place).loading {
+            Some(Loading { from, to }) if from <= tokens && tokens <= to => Ok(place),
+            loading => Err(Error::NotLoading {
+                sequence,
+                tokens,
+                from: loading.map_or(TokenCount(0), |loading| loading.from),
+                to: loading.map_or(TokenCount(0), |loading| loading.to),
+            }),
         }
     }
 
@@ -325,7 +418,7 @@ impl KvCache {
             let limit = config.block_size.full_blocks(TokenCount(sequence.known.0.saturating_sub(1)));
             let limit = sequence.hashes.len().min(limit.0 as usize);
             if sequence.reuse == Reuse::ReadWrite {
-                prefix.longest(&sequence.hashes[..limit], &mut sequence.found);
+                prefix.longest(GROUP, &sequence.hashes[..limit], &mut sequence.found);
             }
             sequence.found_at = Some(prefix.version());
         }
@@ -355,8 +448,7 @@ impl KvCache {
 
     /// Tokens that the sequence must have room for.
     fn room(&self, claim: Claim) -> TokenCount {
-        let tokens = claim.computed.0.saturating_add(claim.new_tokens.0).saturating_add(claim.lookahead.0);
-        TokenCount(tokens).min(self.config.sequence_tokens_max)
+        claim.computed_after().plus(claim.lookahead).min(self.config.sequence_tokens_max)
     }
 
     /// How many of the first `hits` cached blocks are free, and will leave the free list when taken.
@@ -376,7 +468,7 @@ impl KvCache {
 }
 
 /// Takes the first `hits` blocks that the lookup found.
-fn share(sequence: &mut Sequence, hits: u32, pool: &mut Pool) {
+fn share<D: Digest>(sequence: &mut Sequence<D>, hits: u32, pool: &mut Pool<impl Eviction>) {
     let Sequence { table, found, .. } = sequence;
     table.extend_from_slice(&found[..hits as usize]);
     for &block in table.iter() {
@@ -385,23 +477,29 @@ fn share(sequence: &mut Sequence, hits: u32, pool: &mut Pool) {
     (sequence.published, sequence.published_before) = (hits, hits);
 }
 
-/// Lets others find the blocks that are full of known tokens once `computed` tokens are computed.
-fn publish(sequence: &mut Sequence, computed: TokenCount, block_size: BlockSize, prefix: &mut Prefix) {
-    let tokens = computed.min(sequence.known);
-    sequence.published_before = sequence.published;
+/// Lets others find the blocks that are full of known tokens and whose K and V are there, or are computed by the
+/// step that is being planned.
+fn publish<D: Digest>(sequence: &mut Sequence<D>, block_size: BlockSize, prefix: &mut Prefix<D>) {
+    let there = sequence.loading.map_or(sequence.computed, |loading| loading.from);
+    let tokens = there.min(sequence.known);
     while block_size.is_full(sequence.published, tokens) {
         let index = sequence.published as usize;
-        prefix.insert(sequence.hashes[index], sequence.table[index]);
+        prefix.insert(GROUP, sequence.hashes[index], sequence.table[index]);
         sequence.published += 1;
     }
 }
 
 /// How far a sequence can be computed before it fills another block or needs one.
-fn covered(sequence: &Sequence, computed: TokenCount, config: &Config) -> TokenCount {
+fn covered<D: Digest>(sequence: &Sequence<D>, config: &Config) -> TokenCount {
     let room = config.block_size.tokens_in(sequence.held());
     if !config.prefix_caching {
-        return room.max(computed);
+        return room.max(sequence.computed);
     }
     let fills_next = config.block_size.tokens_in(BlockCount(sequence.published + 1));
-    TokenCount(fills_next.0 - 1).min(room).max(computed)
+    TokenCount(fills_next.0 - 1).min(room).max(sequence.computed)
+}
+
+/// The blocks of a table with their indices.
+fn indexed(table: &[BlockId]) -> impl DoubleEndedIterator<Item = (u32, BlockId)> + ExactSizeIterator + '_ {
+    table.iter().enumerate().map(|(index, &block)| (count(index), block))
 }

@@ -1,6 +1,6 @@
 //! The audit: everything that must hold between two calls, looked at from the beginning.
 
-use crate::{BlockCount, BlockId, KvCache, SequenceId, TokenCount};
+use crate::{BlockCount, BlockHasher, BlockId, Digest, Eviction, GroupId, KvCache, SequenceId, TokenCount};
 
 /// An invariant that does not hold. Seeing one means that this crate has a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +103,7 @@ pub enum Violation {
 }
 
 /// Free list, references, index, sequences, in this order.
-pub(crate) fn check(cache: &KvCache) -> Result<(), Violation> {
+pub(crate) fn check<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
     let free = check_free_list(cache)?;
     check_references(cache, &free)?;
     check_index(cache)?;
@@ -111,28 +111,26 @@ pub(crate) fn check(cache: &KvCache) -> Result<(), Violation> {
 }
 
 /// Whether each block is in the free list.
-fn check_free_list(cache: &KvCache) -> Result<Vec<bool>, Violation> {
+fn check_free_list<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<Vec<bool>, Violation> {
     let pool = &cache.pool;
-    let mut free = vec![false; pool.next.len()];
+    pool.policy.check().map_err(|block| Violation::FreeList { block })?;
+    let mut free = vec![false; pool.references.len()];
     let mut listed = 0;
-    let mut before = BlockId::NULL;
     for block in pool.free_blocks() {
-        if free[block.index()] || pool.prev[block.index()] != before.get() {
+        if block == BlockId::NULL || std::mem::replace(&mut free[block.index()], true) {
             return Err(Violation::FreeList { block });
         }
-        free[block.index()] = true;
         listed += 1;
-        before = block;
-    }
-    if pool.prev[0] != before.get() {
-        return Err(Violation::FreeList { block: BlockId::NULL });
     }
     let (listed, counted) = (BlockCount(listed), pool.free());
     if listed == counted { Ok(free) } else { Err(Violation::FreeCount { listed, counted }) }
 }
 
 /// References are table entries; what has none is free, so `free + used + null` is the whole pool.
-fn check_references(cache: &KvCache, free: &[bool]) -> Result<(), Violation> {
+fn check_references<H: BlockHasher, E: Eviction>(
+    cache: &KvCache<H, E>,
+    free: &[bool],
+) -> Result<(), Violation> {
     let mut tables = vec![0; free.len()];
     for block in cache.sequences.iter().flat_map(|sequence| &sequence.table) {
         tables[block.index()] += 1;
@@ -150,35 +148,38 @@ fn check_references(cache: &KvCache, free: &[bool]) -> Result<(), Violation> {
 }
 
 /// Every published block is reached from its hash, and nothing else is.
-fn check_index(cache: &KvCache) -> Result<(), Violation> {
+fn check_index<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
     let prefix = &cache.prefix;
     let published =
         (0..).map(BlockId).take(prefix.next.len()).filter(|&block| prefix.contains(block)).count();
-    let (used, counted) = (prefix.index.all().count(), prefix.index.len());
-    if used != counted {
-        return Err(Violation::Buckets { used, counted });
-    }
     let mut indexed = 0;
-    for bucket in prefix.index.all() {
-        let oldest = BlockId(bucket.number);
-        let hash = prefix.hash[oldest.index()];
-        if bucket.tag != hash.tag() || prefix.get(hash) != Some(oldest) {
-            return Err(Violation::Unfindable { block: oldest });
+    for (group, index) in (0..).map(GroupId).zip(&prefix.index) {
+        let (used, counted) = (index.all().count(), index.len());
+        if used != counted {
+            return Err(Violation::Buckets { used, counted });
         }
-        let mut block = oldest;
-        loop {
-            let next = BlockId(prefix.next[block.index()]);
-            indexed += 1;
-            if indexed > published
-                || prefix.prev[next.index()] != block.get()
-                || prefix.hash(next) != Some(hash)
-            {
-                return Err(Violation::Unfindable { block });
+        for bucket in index.all() {
+            let oldest = BlockId(bucket.number);
+            let hash = prefix.hash[oldest.index()];
+            if bucket.tag != hash.tag() || prefix.get(group, hash) != Some(oldest) {
+                return Err(Violation::Unfindable { block: oldest });
             }
-            if next == oldest {
-                break;
+            let mut block = oldest;
+            loop {
+                let next = BlockId(prefix.next[block.index()]);
+                indexed += 1;
+                if indexed > published
+                    || prefix.prev[next.index()] != block.get()
+                    || prefix.hash(next) != Some(hash)
+                    || prefix.group(next) != group
+                {
+                    return Err(Violation::Unfindable { block });
+                }
+                if next == oldest {
+                    break;
+                }
+                block = next;
             }
-            block = next;
         }
     }
     let [published, indexed] = [published, indexed].map(|blocks| BlockCount(crate::id::count(blocks)));
@@ -190,7 +191,7 @@ fn check_index(cache: &KvCache) -> Result<(), Violation> {
     }
 }
 
-fn check_sequences(cache: &KvCache) -> Result<(), Violation> {
+fn check_sequences<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
     let size = cache.config.block_size;
     for (place, sequence) in (0..).zip(cache.sequences.iter()) {
         let id = sequence.id;
@@ -248,13 +249,8 @@ mod tests {
     #[test]
     fn every_kind_of_damage_is_found() {
         let damages: [Damage; 9] = [
-            ("FreeList", |cache| cache.pool.prev.swap(5, 6)),
-            ("FreeCount", |cache| {
-                // The last free block falls out of the list.
-                let last = cache.pool.prev[0] as usize;
-                cache.pool.prev[0] = cache.pool.prev[last];
-                cache.pool.next[cache.pool.prev[last] as usize] = 0;
-            }),
+            ("FreeList", |cache| cache.pool.policy.revive(BlockId(1))),
+            ("FreeCount", |cache| cache.pool.policy.pick(1, |_| ())),
             ("References", |cache| cache.pool.references[1] += 1),
             ("FreeUse", |cache| {
                 let block = cache.sequences.at_mut(1).table.pop().unwrap();

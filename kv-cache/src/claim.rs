@@ -1,6 +1,6 @@
 //! Asking for room: a claim is answered by an admission, an admission is committed.
 
-use crate::{BlockCount, BlockId, KvCache, TokenCount};
+use crate::{BlockCount, BlockHasher, BlockId, Eviction, GroupId, KvCache, Lru, TokenCount, Xxh3};
 
 /// Whether a sequence may read what others left in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,15 +35,18 @@ pub struct Hit {
 /// What a sequence wants to compute next, and under which conditions it gets the room.
 ///
 /// ```text
-///  0           computed        computed + new_tokens      + lookahead
-///  |-- has K and V --|-- computed in this step --|-- may be written, never shared --|
+///  0           computed       + external       + new_tokens                  + lookahead
+///  |-- has K and V --|-- loaded --|-- computed in this step --|-- may be written, never shared --|
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
     /// Tokens whose K and V exist when the step begins. In the first claim of a sequence that holds no blocks
     /// these are the tokens of its [`Hit`], or fewer whole blocks of it.
     pub computed: TokenCount,
-    /// Tokens to compute in this step; at least one. May reach past the known tokens (drafts): those get
+    /// Tokens behind those whose K and V come from elsewhere (another tier, another machine). They get room, and
+    /// nothing from them on is shared before [`KvCache::loaded`] says that they are there.
+    pub external: TokenCount,
+    /// Tokens to compute in this step; at least one, unless something is loaded. May reach past the known tokens (drafts): those get
     /// room and are not shared.
     pub new_tokens: TokenCount,
     /// Further tokens to have room for, such as those a draft model will propose.
@@ -55,11 +58,18 @@ pub struct Claim {
     pub watermark: BlockCount,
 }
 
+impl Claim {
+    /// Tokens that have K and V after the step.
+    pub const fn computed_after(&self) -> TokenCount {
+        self.computed.plus(self.external).plus(self.new_tokens)
+    }
+}
+
 /// The answer to a [`Claim`].
 #[derive(Debug)]
-pub enum Admission<'a> {
+pub enum Admission<'a, H: BlockHasher = Xxh3, E: Eviction = Lru> {
     /// There is room. Commit to take it; drop to leave everything as it was.
-    Admit(Reservation<'a>),
+    Admit(Reservation<'a, H, E>),
     /// Not now: `need + watermark` is more than `free`. Nothing has changed.
     Wait {
         /// Blocks the claim would take out of the free list: new ones, and cached ones that nobody uses.
@@ -82,8 +92,8 @@ pub enum Admission<'a> {
 /// commit, and remembers the lookup, so nothing is looked up twice.
 #[derive(Debug)]
 #[must_use = "a reservation takes no room until it is committed"]
-pub struct Reservation<'a> {
-    cache: &'a mut KvCache,
+pub struct Reservation<'a, H: BlockHasher = Xxh3, E: Eviction = Lru> {
+    cache: &'a mut KvCache<H, E>,
     plan: Plan,
 }
 
@@ -108,12 +118,23 @@ pub(crate) struct Plan {
     pub(crate) hits: u32,
     /// Blocks to take from the free list.
     pub(crate) new_blocks: u32,
-    /// Tokens that will have K and V after the step.
-    pub(crate) computed_after: u32,
+    /// What was asked.
+    pub(crate) claim: Claim,
 }
 
-impl<'a> Reservation<'a> {
-    pub(crate) fn new(cache: &'a mut KvCache, plan: Plan) -> Self {
+/// Cached content that went when its block was handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost<D> {
+    /// The name under which it was found.
+    pub digest: D,
+    /// The group in which it was found.
+    pub group: GroupId,
+    /// The block that held it, until the step writes.
+    pub block: BlockId,
+}
+
+impl<'a, H: BlockHasher, E: Eviction> Reservation<'a, H, E> {
+    pub(crate) fn new(cache: &'a mut KvCache<H, E>, plan: Plan) -> Self {
         Reservation { cache, plan }
     }
 

@@ -16,6 +16,9 @@ pub struct Config {
     pub hash_seed: u64,
     /// The longest a sequence may get (the model's context). Room is never reserved past it.
     pub sequence_tokens_max: TokenCount,
+    /// Whether content that is lost is listed for [`KvCache::drain_lost`](crate::KvCache::drain_lost), by whoever
+    /// keeps it elsewhere.
+    pub report_lost: bool,
 }
 
 impl Config {
@@ -27,6 +30,7 @@ impl Config {
             prefix_caching: true,
             hash_seed: 0,
             sequence_tokens_max: TokenCount(u32::MAX),
+            report_lost: false,
         }
     }
 }

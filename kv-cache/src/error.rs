@@ -84,4 +84,17 @@ pub enum Error {
         /// Tokens that fit into the blocks it holds.
         room: TokenCount,
     },
+
+    /// A load is reported that was not claimed, or reaches past what was.
+    #[error("sequence {sequence} reports {tokens} tokens as loaded, {from} to {to} are on their way")]
+    NotLoading {
+        /// Whose load.
+        sequence: SequenceId,
+        /// Tokens reported, from the beginning of the sequence.
+        tokens: TokenCount,
+        /// Tokens that were there before.
+        from: TokenCount,
+        /// Tokens that will be there after; equal to `from` when nothing is on its way.
+        to: TokenCount,
+    },
 }

@@ -19,6 +19,10 @@ pub struct SequenceId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+/// A group of layers that share one block table, by its place in the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u8);
+
 /// Where one token's K and V live: `block * block_size + offset in the block`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u64);
@@ -53,6 +57,12 @@ impl BlockId {
     }
 }
 
+impl GroupId {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl Slot {
     /// The plain number.
     pub const fn get(self) -> u64 {
@@ -64,6 +74,11 @@ impl TokenCount {
     /// The plain number.
     pub const fn get(self) -> u32 {
         self.0
+    }
+
+    /// Both together, at most `u32::MAX`.
+    pub const fn plus(self, other: TokenCount) -> TokenCount {
+        TokenCount(self.0.saturating_add(other.0))
     }
 }
 
@@ -131,6 +146,12 @@ impl fmt::Display for SequenceId {
 }
 
 impl fmt::Display for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -24,8 +24,9 @@
 //! | `open NAME TOKENS [adapter=TEXT] [salt=TEXT] [write_only]` | [`KvCache::open`] |
 //! | `push NAME TOKENS` | [`KvCache::push`] |
 //! | `lookup NAME` | [`KvCache::lookup`] |
-//! | `claim NAME [computed=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`], and commit if there is room |
+//! | `claim NAME [computed=N] [external=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`], and commit if there is room |
 //! | `reserve NAME ...` | the same without the commit: nothing changes |
+//! | `loaded NAME N`, `load_failed NAME N` | of the external tokens of a claim, those up to `N` are there (and no more) |
 //! | `withdraw NAME`, `release NAME`, `close NAME` | the calls of these names |
 //! | `reset` | [`KvCache::reset`] |
 //! | `table NAME` | the blocks held; `*` marks those that others can find |
@@ -155,11 +156,24 @@ impl Interpreter {
         Ok(format!("cache free={free}"))
     }
 
-    fn run_on_sequence(&mut self, verb: &str, name: &str, words: Words<'_>) -> Result<String, String> {
+    fn run_on_sequence(&mut self, verb: &str, name: &str, mut words: Words<'_>) -> Result<String, String> {
         let progress = self.sequences.of(name);
         let cache = self.cache.as_mut().ok_or("there is no cache yet, `cache` makes one")?;
         let id = progress.id;
         let answer = match verb {
+            "loaded" => {
+                let tokens = words.plain_number("the tokens that are there")?;
+                words.end()?;
+                said(cache.loaded(id, TokenCount(tokens)))?;
+                "loaded".to_owned()
+            }
+            "load_failed" => {
+                let tokens = words.plain_number("the tokens that are there")?;
+                words.end()?;
+                progress.computed = said(cache.load_failed(id, TokenCount(tokens)))?.0;
+                progress.computed_before = progress.computed;
+                format!("computed={} free={}", progress.computed, cache.stats().free)
+            }
             "open" => open(cache, id, words)?,
             "push" => {
                 let tokens = words.tokens()?;
@@ -220,7 +234,7 @@ fn claim(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Resu
         }
     };
     progress.computed_before = progress.computed;
-    progress.computed = claim.computed.0.saturating_add(claim.new_tokens.0);
+    progress.computed = claim.computed_after().0;
     Ok(format!("{answer} free={}", cache.stats().free))
 }
 
@@ -244,6 +258,7 @@ fn read_claim(cache: &mut KvCache, progress: Progress, mut words: Words<'_>) -> 
     let claim = Claim {
         computed: TokenCount(computed),
         new_tokens: TokenCount(words.number("new")?.unwrap_or(known.saturating_sub(computed))),
+        external: TokenCount(words.number("external")?.unwrap_or(0)),
         lookahead: TokenCount(words.number("lookahead")?.unwrap_or(0)),
         watermark: BlockCount(words.number("watermark")?.unwrap_or(0)),
         whole_sequence: words.flag("whole"),

@@ -1,9 +1,9 @@
 //! What the cache remembers of a sequence, and where it finds it.
 
 use crate::buckets::Buckets;
-use crate::hash::Hasher;
+use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
-use crate::{BlockCount, BlockHash, BlockId, BlockSize, Error, Reuse, SequenceId, TokenCount, TokenId};
+use crate::{BlockCount, BlockId, BlockSize, Error, Reuse, SequenceId, TokenCount, TokenId};
 
 /// One open sequence.
 ///
@@ -14,7 +14,7 @@ use crate::{BlockCount, BlockHash, BlockId, BlockSize, Error, Reuse, SequenceId,
 ///           |-- published --|                                     hashed, found by others
 /// ```
 #[derive(Clone, Debug)]
-pub(crate) struct Sequence {
+pub(crate) struct Sequence<D> {
     pub(crate) id: SequenceId,
     pub(crate) reuse: Reuse,
     /// Tokens known: prompt and output.
@@ -26,26 +26,42 @@ pub(crate) struct Sequence {
     /// What `published` was before the last commit.
     pub(crate) published_before: u32,
     /// One hash per full block of known tokens.
-    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) hashes: Vec<D>,
     /// The known tokens behind the last full block.
     pub(crate) tail: Vec<TokenId>,
     /// Parent of the first block's hash.
-    root: BlockHash,
+    root: D,
     /// The cached blocks found by the last lookup ...
     pub(crate) found: Vec<BlockId>,
     /// ... and the index version that it saw; none when the sequence has changed since.
     pub(crate) found_at: Option<u64>,
     /// Whether it held blocks once and had to give them back.
     pub(crate) was_released: bool,
+    /// Tokens whose K and V are still on their way from elsewhere.
+    pub(crate) loading: Option<Loading>,
+    /// Tokens that had K and V, or were promised them, at the last commit.
+    pub(crate) computed: TokenCount,
 }
 
-impl Sequence {
+/// Nothing past `from` is published before the tokens up to `to` have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Loading {
+    pub(crate) from: TokenCount,
+    pub(crate) to: TokenCount,
+}
+
+impl<D: Digest> Sequence<D> {
     pub(crate) fn held(&self) -> BlockCount {
         BlockCount(count(self.table.len()))
     }
 
     /// Learns further tokens, and hashes the blocks that they fill.
-    pub(crate) fn learn(&mut self, tokens: &[TokenId], hasher: &mut Hasher, block_size: BlockSize) {
+    pub(crate) fn learn(
+        &mut self,
+        tokens: &[TokenId],
+        hasher: &mut impl BlockHasher<Digest = D>,
+        block_size: BlockSize,
+    ) {
         self.known.0 += count(tokens.len());
         self.found_at = None;
         let missing = block_size.len() - self.tail.len();
@@ -68,7 +84,7 @@ impl Sequence {
     }
 
     /// Forgets all but the buffers' memory.
-    fn restart(&mut self, id: SequenceId, root: BlockHash, reuse: Reuse) {
+    fn restart(&mut self, id: SequenceId, root: D, reuse: Reuse) {
         (self.id, self.root, self.reuse) = (id, root, reuse);
         self.known = TokenCount(0);
         (self.published, self.published_before) = (0, 0);
@@ -77,19 +93,21 @@ impl Sequence {
         self.tail.clear();
         self.found_at = None;
         self.was_released = false;
+        self.loading = None;
+        self.computed = TokenCount(0);
     }
 }
 
 /// The open sequences. Closed ones leave their buffers for the next to be opened.
 #[derive(Clone, Debug)]
-pub(crate) struct Sequences {
-    open: Vec<Sequence>,
-    closed: Vec<Sequence>,
+pub(crate) struct Sequences<D> {
+    open: Vec<Sequence<D>>,
+    closed: Vec<Sequence<D>>,
     /// Place in `open`, plus one, by id.
     index: Buckets,
 }
 
-impl Sequences {
+impl<D: Digest> Sequences<D> {
     pub(crate) fn new() -> Self {
         Sequences { open: Vec::new(), closed: Vec::new(), index: Buckets::with_room_for(64) }
     }
@@ -101,16 +119,16 @@ impl Sequences {
     }
 
     #[inline]
-    pub(crate) fn at(&self, place: u32) -> &Sequence {
+    pub(crate) fn at(&self, place: u32) -> &Sequence<D> {
         &self.open[place as usize]
     }
 
     #[inline]
-    pub(crate) fn at_mut(&mut self, place: u32) -> &mut Sequence {
+    pub(crate) fn at_mut(&mut self, place: u32) -> &mut Sequence<D> {
         &mut self.open[place as usize]
     }
 
-    pub(crate) fn get(&self, id: SequenceId) -> Result<&Sequence, Error> {
+    pub(crate) fn get(&self, id: SequenceId) -> Result<&Sequence<D>, Error> {
         self.place(id).map(|place| self.at(place))
     }
 
@@ -118,12 +136,12 @@ impl Sequences {
         count(self.open.len())
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence<D>> + '_ {
         self.open.iter()
     }
 
     /// Opens a sequence that is not open, and gives its place.
-    pub(crate) fn open(&mut self, id: SequenceId, root: BlockHash, reuse: Reuse) -> u32 {
+    pub(crate) fn open(&mut self, id: SequenceId, root: D, reuse: Reuse) -> u32 {
         let mut sequence = self.closed.pop().unwrap_or_else(|| Sequence {
             id,
             reuse,
@@ -137,6 +155,8 @@ impl Sequences {
             found: Vec::new(),
             found_at: None,
             was_released: false,
+            loading: None,
+            computed: TokenCount(0),
         });
         sequence.restart(id, root, reuse);
         let place = self.len();

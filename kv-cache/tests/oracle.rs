@@ -81,6 +81,7 @@ fn call() -> impl Strategy<Value = Call> {
     let claim = (0u32..40, 0u32..12, prop_oneof![3 => Just(0u32), 1 => 0u32..6], any::<bool>(), 0u32..4)
         .prop_map(|(computed, new_tokens, lookahead, whole_sequence, watermark)| Claim {
             computed: TokenCount(computed),
+            external: TokenCount(0),
             new_tokens: TokenCount(new_tokens),
             lookahead: TokenCount(lookahead),
             whole_sequence,

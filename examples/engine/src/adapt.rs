@@ -28,6 +28,7 @@ impl Memory for PagedMemory {
         let claim = Claim {
             computed: TokenCount(need.computed_tokens),
             new_tokens: TokenCount(need.new_tokens),
+            external: TokenCount(0),
             lookahead: TokenCount(0),
             whole_sequence: need.whole_tokens.is_some(),
             watermark,

@@ -1,17 +1,10 @@
-//! The name of a block's content: a chained hash of everything up to and including the block.
-//!
-//! ```text
-//!  root   = H(adapter, salt)            hash 0 = H(root,   tokens  0..16)
-//!                                       hash 1 = H(hash 0, tokens 16..32)   and so on
-//! ```
-//!
-//! Two blocks of equal hash hold equal K and V, because hash `n` covers all tokens before it as well. The
-//! adapter and the salt enter once, ahead of the first block, and reach every later one through the chain.
+//! XXH3-128, keyed: the default, because it is fast.
 
 use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::{BlockHasher, Digest};
 use crate::{BlockSize, SequenceKey, TokenId};
 
 /// The chained 128-bit hash of a full block (XXH3-128, keyed by the seed of the configuration).
@@ -24,14 +17,16 @@ impl BlockHash {
         self.0
     }
 
-    /// The part that an index sorts by. The hash is uniform, so any 32 of its bits are.
-    pub(crate) const fn tag(self) -> u32 {
-        (self.0 >> 96) as u32
-    }
-
     #[cfg(test)]
     pub(crate) const fn from_parts(tag: u32, rest: u32) -> BlockHash {
         BlockHash((tag as u128) << 96 | rest as u128)
+    }
+}
+
+impl Digest for BlockHash {
+    #[inline]
+    fn tag(&self) -> u32 {
+        (self.0 >> 96) as u32
     }
 }
 
@@ -50,20 +45,24 @@ impl fmt::Debug for BlockHash {
 const PARENT_BYTES: usize = size_of::<u128>();
 const TOKEN_BYTES: usize = size_of::<TokenId>();
 
-/// Computes block hashes. Keeps the message of one block as scratch, so that hashing allocates nothing.
+/// XXH3-128 under a seed. Keeps the message of one block as scratch, so that hashing allocates nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Hasher {
+pub struct Xxh3 {
     seed: u64,
     message: Vec<u8>,
 }
 
-impl Hasher {
-    pub(crate) fn new(seed: u64, block_size: BlockSize) -> Self {
-        Hasher { seed, message: vec![0; PARENT_BYTES + TOKEN_BYTES * block_size.len()] }
+impl Xxh3 {
+    /// Hashes blocks of `block_size` tokens under the key `seed`.
+    pub fn new(seed: u64, block_size: BlockSize) -> Self {
+        Xxh3 { seed, message: vec![0; PARENT_BYTES + TOKEN_BYTES * block_size.len()] }
     }
+}
 
-    /// What the first block of a sequence has for a parent.
-    pub(crate) fn root(&self, key: &SequenceKey<'_>) -> BlockHash {
+impl BlockHasher for Xxh3 {
+    type Digest = BlockHash;
+
+    fn root(&self, key: &SequenceKey<'_>) -> BlockHash {
         // Each part is led by whether it is there and how long it is, so no two keys spell the same message.
         let mut message = Vec::new();
         for part in [key.adapter, key.salt] {
@@ -75,8 +74,7 @@ impl Hasher {
         BlockHash(xxh3_128_with_seed(&message, self.seed))
     }
 
-    /// The hash of a full block behind `parent`.
-    pub(crate) fn block(&mut self, parent: BlockHash, tokens: &[TokenId]) -> BlockHash {
+    fn block(&mut self, parent: BlockHash, tokens: &[TokenId]) -> BlockHash {
         debug_assert_eq!(self.message.len(), PARENT_BYTES + TOKEN_BYTES * tokens.len(), "only full blocks");
         let (head, body) = self.message.split_at_mut(PARENT_BYTES);
         head.copy_from_slice(&parent.0.to_le_bytes());
@@ -91,8 +89,8 @@ impl Hasher {
 mod tests {
     use super::*;
 
-    fn hasher(seed: u64) -> Hasher {
-        Hasher::new(seed, BlockSize::new(4).unwrap())
+    fn hasher(seed: u64) -> Xxh3 {
+        Xxh3::new(seed, BlockSize::new(4).unwrap())
     }
 
     #[test]
