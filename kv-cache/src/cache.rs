@@ -1,7 +1,7 @@
 //! The cache: sequences ask for room, get blocks, share what is equal.
 
 use crate::claim::Plan;
-use crate::evict::{Eviction, Lru};
+use crate::evict::{Eviction, Facts, Lru, Wanted};
 use crate::hash::{BlockHasher, Digest, Xxh3};
 use crate::id::count;
 use crate::pool::Pool;
@@ -227,7 +227,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let place = self.sequences.place(sequence)?;
         let KvCache { pool, prefix, sequences, .. } = self;
         let sequence = sequences.at_mut(place);
-        pool.release(indexed(&sequence.table).rev(), |block| prefix.contains(block));
+        pool.release(indexed(&sequence.table).rev(), facts(&sequence.table, prefix));
         sequence.loading = None;
         sequence.was_released |= !sequence.table.is_empty();
         sequence.table.clear();
@@ -277,7 +277,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let good = config.block_size.full_blocks(tokens);
         let keep = good.0 as usize;
         let gone = indexed(&sequence.table).skip(keep).rev();
-        pool.release(gone, |block| prefix.contains(block));
+        pool.release(gone, facts(&sequence.table, prefix));
         sequence.table.truncate(keep);
         sequence.loading = None;
         sequence.computed = config.block_size.tokens_in(good);
@@ -299,6 +299,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let idle = self.pool.free() == self.pool.usable();
         if idle {
             self.prefix.clear();
+            self.pool.policy.reset();
         }
         idle
     }
@@ -352,7 +353,12 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             share(sequence, plan.hits, pool);
         }
         let first_new = sequence.table.len();
-        pool.take(BlockCount(plan.new_blocks), |block| {
+        let Sequence { table, hashes, .. } = sequence;
+        let wanted = (0..plan.new_blocks as usize).map(|new| Wanted {
+            content: hashes.get(first_new + new).map(|hash| name(GROUP, hash)),
+            ..Wanted::default()
+        });
+        pool.take(wanted, |block| {
             if prefix.contains(block) {
                 if config.report_lost {
                     lost.push(Lost { digest: prefix.hash[block.index()], group: GROUP, block });
@@ -360,7 +366,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 prefix.remove(block);
                 counted.evictions += 1;
             }
-            sequence.table.push(block);
+            table.push(block);
         });
         let Claim { computed, external, .. } = plan.claim;
         if external > TokenCount(0) {
@@ -472,7 +478,7 @@ fn share<D: Digest>(sequence: &mut Sequence<D>, hits: u32, pool: &mut Pool<impl 
     let Sequence { table, found, .. } = sequence;
     table.extend_from_slice(&found[..hits as usize]);
     for &block in table.iter() {
-        pool.retain(block);
+        pool.share(block);
     }
     (sequence.published, sequence.published_before) = (hits, hits);
 }
@@ -497,6 +503,22 @@ fn covered<D: Digest>(sequence: &Sequence<D>, config: &Config) -> TokenCount {
     }
     let fills_next = config.block_size.tokens_in(BlockCount(sequence.published + 1));
     TokenCount(fills_next.0 - 1).min(room).max(sequence.computed)
+}
+
+/// What the eviction policy may know of a block that leaves `table`.
+fn facts<D: Digest>(table: &[BlockId], prefix: &Prefix<D>) -> impl Fn(u32, BlockId) -> Option<Facts> {
+    move |index, block| {
+        prefix.contains(block).then(|| Facts {
+            index,
+            before: index.checked_sub(1).and_then(|before| table.get(before as usize).copied()),
+            content: name(prefix.group(block), &prefix.hash[block.index()]),
+        })
+    }
+}
+
+/// 32 bits by which policies know a content.
+fn name(group: GroupId, hash: &impl Digest) -> u32 {
+    hash.tag() ^ u32::from(group.0).wrapping_mul(0x9E37_79B9)
 }
 
 /// The blocks of a table with their indices.

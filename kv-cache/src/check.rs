@@ -223,6 +223,7 @@ fn check_sequences<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evict::Wanted;
     use crate::{Admission, BlockHash, BlockSize, Claim, Config, Reuse, SequenceKey};
 
     /// Two sequences that share a block, and one whose blocks are free and cached.
@@ -250,7 +251,7 @@ mod tests {
     fn every_kind_of_damage_is_found() {
         let damages: [Damage; 9] = [
             ("FreeList", |cache| cache.pool.policy.revive(BlockId(1))),
-            ("FreeCount", |cache| cache.pool.policy.pick(1, |_| ())),
+            ("FreeCount", |cache| cache.pool.policy.pick(std::iter::once(Wanted::default()), |_| ())),
             ("References", |cache| cache.pool.references[1] += 1),
             ("FreeUse", |cache| {
                 let block = cache.sequences.at_mut(1).table.pop().unwrap();

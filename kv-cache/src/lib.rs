@@ -24,6 +24,8 @@ pub use config::Config;
 pub use error::Error;
 pub use evict::{Eviction, Lru};
 pub use hash::{BlockHash, BlockHasher, Digest, Xxh3};
-pub use id::{BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TokenCount, TokenId, TokenIndex};
+pub use id::{
+    BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TenantId, TokenCount, TokenId, TokenIndex,
+};
 pub use stats::{HitStats, Stats};
 pub use table::BlockTable;

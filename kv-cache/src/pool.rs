@@ -1,6 +1,6 @@
 //! The blocks themselves: who is free, and who is used how often.
 
-use crate::evict::{Eviction, Facts};
+use crate::evict::{Eviction, Facts, Wanted};
 use crate::id::count;
 use crate::{BlockCount, BlockId};
 
@@ -31,35 +31,42 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()]
     }
 
-    /// Takes the next `blocks` free blocks and shows each. The caller has made sure that there are as many.
+    /// Takes a free block for each thing wanted, and shows it. The caller has made sure that there are as many.
     #[inline]
-    pub(crate) fn take(&mut self, blocks: BlockCount, mut show: impl FnMut(BlockId)) {
+    pub(crate) fn take(
+        &mut self,
+        wanted: impl ExactSizeIterator<Item = Wanted>,
+        mut show: impl FnMut(BlockId),
+    ) {
+        let blocks = BlockCount(count(wanted.len()));
         assert!(blocks.get() <= self.free, "{blocks} blocks are taken, {} are free", self.free);
         let Pool { policy, references, .. } = self;
-        policy.pick(blocks.get(), |block| {
+        policy.pick(wanted, |block| {
             references[block.index()] = 1;
             show(block);
         });
         self.free -= blocks.get();
     }
 
-    /// One more user of `block`; a free one is free no more.
+    /// A sequence asked for what `block` holds, and uses it from now on; a free one is free no more.
     #[inline]
-    pub(crate) fn retain(&mut self, block: BlockId) {
+    pub(crate) fn share(&mut self, block: BlockId) {
         if self.references[block.index()] == 0 {
             self.policy.revive(block);
             self.free -= 1;
+        } else {
+            self.policy.reused(block);
         }
         self.references[block.index()] += 1;
     }
 
     /// One user less of each of `blocks`, which come with their index in the table they leave. Those that nobody
-    /// uses any more are free; `keep` says which of them hold something that can be found.
+    /// uses any more are free, and `facts` says what the policy may know of them, if they can be found.
     #[inline]
     pub(crate) fn release(
         &mut self,
         blocks: impl Iterator<Item = (u32, BlockId)>,
-        keep: impl Fn(BlockId) -> bool,
+        facts: impl Fn(u32, BlockId) -> Option<Facts>,
     ) {
         let Pool { policy, references, free } = self;
         policy.free(blocks.filter_map(|(index, block)| {
@@ -68,7 +75,7 @@ impl<E: Eviction> Pool<E> {
             *references -= 1;
             (*references == 0).then(|| {
                 *free += 1;
-                (block, keep(block).then_some(Facts { index }))
+                (block, facts(index, block))
             })
         }));
     }
@@ -84,13 +91,15 @@ mod tests {
     use super::*;
     use crate::Lru;
 
+    const FACTS: Facts = Facts { index: 0, before: None, content: 0 };
+
     #[test]
     fn a_block_leaves_the_middle_of_the_list_and_returns_when_its_last_user_goes() {
         let mut pool = Pool::new(BlockCount(5), Lru::new(BlockCount(5)));
         let order = |pool: &Pool<Lru>| pool.free_blocks().map(BlockId::get).collect::<Vec<_>>();
-        let release = |pool: &mut Pool<Lru>| pool.release([(0, BlockId(2))].into_iter(), |_| true);
-        pool.retain(BlockId(2));
-        pool.retain(BlockId(2));
+        let release = |pool: &mut Pool<Lru>| pool.release([(0, BlockId(2))].into_iter(), |_, _| Some(FACTS));
+        pool.share(BlockId(2));
+        pool.share(BlockId(2));
         assert_eq!(order(&pool), [1, 3, 4]);
         release(&mut pool);
         assert_eq!((order(&pool), pool.free()), (vec![1, 3, 4], BlockCount(3)));

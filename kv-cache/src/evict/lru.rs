@@ -7,7 +7,7 @@
 //!  next[0] = first to be handed out  ->  ...  ->  prev[0] = last to be handed out
 //! ```
 
-use super::{Eviction, Facts};
+use super::{Eviction, Facts, Wanted};
 use crate::{BlockCount, BlockId};
 
 /// One list in order of the last use.
@@ -57,9 +57,9 @@ impl Eviction for Lru {
     }
 
     #[inline]
-    fn pick(&mut self, count: u32, mut show: impl FnMut(BlockId)) {
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
         let mut first = self.next[0];
-        for _ in 0..count {
+        for _ in wanted {
             show(BlockId(first));
             first = self.next[first as usize];
         }
@@ -101,14 +101,15 @@ mod tests {
         lru.order().map(BlockId::get).collect()
     }
 
-    fn take(lru: &mut Lru, n: u32) -> Vec<BlockId> {
+    fn take(lru: &mut Lru, n: usize) -> Vec<BlockId> {
         let mut taken = Vec::new();
-        lru.pick(n, |block| taken.push(block));
+        lru.pick(std::iter::repeat_n(Wanted::default(), n), |block| taken.push(block));
         taken
     }
 
     fn free(lru: &mut Lru, blocks: impl IntoIterator<Item = BlockId>, keep: impl Fn(BlockId) -> bool) {
-        lru.free(blocks.into_iter().map(|block| (block, keep(block).then_some(Facts { index: 0 }))));
+        let facts = Facts { index: 0, before: None, content: 0 };
+        lru.free(blocks.into_iter().map(|block| (block, keep(block).then_some(facts))));
     }
 
     #[test]

@@ -1,36 +1,119 @@
 //! Which free block is handed out next, and so whose content is lost.
+//!
+//! | policy | loses first | an operation costs |
+//! |---|---|---|
+//! | [`Lru`] | what was unused longest | O(1) |
+//! | [`LeafFirst`] | of what nothing cached hangs on, what was unused longest | O(log n) |
+//! | [`Slru`] | what was never asked for again, then what was unused longest | O(1) |
+//! | [`Arc`] | of the contents seen once and of those seen again, whichever part has grown too large | O(1) |
+//! | [`CostAware`] | of what nothing cached hangs on, what is cheapest to compute again and least asked for | O(log n) |
+//!
+//! Whatever the policy, a block that holds nothing findable goes before all others. [`Fair`] puts quotas of tenants in
+//! front of any of them; [`Policy`] is any of them, chosen at run time.
 
+mod arc;
+mod cost;
+mod fair;
+mod ghosts;
+mod heap;
+mod leaf_first;
+mod leaves;
+mod links;
 mod lru;
+mod policy;
+mod slru;
 
 use std::fmt::Debug;
 
-use crate::BlockId;
+use crate::{BlockCount, BlockId, TenantId};
 
+pub use arc::Arc;
+pub use cost::CostAware;
+pub use fair::{Fair, Quota, TenantUse};
+pub use leaf_first::LeafFirst;
 pub use lru::Lru;
+pub use policy::{Policy, PolicyName, UnknownPolicy};
+pub use slru::Slru;
 
 /// What a policy may judge a free block by. A block that nobody can find has no worth, and no facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The block's place in the table it leaves: 0 is the beginning of the sequence.
     pub index: u32,
+    /// The block before it in that table. Its content is of no use without the content of that one.
+    pub before: Option<BlockId>,
+    /// 32 bits of the hash under which it is found. A policy that remembers what it evicted knows it by these; two
+    /// contents of one name mislead it a little and break nothing.
+    pub content: u32,
 }
 
-/// Keeps the free blocks and chooses among them. Used blocks are none of its business: it hears of a block when
-/// its last user goes, and forgets it when it is handed out or revived.
+/// What a free block is wanted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// 32 bits of the hash that it will be found under, if it is to hold known tokens.
+    pub content: Option<u32>,
+    /// Who will have it.
+    pub tenant: TenantId,
+}
+
+/// Why a tenant gets no room, see [`Fair`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Blocks that the claim takes.
+    pub need: BlockCount,
+    /// Blocks charged to the tenant that sequences use now.
+    pub used: BlockCount,
+    /// The most it may have.
+    pub limit: BlockCount,
+}
+
+/// Keeps the free blocks and chooses among them, by three hooks: [`free`](Eviction::free) brings blocks that nobody
+/// uses any more, [`revive`](Eviction::revive) takes out one that was asked for, [`pick`](Eviction::pick) chooses. The
+/// other calls have answers that do for a policy which needs no more than these.
 ///
 /// A fresh policy holds blocks 1 to n - 1, worthless, and hands them out in this order.
-pub trait Eviction: Debug {
-    /// These blocks are free from now on. Those without facts hold nothing that can be found.
+pub trait Eviction: Clone + Debug {
+    /// These blocks are free from now on. Those without facts hold nothing that can be found: they are handed out
+    /// before all others, in the order given.
     fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>);
 
     /// A free block has a user again, because its content was asked for.
     fn revive(&mut self, block: BlockId);
 
-    /// Hands out `count` free blocks, one by one. There are as many.
-    fn pick(&mut self, count: u32, show: impl FnMut(BlockId));
+    /// Hands out a free block for each thing wanted. There are as many.
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, show: impl FnMut(BlockId));
 
-    /// The free blocks, next to be handed out first: for reports and audits.
+    /// The free blocks, next to be handed out first, if nothing else happens: for reports and audits.
     fn order(&self) -> impl Iterator<Item = BlockId> + '_;
+
+    /// Hands out this very free block, whatever the policy would choose.
+    fn take(&mut self, block: BlockId, _wanted: Wanted) {
+        self.revive(block);
+    }
+
+    /// The content of a block in use was asked for by one more sequence.
+    fn reused(&mut self, _block: BlockId) {}
+
+    /// What a free block held cannot be found any more, though nobody took the block.
+    fn forget(&mut self, _block: BlockId) {}
+
+    /// All blocks are free, and nothing they hold can be found any more.
+    fn reset(&mut self) {}
+
+    /// Whether a tenant may take `new` blocks and revive `revived`.
+    ///
+    /// # Errors
+    /// When its limit forbids that.
+    fn admits(
+        &self,
+        _tenant: TenantId,
+        _new: BlockCount,
+        _revived: impl Iterator<Item = BlockId>,
+    ) -> Result<(), OverLimit> {
+        Ok(())
+    }
 
     /// Whether what the policy keeps besides the order is sound; else a block where it is not.
     ///
@@ -39,4 +122,11 @@ pub trait Eviction: Debug {
     fn check(&self) -> Result<(), BlockId> {
         Ok(())
     }
+}
+
+/// The order in which `policy` would hand out `free` blocks for contents that it does not know.
+fn order_by_picking<E: Eviction>(policy: &E, free: usize) -> impl Iterator<Item = BlockId> + use<E> {
+    let mut order = Vec::with_capacity(free);
+    policy.clone().pick(std::iter::repeat_n(Wanted::default(), free), |block| order.push(block));
+    order.into_iter()
 }

@@ -1,0 +1,449 @@
+//! The policies, written to be read: plain lists, searched from end to end.
+
+use std::collections::BTreeMap;
+
+use quayline_kv_cache::evict::{Facts, Wanted};
+use quayline_kv_cache::*;
+
+/// The blocks 1 to n - 1, which a fresh policy holds.
+fn all(blocks: BlockCount) -> Vec<BlockId> {
+    (1..blocks.0).map(BlockId).collect()
+}
+
+/// Splits freed blocks into those without worth and the rest.
+fn split(blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) -> (Vec<BlockId>, Vec<(BlockId, Facts)>) {
+    let (mut worthless, mut kept) = (Vec::new(), Vec::new());
+    for (block, facts) in blocks {
+        match facts {
+            None => worthless.push(block),
+            Some(facts) => kept.push((block, facts)),
+        }
+    }
+    (worthless, kept)
+}
+
+/// Puts `new` in front of `old`.
+fn in_front(new: Vec<BlockId>, old: &mut Vec<BlockId>) {
+    old.splice(0..0, new);
+}
+
+fn without(list: &mut Vec<BlockId>, block: BlockId) -> bool {
+    let place = list.iter().position(|&listed| listed == block);
+    place.is_some_and(|place| list.remove(place) == block)
+}
+
+/// What picking one after the other gives.
+fn picked<E: Eviction>(policy: &E, free: usize) -> std::vec::IntoIter<BlockId> {
+    let mut order = Vec::new();
+    policy.clone().pick((0..free).map(|_| Wanted::default()), |block| order.push(block));
+    order.into_iter()
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PlainLru(Vec<BlockId>);
+
+impl PlainLru {
+    pub(crate) fn new(blocks: BlockCount) -> Self {
+        PlainLru(all(blocks))
+    }
+}
+
+impl Eviction for PlainLru {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let (worthless, kept) = split(blocks);
+        in_front(worthless, &mut self.0);
+        self.0.extend(kept.into_iter().map(|(block, _)| block));
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        without(&mut self.0, block);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        wanted.for_each(|_| show(self.0.remove(0)));
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// Free blocks, each with what it hangs on and a rank.
+#[derive(Clone, Debug, Default)]
+struct Tree(Vec<(BlockId, Option<BlockId>, (u64, u64))>);
+
+impl Tree {
+    /// The block of the lowest rank on which no other hangs.
+    fn first_leaf(&self) -> Option<BlockId> {
+        let is_leaf = |block| self.0.iter().all(|&(_, before, _)| before != Some(block));
+        let leaves = self.0.iter().filter(|&&(block, ..)| is_leaf(block));
+        leaves.min_by_key(|&&(_, _, rank)| rank).map(|&(block, ..)| block)
+    }
+
+    fn remove(&mut self, block: BlockId) -> Option<(u64, u64)> {
+        let place = self.0.iter().position(|&(here, ..)| here == block)?;
+        Some(self.0.remove(place).2)
+    }
+
+    /// `block` holds something else from now on.
+    fn cut(&mut self, block: BlockId) {
+        self.0
+            .iter_mut()
+            .filter(|(_, before, _)| *before == Some(block))
+            .for_each(|(_, before, _)| *before = None);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PlainLeafFirst {
+    worthless: Vec<BlockId>,
+    tree: Tree,
+    freed: u64,
+}
+
+impl PlainLeafFirst {
+    pub(crate) fn new(blocks: BlockCount) -> Self {
+        PlainLeafFirst { worthless: all(blocks), tree: Tree::default(), freed: 0 }
+    }
+}
+
+impl Eviction for PlainLeafFirst {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let (worthless, kept) = split(blocks);
+        worthless.iter().for_each(|&block| self.tree.cut(block));
+        in_front(worthless, &mut self.worthless);
+        for (block, facts) in kept {
+            self.freed += 1;
+            self.tree.0.push((block, facts.before, (self.freed, 0)));
+        }
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        self.tree.remove(block);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        for _ in wanted {
+            let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
+            without(&mut self.worthless, block);
+            self.tree.remove(block);
+            self.tree.cut(block);
+            show(block);
+        }
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        picked(self, self.worthless.len() + self.tree.0.len())
+    }
+
+    fn reset(&mut self) {
+        while let Some(block) = self.tree.first_leaf() {
+            self.tree.remove(block);
+            self.worthless.insert(0, block);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PlainSlru {
+    worthless: Vec<BlockId>,
+    probation: Vec<BlockId>,
+    protected: Vec<BlockId>,
+    /// Blocks in use that were asked for again.
+    asked_again: Vec<BlockId>,
+    protected_max: usize,
+}
+
+impl PlainSlru {
+    pub(crate) fn new(blocks: BlockCount, percent: usize) -> Self {
+        PlainSlru {
+            worthless: all(blocks),
+            probation: vec![],
+            protected: vec![],
+            asked_again: vec![],
+            protected_max: blocks.0 as usize * percent / 100,
+        }
+    }
+}
+
+impl Eviction for PlainSlru {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let (worthless, kept) = split(blocks);
+        self.asked_again.retain(|block| !worthless.contains(block));
+        in_front(worthless, &mut self.worthless);
+        for (block, _) in kept {
+            let again = without(&mut self.asked_again, block);
+            if again { self.protected.push(block) } else { self.probation.push(block) }
+        }
+        let above = self.protected.len().saturating_sub(self.protected_max);
+        self.probation.extend(self.protected.drain(..above));
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        without(&mut self.probation, block);
+        without(&mut self.protected, block);
+        self.asked_again.push(block);
+    }
+
+    fn reused(&mut self, block: BlockId) {
+        without(&mut self.asked_again, block);
+        self.asked_again.push(block);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        for _ in wanted {
+            let lists = [&mut self.worthless, &mut self.probation, &mut self.protected];
+            show(lists.into_iter().find(|list| !list.is_empty()).unwrap().remove(0));
+        }
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.worthless.iter().chain(&self.probation).chain(&self.protected).copied()
+    }
+
+    fn reset(&mut self) {
+        let forgotten = self.protected.drain(..).chain(self.probation.drain(..));
+        forgotten.for_each(|block| self.worthless.insert(0, block));
+    }
+}
+
+/// Figure 4 of the paper over free blocks, each with the name of its content.
+#[derive(Clone, Debug)]
+pub(crate) struct PlainArc {
+    c: usize,
+    p: usize,
+    worthless: Vec<BlockId>,
+    t1: Vec<(BlockId, u32)>,
+    t2: Vec<(BlockId, u32)>,
+    b1: Vec<u32>,
+    b2: Vec<u32>,
+    /// Blocks in use that go to the second list.
+    again: Vec<BlockId>,
+}
+
+impl PlainArc {
+    pub(crate) fn new(blocks: BlockCount) -> Self {
+        let c = blocks.0 as usize - 1;
+        PlainArc {
+            c,
+            p: 0,
+            worthless: all(blocks),
+            t1: vec![],
+            t2: vec![],
+            b1: vec![],
+            b2: vec![],
+            again: vec![],
+        }
+    }
+
+    fn lose(&mut self, content: u32, once: bool) {
+        self.b1.retain(|&lost| lost != content);
+        self.b2.retain(|&lost| lost != content);
+        if once { self.b1.push(content) } else { self.b2.push(content) }
+    }
+
+    fn learn(&mut self, content: Option<u32>) -> Option<bool> {
+        let content = content?;
+        let (b1, b2) = (self.b1.len(), self.b2.len());
+        if self.b1.contains(&content) {
+            self.p = self.c.min(self.p + (b2 / b1).max(1));
+            self.b1.retain(|&lost| lost != content);
+            return Some(false);
+        }
+        if self.b2.contains(&content) {
+            self.p = self.p.saturating_sub((b1 / b2).max(1));
+            self.b2.retain(|&lost| lost != content);
+            return Some(true);
+        }
+        None
+    }
+
+    fn replace(&mut self, from_b2: bool) -> BlockId {
+        let t1 = self.t1.len();
+        let once = t1 > 0 && (t1 > self.p || (from_b2 && t1 == self.p) || self.t2.is_empty());
+        let (block, content) = if once { self.t1.remove(0) } else { self.t2.remove(0) };
+        self.lose(content, once);
+        block
+    }
+
+    fn make_room(&mut self) -> BlockId {
+        if self.t1.len() + self.b1.len() >= self.c {
+            if self.b1.is_empty() {
+                return self.t1.remove(0).0;
+            }
+            self.b1.remove(0);
+        } else if self.b1.len() + self.b2.len() == self.c {
+            if self.b2.is_empty() {
+                self.b1.remove(0)
+            } else {
+                self.b2.remove(0)
+            };
+        }
+        self.replace(false)
+    }
+}
+
+impl Eviction for PlainArc {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let (worthless, kept) = split(blocks);
+        self.again.retain(|block| !worthless.contains(block));
+        in_front(worthless, &mut self.worthless);
+        for (block, facts) in kept {
+            let again = without(&mut self.again, block);
+            if again { self.t2.push((block, facts.content)) } else { self.t1.push((block, facts.content)) }
+        }
+        let above = (self.t1.len() + self.b1.len()).saturating_sub(self.c);
+        self.b1.drain(..above);
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        self.t1.retain(|&(free, _)| free != block);
+        self.t2.retain(|&(free, _)| free != block);
+        self.again.push(block);
+    }
+
+    fn reused(&mut self, block: BlockId) {
+        without(&mut self.again, block);
+        self.again.push(block);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        for wanted in wanted {
+            let lost_from = self.learn(wanted.content);
+            let block = match lost_from {
+                _ if !self.worthless.is_empty() => self.worthless.remove(0),
+                Some(from_b2) => self.replace(from_b2),
+                None => self.make_room(),
+            };
+            if lost_from.is_some() {
+                self.again.push(block);
+            }
+            show(block);
+        }
+    }
+
+    fn take(&mut self, block: BlockId, wanted: Wanted) {
+        let lost_from = self.learn(wanted.content);
+        without(&mut self.worthless, block);
+        for once in [true, false] {
+            let list = if once { &mut self.t1 } else { &mut self.t2 };
+            if let Some(place) = list.iter().position(|&(free, _)| free == block) {
+                let (_, content) = list.remove(place);
+                if self.b1.len() + self.b2.len() == self.c
+                    && !self.b1.contains(&content)
+                    && !self.b2.contains(&content)
+                {
+                    let own_is_empty = if once { self.b1.is_empty() } else { self.b2.is_empty() };
+                    if once != own_is_empty {
+                        self.b1.remove(0)
+                    } else {
+                        self.b2.remove(0)
+                    };
+                }
+                self.lose(content, once);
+            }
+        }
+        if lost_from.is_some() {
+            self.again.push(block);
+        }
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        picked(self, self.worthless.len() + self.t1.len() + self.t2.len())
+    }
+
+    fn reset(&mut self) {
+        let forgotten = self.t2.drain(..).chain(self.t1.drain(..));
+        forgotten.for_each(|(block, _)| self.worthless.insert(0, block));
+        self.b1.clear();
+        self.b2.clear();
+        self.p = 0;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PlainCost {
+    worthless: Vec<BlockId>,
+    tree: Tree,
+    uses: BTreeMap<BlockId, u64>,
+    content: BTreeMap<BlockId, u32>,
+    lost: Vec<(u32, u64)>,
+    lost_max: usize,
+    floor: u64,
+    freed: u64,
+    doubles_after: u64,
+}
+
+impl PlainCost {
+    pub(crate) fn new(blocks: BlockCount, doubles_after_blocks: u32) -> Self {
+        PlainCost {
+            worthless: all(blocks),
+            tree: Tree::default(),
+            uses: BTreeMap::new(),
+            content: BTreeMap::new(),
+            lost: Vec::new(),
+            lost_max: blocks.0 as usize - 1,
+            floor: 0,
+            freed: 0,
+            doubles_after: u64::from(doubles_after_blocks.max(1)),
+        }
+    }
+}
+
+impl Eviction for PlainCost {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let (worthless, kept) = split(blocks);
+        worthless.iter().for_each(|&block| self.tree.cut(block));
+        in_front(worthless, &mut self.worthless);
+        for (block, facts) in kept {
+            self.freed += 1;
+            let cost = (1 << 20) + (u64::from(facts.index) << 20) / self.doubles_after;
+            let rank = self.floor + self.uses[&block] * cost;
+            self.content.insert(block, facts.content);
+            self.tree.0.push((block, facts.before, (rank, self.freed)));
+        }
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        self.tree.remove(block);
+        self.reused(block);
+    }
+
+    fn reused(&mut self, block: BlockId) {
+        let uses = self.uses.get_mut(&block).unwrap();
+        *uses = (*uses + 1).min(255);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        for wanted in wanted {
+            let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
+            let known = self.lost.iter().position(|&(name, _)| Some(name) == wanted.content);
+            let uses = known.map_or(0, |place| self.lost.remove(place).1);
+            if !without(&mut self.worthless, block) {
+                let (rank, _) = self.tree.remove(block).unwrap();
+                self.floor = self.floor.max(rank);
+                let name = self.content[&block];
+                self.lost.retain(|&(lost, _)| lost != name);
+                self.lost.push((name, self.uses[&block]));
+                let above = self.lost.len().saturating_sub(self.lost_max);
+                self.lost.drain(..above);
+            }
+            self.tree.cut(block);
+            self.uses.insert(block, (uses + 1).min(255));
+            show(block);
+        }
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        picked(self, self.worthless.len() + self.tree.0.len())
+    }
+
+    fn reset(&mut self) {
+        while let Some(block) = self.tree.first_leaf() {
+            self.tree.remove(block);
+            self.worthless.insert(0, block);
+        }
+        self.lost.clear();
+        self.floor = 0;
+    }
+}
