@@ -16,6 +16,7 @@ pub mod scenario;
 mod sequence;
 mod stats;
 mod table;
+pub mod tier;
 
 pub use cache::KvCache;
 pub use check::Violation;
@@ -25,7 +26,8 @@ pub use error::Error;
 pub use evict::{Eviction, Lru};
 pub use hash::{BlockHash, BlockHasher, Digest, Xxh3};
 pub use id::{
-    BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TenantId, TokenCount, TokenId, TokenIndex,
+    BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TenantId, Tick, TokenCount, TokenId,
+    TokenIndex,
 };
 pub use stats::{HitStats, Stats};
 pub use table::BlockTable;
