@@ -4,12 +4,13 @@ use crate::claim::Plan;
 use crate::evict::{Eviction, Facts, Lru, Wanted};
 use crate::hash::{BlockHasher, Digest, Xxh3};
 use crate::id::count;
+use crate::keys::in_order;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::sequence::{Loading, Sequence, Sequences};
 use crate::{
     Admission, BlockCount, BlockId, BlockSize, BlockTable, Claim, Config, Error, Grant, GroupId, Hit, Lost,
-    Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+    Media, Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
 /// Decides which physical block holds which tokens of which sequence.
@@ -43,7 +44,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31.
     pub fn new(config: Config) -> Result<KvCache, Error> {
-        KvCache::with(config, Xxh3::new(config.hash_seed, config.block_size), Lru::new)
+        KvCache::with(config, Xxh3::new(config.hash_seed), Lru::new)
     }
 }
 
@@ -83,7 +84,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Cost: the hash of every full block, about 10 ns each.
     ///
     /// # Errors
-    /// [`Error::AlreadyOpen`], [`Error::TooManyTokens`].
+    /// [`Error::AlreadyOpen`], [`Error::TooManyTokens`]; [`Error::Media`] for items out of order.
     pub fn open(
         &mut self,
         sequence: SequenceId,
@@ -95,7 +96,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             return Err(Error::AlreadyOpen { sequence });
         }
         self.must_fit(sequence, TokenCount(0), tokens)?;
-        let place = self.sequences.open(sequence, self.hasher.root(&key), reuse);
+        in_order(sequence, 0, key.media)?;
+        let place = self.sequences.open(sequence, &key, reuse);
         self.learn(place, tokens);
         Ok(())
     }
@@ -109,6 +111,20 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let place = self.sequences.place(sequence)?;
         self.must_fit(sequence, self.sequences.at(place).known, tokens)?;
         self.learn(place, tokens);
+        Ok(())
+    }
+
+    /// Tells the cache which images and the like stand among the tokens that follow. Called before their tokens are
+    /// pushed; those of the prompt are in the [`SequenceKey`].
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Media`] for items out of order, or that begin in a block which is hashed already.
+    pub fn add_media(&mut self, sequence: SequenceId, media: &[Media]) -> Result<(), Error> {
+        let place = self.sequences.place(sequence)?;
+        let of = self.sequences.at_mut(place);
+        let hashed = u64::from(of.known.0) - of.tail.len() as u64;
+        in_order(sequence, hashed.max(of.keys.media_end()), media)?;
+        of.keys.add(media);
         Ok(())
     }
 
@@ -409,7 +425,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let KvCache { sequences, hasher, config, .. } = self;
         let sequence = sequences.at_mut(place);
         if config.prefix_caching {
-            sequence.learn(tokens, hasher, config.block_size);
+            sequence.learn(tokens, hasher, config.block_size, config.hash_lookahead);
         } else {
             sequence.known.0 += count(tokens.len());
         }
@@ -483,14 +499,15 @@ fn share<D: Digest>(sequence: &mut Sequence<D>, hits: u32, pool: &mut Pool<impl 
     (sequence.published, sequence.published_before) = (hits, hits);
 }
 
-/// Lets others find the blocks that are full of known tokens and whose K and V are there, or are computed by the
-/// step that is being planned.
+/// Lets others find the blocks that are full of known tokens, have a name, and whose K and V are there, or are
+/// computed by the step that is being planned.
 fn publish<D: Digest>(sequence: &mut Sequence<D>, block_size: BlockSize, prefix: &mut Prefix<D>) {
     let there = sequence.loading.map_or(sequence.computed, |loading| loading.from);
     let tokens = there.min(sequence.known);
     while block_size.is_full(sequence.published, tokens) {
         let index = sequence.published as usize;
-        prefix.insert(GROUP, sequence.hashes[index], sequence.table[index]);
+        let Some(&hash) = sequence.hashes.get(index) else { break };
+        prefix.insert(GROUP, hash, sequence.table[index]);
         sequence.published += 1;
     }
 }

@@ -202,7 +202,8 @@ fn check_sequences<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result
         let tail = TokenCount(crate::id::count(sequence.tail.len()));
         let hashed = u64::from(hashes.0) * u64::from(size.get()) + u64::from(tail.0);
         let expected = if cache.config.prefix_caching { u64::from(sequence.known.0) } else { 0 };
-        if hashed != expected || tail.0 >= size.get() {
+        let named_late = cache.config.hash_lookahead.0;
+        if hashed != expected || tail.0 >= size.get() + named_late {
             return Err(Violation::Tokens { sequence: id, known: sequence.known, hashes, tail });
         }
         let (held, published) = (sequence.held(), BlockCount(sequence.published));

@@ -13,15 +13,6 @@ pub enum Reuse {
     WriteOnly,
 }
 
-/// What else, besides its tokens, makes a block's content: sequences share blocks only if all of it is equal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SequenceKey<'a> {
-    /// Name of the adapter (LoRA) that computes the sequence.
-    pub adapter: Option<&'a str>,
-    /// The tenant's salt: sequences of different salts never share.
-    pub salt: Option<&'a str>,
-}
-
 /// The longest cached prefix that a sequence may use: whole blocks, at most all known tokens but one, since
 /// the last token must be computed for the model to say anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,9 +11,12 @@ pub struct Config {
     pub block_count: BlockCount,
     /// Whether full blocks are remembered and shared. Off, no token is hashed.
     pub prefix_caching: bool,
-    /// Key of the block hash. Processes that are to agree on hashes share it. Where tenants must not be able
+    /// Key of the default block hash, [`Xxh3`](crate::Xxh3). Processes that are to agree on hashes share it. Where tenants must not be able
     /// to construct colliding prompts it is random and secret: the hash is keyed, yet not cryptographic.
     pub hash_seed: u64,
+    /// Tokens behind a block that its hash covers as well: as many as a draft head (EAGLE, MTP) reads ahead, whose K
+    /// and V stand in the same blocks. A block is named, and shared, once they are known.
+    pub hash_lookahead: TokenCount,
     /// The longest a sequence may get (the model's context). Room is never reserved past it.
     pub sequence_tokens_max: TokenCount,
     /// Whether content that is lost is listed for [`KvCache::drain_lost`](crate::KvCache::drain_lost), by whoever
@@ -29,6 +32,7 @@ impl Config {
             block_count,
             prefix_caching: true,
             hash_seed: 0,
+            hash_lookahead: TokenCount(0),
             sequence_tokens_max: TokenCount(u32::MAX),
             report_lost: false,
         }

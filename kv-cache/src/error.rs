@@ -1,6 +1,6 @@
 //! What the cache says to wrong input. No error changes the cache.
 
-use crate::{BlockCount, SequenceId, TokenCount};
+use crate::{BlockCount, SequenceId, TokenCount, TokenIndex};
 
 /// Wrong input, with its numbers. "Not now" is not an error but [`Admission::Wait`](crate::Admission::Wait).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +51,21 @@ pub enum Error {
         sequence: SequenceId,
         /// Blocks it holds.
         held: BlockCount,
+    },
+
+    /// An item that overlaps the one before, is empty, or stands where a block is hashed already.
+    #[error(
+        "sequence {sequence} has an item of {tokens} tokens at {first}: items follow one another, the next from {free_from} on"
+    )]
+    Media {
+        /// Whose item.
+        sequence: SequenceId,
+        /// Where it begins.
+        first: TokenIndex,
+        /// Its length.
+        tokens: TokenCount,
+        /// The first place it could stand.
+        free_from: u64,
     },
 
     /// A claim for no new token.

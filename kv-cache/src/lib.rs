@@ -10,6 +10,7 @@ mod error;
 pub mod evict;
 pub mod hash;
 mod id;
+mod keys;
 mod pool;
 mod prefix;
 pub mod scenario;
@@ -20,14 +21,15 @@ pub mod tier;
 
 pub use cache::KvCache;
 pub use check::Violation;
-pub use claim::{Admission, Claim, Grant, Hit, Lost, Reservation, Reuse, SequenceKey};
+pub use claim::{Admission, Claim, Grant, Hit, Lost, Reservation, Reuse};
 pub use config::Config;
 pub use error::Error;
 pub use evict::{Eviction, Lru};
-pub use hash::{BlockHash, BlockHasher, Digest, Xxh3};
+pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};
 pub use id::{
     BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TenantId, Tick, TokenCount, TokenId,
     TokenIndex,
 };
+pub use keys::SequenceKey;
 pub use stats::{HitStats, Stats};
 pub use table::BlockTable;

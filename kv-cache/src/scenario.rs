@@ -20,8 +20,9 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `cache block_size=N blocks=N [caching=off] [seed=N] [tokens_max=N]` | begins anew with an empty cache |
-//! | `open NAME TOKENS [adapter=TEXT] [salt=TEXT] [write_only]` | [`KvCache::open`] |
+//! | `cache block_size=N blocks=N [caching=off] [seed=N] [hash_lookahead=N] [tokens_max=N]` | begins anew with an empty cache |
+//! | `open NAME TOKENS [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
+//! | `media NAME ID@FIRST+TOKENS,...` | [`KvCache::add_media`] |
 //! | `push NAME TOKENS` | [`KvCache::push`] |
 //! | `lookup NAME` | [`KvCache::lookup`] |
 //! | `claim NAME [computed=N] [external=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`], and commit if there is room |
@@ -44,8 +45,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{Display, Write as _};
 
 use crate::{
-    Admission, BlockCount, BlockId, BlockSize, Claim, Config, Error, HitStats, KvCache, Reuse, SequenceId,
-    SequenceKey, TokenCount, TokenId, TokenIndex,
+    Adapter, Admission, BlockCount, BlockId, BlockSize, Claim, Config, EmbedsDigest, Error, HitStats,
+    KvCache, Media, Reuse, SequenceId, SequenceKey, TokenCount, TokenId, TokenIndex,
 };
 
 /// Runs a scenario and returns it with the answers written under the commands. Answers that the text already
@@ -148,6 +149,7 @@ impl Interpreter {
         let mut config = Config::new(said(BlockSize::new(size))?, BlockCount(blocks));
         config.prefix_caching = words.option("caching") != Some("off");
         config.hash_seed = words.number("seed")?.unwrap_or(0).into();
+        config.hash_lookahead = TokenCount(words.number("hash_lookahead")?.unwrap_or(0));
         config.sequence_tokens_max = TokenCount(words.number("tokens_max")?.unwrap_or(u32::MAX));
         words.end()?;
         let cache = said(KvCache::new(config))?;
@@ -197,6 +199,13 @@ impl Interpreter {
                 (progress.computed, progress.computed_before) = (0, 0);
                 format!("{verb}d free={}", cache.stats().free)
             }
+            "media" => {
+                let mut words = words;
+                let items = media(words.next("ID@FIRST+TOKENS")?)?;
+                words.end()?;
+                said(cache.add_media(id, &items))?;
+                "noted".to_owned()
+            }
             "table" => words.end().and_then(|()| table(cache, id))?,
             "slots" => slots(cache, id, words)?,
             _ => return Err(format!("`{verb}` is no command")),
@@ -216,11 +225,40 @@ impl Interpreter {
 }
 
 fn open(cache: &mut KvCache, id: SequenceId, mut words: Words<'_>) -> Result<String, String> {
-    let key = SequenceKey { adapter: words.option("adapter"), salt: words.option("salt") };
+    let adapter = words.option("adapter").map(|word| {
+        let (name, path) = word.split_once('@').unwrap_or((word, ""));
+        Adapter { name, path }
+    });
+    let salt = words.option("salt");
+    let media = words.option("media").map_or(Ok(Vec::new()), media)?;
+    let embeds = words.option("embeds").map(embeds).transpose()?;
+    let key = SequenceKey { adapter, salt, media: &media, embeds: embeds.as_deref() };
     let reuse = if words.flag("write_only") { Reuse::WriteOnly } else { Reuse::ReadWrite };
     let tokens = words.tokens()?;
     said(cache.open(id, key, &tokens, reuse))?;
     Ok(format!("known={}", tokens.len()))
+}
+
+/// `aaa@11+10,bbb@30+18`: id, first token, number of tokens.
+fn media(word: &str) -> Result<Vec<Media>, String> {
+    word.split(',')
+        .map(|item| {
+            let parts = item.split_once('@').and_then(|(id, place)| Some((id, place.split_once('+')?)));
+            let (id, (first, tokens)) = parts.ok_or_else(|| format!("`{item}` is not ID@FIRST+TOKENS"))?;
+            Ok(Media {
+                id: id.into(),
+                first: TokenIndex(number(first)?),
+                tokens: TokenCount(number(tokens)?),
+            })
+        })
+        .collect()
+}
+
+/// `1,2`: the first block's embeddings have the digest of thirty-two bytes 1, the second's of bytes 2.
+fn embeds(word: &str) -> Result<Vec<EmbedsDigest>, String> {
+    let digest =
+        |word: &str| word.parse().map(|byte| [byte; 32]).map_err(|_| format!("`{word}` is not a byte"));
+    word.split(',').map(digest).collect()
 }
 
 fn claim(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Result<String, String> {

@@ -3,7 +3,11 @@
 use crate::buckets::Buckets;
 use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
-use crate::{BlockCount, BlockId, BlockSize, Error, Reuse, SequenceId, TokenCount, TokenId};
+use crate::keys::Keys;
+use crate::{
+    BlockCount, BlockId, BlockSize, Content, Error, Reuse, SequenceId, SequenceKey, TokenCount, TokenId,
+    TokenIndex,
+};
 
 /// One open sequence.
 ///
@@ -27,10 +31,10 @@ pub(crate) struct Sequence<D> {
     pub(crate) published_before: u32,
     /// One hash per full block of known tokens.
     pub(crate) hashes: Vec<D>,
-    /// The known tokens behind the last full block.
+    /// The known tokens behind the last hashed block.
     pub(crate) tail: Vec<TokenId>,
-    /// Parent of the first block's hash.
-    root: D,
+    /// What it is besides its tokens.
+    pub(crate) keys: Keys,
     /// The cached blocks found by the last lookup ...
     pub(crate) found: Vec<BlockId>,
     /// ... and the index version that it saw; none when the sequence has changed since.
@@ -55,37 +59,71 @@ impl<D: Digest> Sequence<D> {
         BlockCount(count(self.table.len()))
     }
 
-    /// Learns further tokens, and hashes the blocks that they fill.
+    /// Learns further tokens, and hashes the blocks that they fill, once the `lookahead` tokens behind each are
+    /// known too.
+    ///
+    /// ```text
+    ///  tail   |----------|                          its blocks are completed in place
+    ///  tokens             |------------------|      all others are hashed where they are
+    ///  blocks |--block--|~ahead~|
+    ///                   |--block--|~ahead~|
+    /// ```
     pub(crate) fn learn(
         &mut self,
         tokens: &[TokenId],
         hasher: &mut impl BlockHasher<Digest = D>,
         block_size: BlockSize,
+        lookahead: TokenCount,
     ) {
         self.known.0 += count(tokens.len());
         self.found_at = None;
-        let missing = block_size.len() - self.tail.len();
-        if tokens.len() < missing {
+        let (block, span) = (block_size.len(), block_size.len() + lookahead.0 as usize);
+        let held = self.tail.len();
+        if held + tokens.len() < span {
             self.tail.extend_from_slice(tokens);
             return;
         }
-        let (fills_tail, rest) = tokens.split_at(missing);
-        self.tail.extend_from_slice(fills_tail);
-        let mut parent = self.hashes.last().copied().unwrap_or(self.root);
-        parent = hasher.block(parent, &self.tail);
-        self.hashes.push(parent);
-        let full = rest.chunks_exact(block_size.len());
-        self.tail.clear();
-        self.tail.extend_from_slice(full.remainder());
-        for block in full {
-            parent = hasher.block(parent, block);
-            self.hashes.push(parent);
+        let Sequence { tail, hashes, keys, .. } = self;
+        let plain = keys.is_plain();
+        let mut hash = |span: &[TokenId]| {
+            let (tokens, lookahead) = span.split_at(block);
+            let parent = hashes.last().copied();
+            let content = Content { lookahead, ..Content::plain(tokens) };
+            hashes.push(if plain {
+                hasher.block(parent, &content)
+            } else {
+                let first = TokenIndex(count(hashes.len() * block));
+                let extra = keys.extra(hashes.len(), first, u64::from(first.0) + span.len() as u64);
+                hasher.block(parent, &Content { extra: Some(&extra), ..content })
+            });
+        };
+        let mut begin = 0;
+        if held > 0 {
+            let last_begin = (held - 1) / block * block;
+            let missing = tokens.len().min(last_begin + span - held);
+            tail.extend_from_slice(&tokens[..missing]);
+            while begin < held && begin + span <= tail.len() {
+                hash(&tail[begin..begin + span]);
+                begin += block;
+            }
+            if begin < held {
+                tail.drain(..begin);
+                return;
+            }
         }
+        let mut rest = &tokens[begin - held..];
+        while rest.len() >= span {
+            hash(&rest[..span]);
+            rest = &rest[block..];
+        }
+        tail.clear();
+        tail.extend_from_slice(rest);
     }
 
     /// Forgets all but the buffers' memory.
-    fn restart(&mut self, id: SequenceId, root: D, reuse: Reuse) {
-        (self.id, self.root, self.reuse) = (id, root, reuse);
+    fn restart(&mut self, id: SequenceId, key: &SequenceKey<'_>, reuse: Reuse) {
+        (self.id, self.reuse) = (id, reuse);
+        self.keys.set(key);
         self.known = TokenCount(0);
         (self.published, self.published_before) = (0, 0);
         self.table.clear();
@@ -141,7 +179,7 @@ impl<D: Digest> Sequences<D> {
     }
 
     /// Opens a sequence that is not open, and gives its place.
-    pub(crate) fn open(&mut self, id: SequenceId, root: D, reuse: Reuse) -> u32 {
+    pub(crate) fn open(&mut self, id: SequenceId, key: &SequenceKey<'_>, reuse: Reuse) -> u32 {
         let mut sequence = self.closed.pop().unwrap_or_else(|| Sequence {
             id,
             reuse,
@@ -151,14 +189,14 @@ impl<D: Digest> Sequences<D> {
             published_before: 0,
             hashes: Vec::new(),
             tail: Vec::new(),
-            root,
+            keys: Keys::default(),
             found: Vec::new(),
             found_at: None,
             was_released: false,
             loading: None,
             computed: TokenCount(0),
         });
-        sequence.restart(id, root, reuse);
+        sequence.restart(id, key, reuse);
         let place = self.len();
         self.open.push(sequence);
         self.index.insert(tag(id), place + 1);

@@ -74,7 +74,7 @@ fn compare<A: Eviction, B: Eviction>(
         let mut random = Random(seed * 1000 + run);
         let blocks = BlockCount(2 + random.below(24));
         let config = Config::new(BlockSize::new(SIZE).unwrap(), blocks);
-        let hasher = || Xxh3::new(0, config.block_size);
+        let hasher = || Xxh3::new(0);
         let mut a = KvCache::with(config, hasher(), &policy).unwrap();
         let mut b = KvCache::with(config, hasher(), &plain).unwrap();
         for step in 0..300 {

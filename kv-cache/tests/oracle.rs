@@ -12,9 +12,9 @@ use quayline_kv_cache::*;
 
 /// The keys that sequences are opened with; content is shared only under the same one.
 const KEYS: [SequenceKey<'static>; 3] = [
-    SequenceKey { adapter: None, salt: None },
-    SequenceKey { adapter: None, salt: Some("a") },
-    SequenceKey { adapter: Some("a"), salt: None },
+    SequenceKey { adapter: None, salt: None, media: &[], embeds: None },
+    SequenceKey { adapter: None, salt: Some("a"), media: &[], embeds: None },
+    SequenceKey { adapter: Some(Adapter { name: "a", path: "" }), salt: None, media: &[], embeds: None },
 ];
 
 /// One call. Sequences are numbers below [`SEQUENCES`], so that calls meet open and closed ones.

@@ -182,7 +182,7 @@ impl Engine {
             Some(_) => Reuse::WriteOnly,
             None => Reuse::ReadWrite,
         };
-        let key = SequenceKey { adapter: None, salt: request.cache_salt.as_deref() };
+        let key = SequenceKey { salt: request.cache_salt.as_deref(), ..SequenceKey::default() };
         let opened = self.memory.cache.open(kv_cache::SequenceId(request.id.0), key, &request.prompt, reuse);
         opened.expect("the id is new and the prompt is within the longest sequence");
         self.active.insert(request.id, active);

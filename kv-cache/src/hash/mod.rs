@@ -1,35 +1,53 @@
 //! The name of a block's content: a chained hash of everything up to and including the block.
 //!
 //! ```text
-//!  root   = H(adapter, salt)            hash 0 = H(root,   tokens  0..16)
-//!                                       hash 1 = H(hash 0, tokens 16..32)   and so on
+//!  hash 0 = H(adapter, salt, tokens 0..16, ...)      hash 1 = H(hash 0, tokens 16..32, ...)   and so on
 //! ```
 //!
-//! Two blocks of equal hash hold equal K and V, because hash `n` covers all tokens before it as well. The
-//! adapter and the salt enter once, ahead of the first block, and reach every later one through the chain.
+//! Two blocks of equal hash hold equal K and V, because hash `n` covers all tokens before it as well. What is not
+//! in the tokens (adapter, salt, images, embeddings) enters where it first matters and reaches every later
+//! block through the chain.
+//!
+//! | hasher | bytes | for |
+//! |---|---|---|
+//! | [`Xxh3`] | 16 | speed; keyed, not cryptographic. The default |
+//! | [`Blake3`] | 32 | tenants that attack each other; keyed |
+//! | [`Sha256`] | 32 | the same where SHA-256 is prescribed; keyed |
+//! | [`Vllm`] | 32 or 16 | the hashes that vLLM would give these blocks |
+//! | [`Dynamo`] | 8 | the hashes that NVIDIA Dynamo would give them |
 
+#[cfg(feature = "blake3")]
+mod blake3;
+mod cbor;
+mod content;
+mod digest;
+mod dynamo;
+mod message;
+mod pickle;
+#[cfg(feature = "sha2")]
+mod sha256;
+mod vllm;
 mod xxh3;
 
 use std::fmt::Debug;
 
-use crate::{SequenceKey, TokenId};
+#[cfg(feature = "blake3")]
+pub use blake3::Blake3;
+pub use content::{Adapter, Content, EmbedsDigest, Extra, Media, NO_EMBEDS};
+pub use digest::{BlockHash, Digest};
+pub use dynamo::Dynamo;
+#[cfg(feature = "sha2")]
+pub use sha256::Sha256;
+pub use vllm::{Encoding, Vllm};
+pub use xxh3::Xxh3;
 
-pub use xxh3::{BlockHash, Xxh3};
-
-/// Computes the hashes that name blocks.
-pub trait BlockHasher {
+/// Names blocks by what is in them. The same content gets the same name, other content another one.
+pub trait BlockHasher: Clone + Debug {
     /// What it computes.
     type Digest: Digest;
 
-    /// What the first block of a sequence has for a parent.
-    fn root(&self, key: &SequenceKey<'_>) -> Self::Digest;
-
-    /// The hash of a full block behind `parent`.
-    fn block(&mut self, parent: Self::Digest, tokens: &[TokenId]) -> Self::Digest;
-}
-
-/// A hash of fixed width.
-pub trait Digest: Copy + Eq + Ord + Debug + Default {
-    /// 32 bits that an index sorts by. A good hash is uniform, so any 32 of its bits are.
-    fn tag(&self) -> u32;
+    /// The hash of a full block behind `parent`, or of the first block of a sequence.
+    ///
+    /// Everything in `content` that is not covered already by the parent's hash must be covered by this one.
+    fn block(&mut self, parent: Option<Self::Digest>, content: &Content<'_>) -> Self::Digest;
 }
