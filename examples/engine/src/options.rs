@@ -61,9 +61,9 @@ impl Default for Options {
 /// How much memory keys and values may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvSize {
-    /// Four sequences of the longest length or 1 GiB, whichever is less, but room for one sequence of
-    /// `max_model_len` if that is given. Where it is not, the longest sequence is what fits. Memory is
-    /// only used as blocks are written.
+    /// Room for a quarter of `max_num_seqs` at the longest length, for few are that long, or 1 GiB,
+    /// whichever is less; but room for one sequence of `max_model_len` if that is given. Where it is not,
+    /// the longest sequence is what fits. Memory is only used as blocks are written.
     Auto,
     /// This many blocks that can hold tokens.
     Blocks(u32),

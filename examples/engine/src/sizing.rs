@@ -108,7 +108,7 @@ fn blocks(options: &Options, wanted: u32, bytes_per_block: u64) -> Result<u32, L
         KvSize::Bytes(bytes) => fitting(bytes),
         KvSize::Auto => {
             let least = if options.max_model_len.is_some() { one } else { 1 };
-            one.saturating_mul(4).min(fitting(AUTO_BYTES)).max(least)
+            one.saturating_mul(options.max_num_seqs.div_ceil(4)).min(fitting(AUTO_BYTES)).max(least)
         }
     };
     if blocks == 0 {
