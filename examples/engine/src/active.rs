@@ -19,6 +19,7 @@ pub(crate) struct Active {
     pub(crate) arrival: Tick,
     pub(crate) started: Option<Tick>,
     pub(crate) cached_tokens: u32,
+    pub(crate) preemptions: u32,
     pub(crate) prompt_tokens: u32,
     pub(crate) output_tokens_max: u32,
     /// Prompt, then output.
@@ -63,6 +64,7 @@ impl Active {
             arrival: request.arrival,
             started: None,
             cached_tokens: 0,
+            preemptions: 0,
             prompt_tokens,
             output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
             tokens: prompt.to_vec(),
@@ -149,6 +151,8 @@ impl Active {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens(),
+            started: self.started,
+            preemptions: self.preemptions,
             finish,
         }
     }
@@ -165,6 +169,8 @@ impl Active {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens(),
+            started: self.started,
+            preemptions: self.preemptions,
             finish: Some(Finish { reason: FinishReason::Length, stop: None }),
         }
     }

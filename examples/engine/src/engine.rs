@@ -234,6 +234,10 @@ impl Engine {
     /// Books who started, who was preempted and who ended without computing.
     fn note(&mut self, plan: &Plan, now: Tick, outputs: &mut Vec<Output>) {
         self.totals.preemptions += plan.preempted.len() as u64;
+        for note in &plan.preempted {
+            let active = self.active.get_mut(&RequestId(note.id.0)).expect("a preempted request is active");
+            active.preemptions += 1;
+        }
         for admitted in plan.admitted.iter().filter(|admitted| !admitted.resumed) {
             let Some(active) = self.active.get_mut(&RequestId(admitted.id.0)) else { continue };
             active.started = Some(now);
@@ -370,15 +374,14 @@ impl Engine {
     /// What is going on. Cost: a pass over requests and blocks.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let states = |ids: &mut dyn Iterator<Item = batching::RequestId>| {
-            ids.filter_map(|id| self.request_state(id)).collect()
-        };
+        let state = |id| self.request_state(id);
         let occupancy = self.occupancy();
         let stats = self.memory.cache.stats();
         let cached = occupancy.iter().filter(|&&block| block == BlockUse::Cached).count();
         Snapshot {
-            running: states(&mut self.batcher.running()),
-            waiting: states(&mut self.batcher.waiting()),
+            running: self.batcher.running().filter_map(state).collect(),
+            waiting: self.batcher.waiting().take(Snapshot::WAITING_SHOWN_MAX).filter_map(state).collect(),
+            waiting_requests: self.batcher.stats().waiting,
             blocks: Blocks {
                 size: self.memory.cache.config().block_size.get(),
                 total: stats.blocks.get(),
@@ -396,9 +399,9 @@ impl Engine {
 
     fn request_state(&self, id: batching::RequestId) -> Option<RequestState> {
         let active = self.active.get(&RequestId(id.0))?;
-        let (computed_tokens, preemptions, reason) = match self.batcher.standing(id)? {
-            Standing::Running { computed_tokens, preemptions, .. } => (computed_tokens, preemptions, None),
-            Standing::Waiting { preemptions, reason, .. } => (0, preemptions, reason),
+        let (computed_tokens, waits_for) = match self.batcher.standing(id)? {
+            Standing::Running { computed_tokens, .. } => (computed_tokens, None),
+            Standing::Waiting { reason, .. } => (0, reason),
         };
         let table = self.memory.cache.table(sequence(id)).ok()?;
         Some(RequestState {
@@ -410,9 +413,9 @@ impl Engine {
             computed_tokens,
             output_tokens: active.output_tokens(),
             output_tokens_max: active.output_tokens_max,
-            preemptions,
+            preemptions: active.preemptions,
             blocks: u32::try_from(table.blocks().len()).unwrap_or(u32::MAX),
-            waits_for: reason.map(|reason| reason.to_string()),
+            waits_for,
         })
     }
 

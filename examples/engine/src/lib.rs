@@ -39,6 +39,6 @@ pub use options::{KvDtype, KvSize, Options, Order};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use request::{Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
-pub use snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot, StepShape, Totals};
+pub use snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason};
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};

@@ -1,6 +1,6 @@
 //! What the engine gives back after a step.
 
-use crate::request::RequestId;
+use crate::request::{RequestId, Tick};
 
 /// What one step brought for one request. Steps that only advance its prompt bring nothing.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,10 @@ pub struct Output {
     pub cached_tokens: u32,
     /// Tokens chosen so far, these included.
     pub output_tokens: u32,
+    /// The step in which the request first took part; `None` if it ended without.
+    pub started: Option<Tick>,
+    /// How often it had to give its blocks back so far.
+    pub preemptions: u32,
     /// Set on the last output of a request.
     pub finish: Option<Finish>,
 }

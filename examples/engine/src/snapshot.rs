@@ -1,5 +1,7 @@
 //! The engine seen from outside at one moment, for metrics and for people.
 
+pub use quayline_batching::Reason as WaitReason;
+
 use crate::request::{RequestId, Tick};
 
 /// Everything `/metrics` and the live page show. Plain data; making one changes nothing and costs a few
@@ -8,8 +10,10 @@ use crate::request::{RequestId, Tick};
 pub struct Snapshot {
     /// Requests that hold cache blocks and take part in steps, in scheduling order.
     pub running: Vec<RequestState>,
-    /// Requests in the waiting line, next first.
+    /// The first [`WAITING_SHOWN_MAX`](Self::WAITING_SHOWN_MAX) requests of the waiting line, next first.
     pub waiting: Vec<RequestState>,
+    /// How many are in the waiting line.
+    pub waiting_requests: u32,
     /// The cache.
     pub blocks: Blocks,
     /// The prefix cache since the start.
@@ -20,6 +24,11 @@ pub struct Snapshot {
     pub last_step: StepShape,
     /// One entry per block of the pool.
     pub occupancy: Vec<BlockUse>,
+}
+
+impl Snapshot {
+    /// Most requests of the waiting line that a snapshot tells of: a long line must not make it slow.
+    pub const WAITING_SHOWN_MAX: usize = 256;
 }
 
 /// One request's progress.
@@ -45,8 +54,8 @@ pub struct RequestState {
     pub preemptions: u32,
     /// Blocks it holds, shared ones included.
     pub blocks: u32,
-    /// Why it did not take part in the last step, in words with numbers.
-    pub waits_for: Option<String>,
+    /// Why it did not take part in the last step; `None` if it did, or came after it.
+    pub waits_for: Option<WaitReason>,
 }
 
 /// Use of the block pool. The null block is not counted.

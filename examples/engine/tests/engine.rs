@@ -262,7 +262,7 @@ fn a_snapshot_tells_what_is_going_on() {
     assert_eq!(engine.step(Tick(9), &mut outputs), 16);
     assert!(outputs.is_empty(), "the prompt is not read yet");
     let snapshot = engine.snapshot();
-    assert_eq!((snapshot.running.len(), snapshot.waiting.len()), (1, 3));
+    assert_eq!((snapshot.running.len(), snapshot.waiting.len(), snapshot.waiting_requests), (1, 3, 3));
     let first = &snapshot.running[0];
     assert_eq!((first.id, first.computed_tokens, first.started), (RequestId(0), 16, Some(Tick(9))));
     assert!(snapshot.waiting.iter().all(|request| request.waits_for.is_some()), "{snapshot:?}");
@@ -271,6 +271,9 @@ fn a_snapshot_tells_what_is_going_on() {
     let held = snapshot.occupancy.iter().filter(|&&block| block != BlockUse::Free).count();
     assert_eq!(held, snapshot.blocks.used as usize);
     assert!(engine.cancel(RequestId(3)) && !engine.cancel(RequestId(3)));
+    engine.step(Tick(10), &mut outputs);
+    let started: Vec<_> = outputs.iter().map(|output| (output.id, output.started)).collect();
+    assert_eq!(started[0], (RequestId(0), Some(Tick(9))));
     run(&mut engine);
     let totals = engine.snapshot().totals;
     assert_eq!((totals.accepted, totals.finished, totals.cancelled), (4, 3, 1));

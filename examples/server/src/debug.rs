@@ -101,6 +101,7 @@ fn shown(app: &App) -> Value {
             "preemptions": totals.preemptions, "accepted": totals.accepted, "finished": totals.finished,
             "cancelled": totals.cancelled,
         },
+        "waiting_requests": view.snapshot.waiting_requests,
         "running": requests(&view.snapshot.running),
         "waiting": requests(&view.snapshot.waiting),
     })
@@ -117,7 +118,7 @@ fn request(state: &RequestState, now: Tick) -> Value {
         "output_tokens_max": state.output_tokens_max,
         "preemptions": state.preemptions,
         "blocks": state.blocks,
-        "waits_for": state.waits_for,
+        "waits_for": state.waits_for.map(|reason| reason.to_string()),
     })
 }
 

@@ -337,6 +337,7 @@ impl EngineThread {
                 last: job.arrived,
                 prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
                 cached_tokens: 0,
+                preemptions: 0,
                 output_tokens: 0,
                 max_tokens: sampling.max_tokens,
                 n: job.n,
@@ -375,7 +376,6 @@ impl EngineThread {
         if tokens > 0 {
             self.metrics.step(tokens);
         }
-        self.note_starts(outputs, begun);
         let mut touched = Vec::new();
         for output in outputs.drain(..) {
             touched.extend(self.note(output, now));
@@ -387,29 +387,13 @@ impl EngineThread {
         }
     }
 
-    /// Finds out when the requests that bring their first output took part in a step for the first time.
-    fn note_starts(&mut self, outputs: &[Output], begun: Instant) {
-        let new = |id| self.requests.get(id).is_some_and(|live| live.timeline.first.is_none());
-        if !outputs.iter().any(|output| new(&output.id)) {
-            return;
-        }
-        let snapshot = self.engine.snapshot();
-        let starts = snapshot.running.iter().filter_map(|state| Some((state.id, state.started?)));
-        let starts: BTreeMap<RequestId, Tick> = starts.collect();
-        for output in outputs {
-            let Some(live) = self.requests.get_mut(&output.id) else { continue };
-            // One that is not in the snapshot ended in the very step that it started in.
-            let started =
-                starts.get(&output.id).map_or(begun, |at| self.origin + Duration::from_micros(at.0));
-            live.timeline.started.get_or_insert(started);
-        }
-    }
-
     /// Files an output with its job, which it returns.
     fn note(&mut self, output: Output, now: Instant) -> Option<u64> {
         let live = self.requests.get_mut(&output.id)?;
         let (job, choice) = (live.job, live.choice);
         live.timeline.cached_tokens = output.cached_tokens;
+        live.timeline.preemptions = output.preemptions;
+        live.timeline.started = output.started.map(|at| self.origin + Duration::from_micros(at.0));
         if !output.tokens.is_empty() {
             let count = u32::try_from(output.tokens.len()).unwrap_or(u32::MAX);
             self.metrics.tokens(&live.timeline, now, count);

@@ -10,12 +10,13 @@ use axum::response::IntoResponse;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::{FinishReason, Options, Snapshot};
+use quayline_engine::{FinishReason, Options, Snapshot, WaitReason};
 use tokio::sync::watch;
 
 use crate::engine::View;
@@ -121,6 +122,7 @@ fn escape(value: &str) -> String {
 pub(crate) struct EngineMetrics {
     prompt_tokens: Counter,
     prompt_tokens_cached: Counter,
+    prompt_tokens_cached_by_source: Family<Label, Counter>,
     prompt_tokens_by_source: Family<Label, Counter>,
     generation_tokens: Counter,
     request_success: Family<Label, Counter>,
@@ -138,6 +140,7 @@ pub(crate) struct EngineMetrics {
     request_max_num_generation_tokens: Histogram,
     request_params_n: Histogram,
     request_params_max_tokens: Histogram,
+    request_num_preemptions: Histogram,
     request_prefill_kv_computed_tokens: Histogram,
     iteration_tokens: Histogram,
 }
@@ -155,6 +158,7 @@ pub(crate) struct Timeline {
     pub(crate) last: Instant,
     pub(crate) prompt_tokens: u32,
     pub(crate) cached_tokens: u32,
+    pub(crate) preemptions: u32,
     pub(crate) output_tokens: u32,
     /// As the request asked for it.
     pub(crate) max_tokens: Option<u32>,
@@ -169,11 +173,27 @@ impl EngineMetrics {
         Self {
             prompt_tokens: to.counter("prompt_tokens", "Prompt tokens processed, cached ones included"),
             prompt_tokens_cached: to.counter("prompt_tokens_cached", "Prompt tokens found in the cache"),
-            prompt_tokens_by_source: to
-                .family("prompt_tokens_by_source", "Prompt tokens by where their keys and values came from"),
+            prompt_tokens_cached_by_source: to.family(
+                "prompt_tokens_cached_by_source",
+                "Prompt tokens found in a cache, by where it is",
+                ("source", &["device"]),
+            ),
+            prompt_tokens_by_source: to.family(
+                "prompt_tokens_by_source",
+                "Prompt tokens by where their keys and values came from",
+                ("source", &["local_compute", "local_cache_hit"]),
+            ),
             generation_tokens: to.counter("generation_tokens", "Tokens generated"),
-            request_success: to.family("request_success", "Requests that ended, by reason"),
-            admission_rejections: to.family("admission_rejections", "Requests refused because of load"),
+            request_success: to.family(
+                "request_success",
+                "Requests that ended, by reason",
+                ("finished_reason", &["stop", "length", "abort"]),
+            ),
+            admission_rejections: to.family(
+                "admission_rejections",
+                "Requests refused because of load",
+                ("reason", &["queue_full"]),
+            ),
             time_to_first_token: to.histogram(
                 "time_to_first_token_seconds",
                 "Seconds from arrival to the first token",
@@ -231,6 +251,11 @@ impl EngineMetrics {
                 "The parameter max_tokens",
                 lengths(),
             ),
+            request_num_preemptions: to.histogram(
+                "request_num_preemptions",
+                "How often a request lost its blocks",
+                PREEMPTIONS,
+            ),
             request_prefill_kv_computed_tokens: to.histogram(
                 "request_prefill_kv_computed_tokens",
                 "Prompt tokens per request that were not cached",
@@ -260,6 +285,8 @@ impl EngineMetrics {
         let computed = of.prompt_tokens.saturating_sub(of.cached_tokens);
         self.prompt_tokens.inc_by(u64::from(of.prompt_tokens));
         self.prompt_tokens_cached.inc_by(u64::from(of.cached_tokens));
+        let device = self.prompt_tokens_cached_by_source.get_or_create_owned(&[("source", "device")]);
+        device.inc_by(u64::from(of.cached_tokens));
         for (source, tokens) in [("local_compute", computed), ("local_cache_hit", of.cached_tokens)] {
             let source = self.prompt_tokens_by_source.get_or_create_owned(&[("source", source)]);
             source.inc_by(u64::from(tokens));
@@ -275,6 +302,7 @@ impl EngineMetrics {
         self.request_prompt_tokens.observe(f64::from(of.prompt_tokens));
         self.request_generation_tokens.observe(f64::from(of.output_tokens));
         self.request_params_n.observe(f64::from(of.n));
+        self.request_num_preemptions.observe(f64::from(of.preemptions));
         if let Some(max) = of.max_tokens {
             self.request_params_max_tokens.observe(f64::from(max));
         }
@@ -310,8 +338,18 @@ impl Register<'_> {
         counter
     }
 
-    fn family(&mut self, name: &str, help: &str) -> Family<Label, Counter> {
-        let family = Family::default();
+    /// Every value of the label is there from the start: a counter that appears with its first event hides
+    /// that event from whoever looks at growth.
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        (label, values): (&'static str, &[&'static str]),
+    ) -> Family<Label, Counter> {
+        let family = Family::<Label, Counter>::default();
+        for value in values {
+            drop(family.get_or_create(&[(label, *value)]));
+        }
         self.0.register(format!("vllm:{name}"), help, family.clone());
         family
     }
@@ -334,6 +372,7 @@ const END_TO_END: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
+const PREEMPTIONS: [f64; 7] = [1., 2., 3., 4., 5., 10., 20.];
 const ITERATION: [f64; 13] = [1., 8., 16., 32., 64., 128., 256., 512., 1024., 2048., 4096., 8192., 16384.];
 
 /// 1, 2, 5, 10, 20, 50, … up to the context.
@@ -388,22 +427,30 @@ impl EngineCollector {
     }
 }
 
+/// Whether a request is passed over for a reason of its own, and not for lack of room, tokens or places.
+fn is_deferral(reason: &WaitReason) -> bool {
+    matches!(reason, WaitReason::OutputPending | WaitReason::Paused)
+}
+
 /// Writes single values into an exposition.
 struct Write<'a>(DescriptorEncoder<'a>);
 
 impl Write<'_> {
     fn load(&mut self, snapshot: &Snapshot) -> fmt::Result {
-        let (running, waiting) = (snapshot.running.len() as u64, snapshot.waiting.len() as u64);
+        let (running, waiting) = (snapshot.running.len(), snapshot.waiting_requests);
         let usage = f64::from(snapshot.blocks.used) / f64::from(snapshot.blocks.total.max(1));
         self.gauge("vllm:num_requests_running", "Requests that take part in steps", running as f64)?;
-        self.gauge("vllm:num_requests_waiting", "Requests in the waiting line", waiting as f64)?;
+        self.gauge("vllm:num_requests_waiting", "Requests in the waiting line", waiting.into())?;
         self.gauge("vllm:kv_cache_usage_perc", "Share of blocks held by requests; 1 is all", usage)?;
-        let gauge = |value: u64| ConstGauge::new(value);
+        let reasons = snapshot.waiting.iter().filter_map(|request| request.waits_for.as_ref());
+        let deferred = reasons.filter(|reason| is_deferral(reason)).count() as u64;
         let help = "Requests in the waiting line, by what they wait for";
-        let kind = gauge(0).metric_type();
-        let mut metric = self.0.encode_descriptor("vllm:num_requests_waiting_by_reason", help, None, kind)?;
-        gauge(waiting).encode(metric.encode_family(&[("reason", "capacity")])?)?;
-        gauge(0).encode(metric.encode_family(&[("reason", "deferred")])?)
+        let name = "vllm:num_requests_waiting_by_reason";
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (reason, count) in [("capacity", u64::from(waiting) - deferred), ("deferred", deferred)] {
+            ConstGauge::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {

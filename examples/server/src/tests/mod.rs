@@ -1,6 +1,7 @@
 //! The server driven in-process and over loopback, against the model that is part of the program.
 
 mod lifecycle;
+mod metrics;
 mod monitoring;
 mod refusals;
 mod shapes;

@@ -1,0 +1,220 @@
+//! What `/metrics` shows: vLLM's names, kinds, labels and buckets, and real values.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{Request, header};
+use serde_json::json;
+
+use super::support::{Server, chat, completion, post};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Samples by series, after checking the text as Prometheus' parser would.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut kinds = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert!(kinds.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} twice");
+        } else if !line.starts_with('#') {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix).filter(|family| kinds.contains_key(*family)))
+                .unwrap_or(name);
+            assert!(kinds.contains_key(family), "{line} has no family");
+            assert!(samples.insert(series.to_owned(), value.parse().unwrap()).is_none(), "{series} twice");
+        }
+    }
+    samples
+}
+
+#[tokio::test]
+async fn metrics_have_vllm_s_names_and_real_values() {
+    let server = Server::start("").await;
+    server.ok(CHAT, chat(5)).await;
+    server.ok(CHAT, chat(5)).await;
+    server.idle().await;
+    let answer = server.get("/metrics").await;
+    assert_eq!(answer.headers[header::CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+    let samples = parse(&answer.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let sample = |name: &str, more: &str| {
+        let series = format!("{name}{{{labels}{more}}}");
+        *samples.get(&series).unwrap_or_else(|| panic!("{series} is missing:\n{}", answer.text))
+    };
+    assert_eq!(sample("vllm:num_requests_running", ""), 0.0);
+    assert_eq!(sample("vllm:num_requests_waiting", ""), 0.0);
+    assert_eq!(sample("vllm:kv_cache_usage_perc", ""), 0.0);
+    assert_eq!(sample("vllm:generation_tokens_total", ""), 10.0);
+    assert!(sample("vllm:prompt_tokens_total", "") > 2.0);
+    assert_eq!(sample("vllm:request_success_total", ",finished_reason=\"length\""), 2.0);
+    assert_eq!(sample("vllm:num_preemptions_total", ""), 0.0);
+    assert!(sample("vllm:prefix_cache_queries_total", "") >= sample("vllm:prefix_cache_hits_total", ""));
+    for (name, count) in [
+        ("time_to_first_token_seconds", 2.0),
+        ("inter_token_latency_seconds", 8.0),
+        ("request_time_per_output_token_seconds", 2.0),
+        ("e2e_request_latency_seconds", 2.0),
+        ("request_queue_time_seconds", 2.0),
+        ("request_inference_time_seconds", 2.0),
+        ("request_prefill_time_seconds", 2.0),
+        ("request_decode_time_seconds", 2.0),
+        ("request_prompt_tokens", 2.0),
+        ("request_generation_tokens", 2.0),
+        ("request_params_n", 2.0),
+        ("request_params_max_tokens", 2.0),
+        ("request_num_preemptions", 2.0),
+        ("iteration_tokens_total", 10.0),
+    ] {
+        assert_eq!(sample(&format!("vllm:{name}_count"), ""), count, "{name}");
+    }
+    assert!(answer.text.contains("le=\"2560.0\"") && answer.text.contains("le=\"7680.0\""));
+    assert!(answer.text.contains("vllm:cache_config_info{") && answer.text.contains("block_size=\"16\""));
+    assert!(samples["process_resident_memory_bytes"] > 1e6);
+    assert!(samples.keys().any(|series| series.starts_with("http_requests_total{") && series.contains(CHAT)));
+    server.stop();
+}
+
+#[tokio::test]
+async fn open_metrics_come_when_asked_for() {
+    let server = Server::start("").await;
+    let request = Request::get("/metrics").header(
+        header::ACCEPT,
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4",
+    );
+    let answer = server.answer(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(
+        answer.headers[header::CONTENT_TYPE],
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    );
+    assert!(answer.text.ends_with("# EOF\n"));
+    assert!(answer.text.contains("# TYPE vllm:prompt_tokens counter\n"));
+    assert!(answer.text.contains("\nvllm:prompt_tokens_total{"));
+    server.stop();
+}
+
+#[tokio::test]
+async fn routes_that_do_not_exist_are_one_label() {
+    let server = Server::start("").await;
+    for path in ["/a", "/b", "/c?d=1"] {
+        server.get(path).await;
+    }
+    let metrics = server.get("/metrics").await.text;
+    assert!(
+        metrics.contains("http_requests_total{handler=\"none\",method=\"GET\",status=\"4xx\"} 3"),
+        "{metrics}"
+    );
+    server.stop();
+}
+
+const TIME_TO_FIRST_TOKEN: &str =
+    "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560";
+const BETWEEN_TOKENS: &str = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80";
+const END_TO_END: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680";
+/// Up to the bundled model's context of 1024.
+const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
+
+/// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
+const SERIES: [(&str, &str); 31] = [
+    ("cache_config_info", "gauge"),
+    ("kv_cache_usage_perc", "gauge"),
+    ("num_requests_running", "gauge"),
+    ("num_requests_waiting", "gauge"),
+    ("num_requests_waiting_by_reason", "gauge"),
+    ("admission_rejections_total", "counter"),
+    ("generation_tokens_total", "counter"),
+    ("num_preemptions_total", "counter"),
+    ("prefix_cache_hits_total", "counter"),
+    ("prefix_cache_queries_total", "counter"),
+    ("prompt_tokens_by_source_total", "counter"),
+    ("prompt_tokens_cached_by_source_total", "counter"),
+    ("prompt_tokens_cached_total", "counter"),
+    ("prompt_tokens_total", "counter"),
+    ("request_success_total", "counter"),
+    ("e2e_request_latency_seconds", END_TO_END),
+    ("inter_token_latency_seconds", BETWEEN_TOKENS),
+    ("iteration_tokens_total", "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384"),
+    ("request_decode_time_seconds", END_TO_END),
+    ("request_generation_tokens", TOKENS),
+    ("request_inference_time_seconds", END_TO_END),
+    ("request_max_num_generation_tokens", TOKENS),
+    ("request_num_preemptions", "1 2 3 4 5 10 20"),
+    ("request_params_max_tokens", TOKENS),
+    ("request_params_n", "1 2 5 10 20"),
+    ("request_prefill_kv_computed_tokens", TOKENS),
+    ("request_prefill_time_seconds", END_TO_END),
+    ("request_prompt_tokens", TOKENS),
+    ("request_queue_time_seconds", END_TO_END),
+    ("request_time_per_output_token_seconds", BETWEEN_TOKENS),
+    ("time_to_first_token_seconds", TIME_TO_FIRST_TOKEN),
+];
+
+#[tokio::test]
+async fn every_name_kind_and_bucket_is_vllm_s() {
+    let server = Server::start("").await;
+    server.ok(CHAT, chat(2)).await;
+    server.idle().await;
+    let text = server.get("/metrics").await.text;
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE vllm:")?.split_once(' '));
+    let bounds = |name: &str| {
+        let buckets = text.lines().filter(|line| line.starts_with(&format!("vllm:{name}_bucket{{")));
+        let bounds = buckets.filter_map(|line| line.split("le=\"").nth(1)?.split('"').next());
+        let numbers: Vec<String> = bounds.map(|bound| bound.parse::<f64>().unwrap().to_string()).collect();
+        let (last, rest) = numbers.split_last().unwrap();
+        assert_eq!(last, "inf", "{name}");
+        rest.join(" ")
+    };
+    let shown: BTreeMap<&str, String> = types
+        .map(|(name, kind)| (name, if kind == "histogram" { bounds(name) } else { kind.to_owned() }))
+        .collect();
+    let expected: BTreeMap<&str, String> =
+        SERIES.iter().map(|&(name, kind)| (name, kind.to_owned())).collect();
+    assert_eq!(shown, expected);
+    server.stop();
+}
+
+#[tokio::test]
+async fn who_waits_is_counted_by_reason() {
+    let server = Server::start("--max-num-seqs 1").await;
+    let mut body = completion(json!("long"), 900);
+    body["stream"] = json!(true);
+    let running = server.send(post("/v1/completions", body.to_string())).await;
+    server.busy().await;
+    body["n"] = json!(3);
+    let waiting = server.send(post("/v1/completions", body.to_string())).await;
+    let mut view = server.app.engine.view();
+    view.wait_for(|view| view.snapshot.waiting_requests == 3).await.unwrap();
+    let samples = parse(&server.get("/metrics").await.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let waiting_by = |reason: &str| {
+        samples[&format!("vllm:num_requests_waiting_by_reason{{{labels},reason=\"{reason}\"}}")]
+    };
+    assert_eq!((waiting_by("capacity"), waiting_by("deferred")), (3.0, 0.0));
+    assert_eq!(samples[&format!("vllm:num_requests_waiting{{{labels}}}")], 3.0);
+    drop((running, waiting));
+    server.idle().await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_preempted_request_is_counted_when_it_ends() {
+    // Twelve blocks of 16 tokens: two answers of 100 tokens start together, and only one can end undisturbed.
+    let server = Server::start("--num-gpu-blocks-override 12 --max-model-len 192").await;
+    let mut body = completion(json!("twice"), 100);
+    body["n"] = json!(2);
+    server.ok("/v1/completions", body).await;
+    server.idle().await;
+    let samples = parse(&server.get("/metrics").await.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let sample = |name: &str| samples[&format!("vllm:{name}{{{labels}}}")];
+    let preemptions = sample("num_preemptions_total");
+    assert!(preemptions > 0.0);
+    assert_eq!(sample("request_num_preemptions_sum"), preemptions);
+    assert_eq!(sample("request_num_preemptions_count"), 2.0);
+    server.stop();
+}
