@@ -53,6 +53,38 @@ pub enum Error {
         held: BlockCount,
     },
 
+    /// A table that ends before the tokens that a batch is to read or write.
+    #[error("sequence {sequence} is to have {tokens} tokens, its blocks have room for {room}")]
+    NoRoomFor {
+        /// Whose table.
+        sequence: SequenceId,
+        /// Tokens up to the end of the step.
+        tokens: TokenCount,
+        /// Tokens that fit into its blocks.
+        room: TokenCount,
+    },
+
+    /// A layout of 2^64 bytes or more.
+    #[error("the layout takes 2^64 bytes or more")]
+    LayoutTooLarge,
+
+    /// A layout in which a block takes no room, so that any number of blocks would fit.
+    #[error("a block of this layout takes no bytes: it has no layers, heads or numbers")]
+    EmptyLayout,
+
+    /// A place outside of a layer's array.
+    #[error("the array has no block {block}, token {token}, part {part} and head {head}")]
+    NoSuchPlace {
+        /// The block asked for.
+        block: u32,
+        /// The token in it.
+        token: u32,
+        /// K or V.
+        part: u32,
+        /// The head.
+        head: u32,
+    },
+
     /// An item that overlaps the one before, is empty, or stands where a block is hashed already.
     #[error(
         "sequence {sequence} has an item of {tokens} tokens at {first}: items follow one another, the next from {free_from} on"

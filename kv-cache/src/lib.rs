@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod batch_tables;
 mod buckets;
 mod cache;
 mod check;
@@ -11,6 +12,7 @@ pub mod evict;
 pub mod hash;
 mod id;
 mod keys;
+pub mod layout;
 mod pool;
 mod prefix;
 pub mod scenario;
@@ -19,6 +21,7 @@ mod stats;
 mod table;
 pub mod tier;
 
+pub use batch_tables::{BatchTables, NO_SLOT};
 pub use cache::KvCache;
 pub use check::Violation;
 pub use claim::{Admission, Claim, Grant, Hit, Lost, Reservation, Reuse};

@@ -21,6 +21,11 @@ impl<'a> BlockTable<'a> {
         self.blocks
     }
 
+    /// Tokens per block.
+    pub fn block_size(self) -> BlockSize {
+        self.block_size
+    }
+
     /// Where the token at `index` lives, or none past the last block.
     pub fn slot(self, index: TokenIndex) -> Option<Slot> {
         let size = self.block_size.get();
