@@ -18,12 +18,11 @@ impl<K: Key> Tiers<K> {
         let (first, end) = self.under_way(job)?;
         must_name(job, Outcome::First(made), first, end)?;
         let Some(entry) = self.jobs.get_mut(&job) else { return Err(self.unknown(job)) };
-        let late = entry.generation != self.generation;
         if let Work::Copy { transfers, settled } = &mut entry.work {
             *settled = made as usize;
             let done = transfers[first..made as usize].to_vec();
             for transfer in done {
-                self.settle_copy(transfer, true, false, late);
+                self.settle_copy(transfer, true, false);
             }
         }
         Ok(())
@@ -60,7 +59,7 @@ impl<K: Key> Tiers<K> {
                     let good = !bad.contains(&index);
                     leading += usize::from(good && leading == index);
                     made += usize::from(good);
-                    self.settle_copy(transfer, good, blamed && !good, late);
+                    self.settle_copy(transfer, good, blamed && !good);
                 }
             }
         }
@@ -81,11 +80,11 @@ impl<K: Key> Tiers<K> {
         TierError::UnknownJob { job, next: self.next_job }
     }
 
-    fn settle_copy(&mut self, transfer: Transfer<K>, good: bool, blamed: bool, late: bool) {
+    fn settle_copy(&mut self, transfer: Transfer<K>, good: bool, blamed: bool) {
         match transfer.from {
             Place::Device(block) => self.end_read(block),
             Place::Tier(from) => {
-                if blamed && !late {
+                if blamed {
                     self.lose(transfer.key, from);
                 }
                 self.level_mut(from.tier).end_hold(from.slot);
@@ -112,7 +111,8 @@ impl<K: Key> Tiers<K> {
         }
     }
 
-    /// A tier could not deliver what it was taken to have, unless another job has said so already.
+    /// A tier could not deliver what it was taken to have. If that was forgotten meanwhile, by another job or a reset,
+    /// the key leads elsewhere, because the job has kept the slot.
     fn lose(&mut self, key: K, from: TierSlot) {
         if self.level(from.tier).slot(&key) == Some(from.slot)
             && self.level_mut(from.tier).forget(from.slot).is_some()

@@ -129,24 +129,22 @@ impl<K: Key> Tiers<K> {
         reach
     }
 
-    /// Readable places before others, near ones before far ones; else whoever is writing it.
+    /// Where the device can read it, else where it soon can; then the same for staged tiers. Near before far.
     pub(super) fn find(&self, key: &K) -> Lookup {
-        let (mut staged, mut pending, mut awaited) = (None, None, false);
+        let (mut coming, mut staged, mut coming_staged, mut awaited) = (None, None, None, None);
         for (tier, level) in self.tiers() {
             match level.presence(key) {
                 Presence::Ready(_) if !level.config.staged => return Lookup::Hit(tier),
-                Presence::Ready(_) => staged = staged.or(Some(tier)),
-                Presence::Writing(job) => pending = pending.or(Some((job, level.config.staged))),
-                Presence::Awaited => awaited = true,
+                Presence::Ready(_) => staged = staged.or(Some(Lookup::Hit(tier))),
+                Presence::Writing(job) if level.config.staged => {
+                    coming_staged = coming_staged.or(Some(Lookup::Pending(job)));
+                }
+                Presence::Writing(job) => coming = coming.or(Some(Lookup::Pending(job))),
+                Presence::Awaited => awaited = Some(Lookup::Retry),
                 Presence::Absent => {}
             }
         }
-        match (pending, staged) {
-            (Some((job, false)), _) | (Some((job, true)), None) => Lookup::Pending(job),
-            (_, Some(tier)) => Lookup::Hit(tier),
-            (None, None) if awaited => Lookup::Retry,
-            (None, None) => Lookup::Miss,
-        }
+        coming.or(staged).or(coming_staged).or(awaited).unwrap_or(Lookup::Miss)
     }
 
     /// Asks every store that could have the key and has not been asked.
