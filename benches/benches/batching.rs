@@ -59,6 +59,7 @@ impl Memory for Paged {
             }
             Admission::Wait { need, free, .. } => Room::Short { need: need.get(), free: free.get() },
             Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
+            Admission::NextStep => unreachable!("there is no group with a state"),
         }
     }
     fn withdraw(&mut self, id: RequestId) {

@@ -1,16 +1,20 @@
 //! The cache: sequences ask for room, get blocks, share what is equal.
 
-use crate::claim::Plan;
-use crate::evict::{Eviction, Facts, Lru, Wanted};
-use crate::hash::{BlockHasher, Digest, Xxh3};
+use crate::blocks::Blocks;
+use crate::claim::{BlockCopy, Need, Plan};
+use crate::evict::{Eviction, Lru};
+use crate::group::{Group, Groups};
+use crate::hash::{BlockHasher, Xxh3};
+use crate::hit::Search;
 use crate::id::count;
 use crate::keys::in_order;
+use crate::kind::Holds;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
-use crate::sequence::{Loading, Sequence, Sequences};
+use crate::sequence::{Sequence, Sequences};
 use crate::{
-    Admission, BlockCount, BlockId, BlockSize, BlockTable, Claim, Config, Error, Grant, GroupId, Hit, Lost,
-    Media, Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+    Admission, BlockCount, BlockId, BlockTable, Claim, Config, Error, GroupId, Hit, Media, Reservation,
+    Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
 /// Decides which physical block holds which tokens of which sequence.
@@ -24,32 +28,38 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct KvCache<H: BlockHasher = Xxh3, E: Eviction = Lru> {
     pub(crate) config: Config,
-    pub(crate) pool: Pool<E>,
-    pub(crate) prefix: Prefix<H::Digest>,
+    pub(crate) groups: Groups,
+    pub(crate) blocks: Blocks<H::Digest, E>,
     pub(crate) sequences: Sequences<H::Digest>,
+    /// Copies that the step being planned begins with. Each holds its source.
+    pub(crate) copies: Vec<BlockCopy>,
+    /// Blocks whose state the step being planned leaves: nobody can begin from it in the same step.
+    pub(crate) fresh: Vec<BlockId>,
+    /// Free blocks that are set aside for sequences that wait for a load.
+    pub(crate) reserved: BlockCount,
+    /// What the last `settle` gave back.
+    pub(crate) settled: Vec<BlockId>,
+    pub(crate) counted: Stats,
     hasher: H,
-    counted: Stats,
-    lost: Vec<Lost<H::Digest>>,
 }
 
 /// Block ids, and numbers one past them, are `u32`; the index is half as long again.
-const BLOCK_COUNT_MAX: BlockCount = BlockCount(1 << 31);
-
-/// The only group there is.
-const GROUP: GroupId = GroupId(0);
+const BLOCK_COUNT_MAX: u32 = 1 << 31;
 
 impl KvCache {
     /// An empty cache. Allocates 52 bytes a block.
     ///
     /// # Errors
-    /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31.
+    /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31, parts of blocks that
+    /// are shared counted as blocks; [`Error::GroupCount`], [`Error::MatchUnit`].
     pub fn new(config: Config) -> Result<KvCache, Error> {
-        KvCache::with(config, Xxh3::new(config.hash_seed), Lru::new)
+        let hasher = Xxh3::new(config.hash_seed);
+        KvCache::with(config, hasher, Lru::new)
     }
 }
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
-    /// An empty cache whose blocks are named by `hasher` and chosen by the policy that `eviction` makes for so
+    /// An empty cache whose blocks are named by `hasher`, which is given [`Config::hash_unit`] tokens at a time, and chosen by the policy that `eviction` makes for so
     /// many blocks.
     ///
     /// # Errors
@@ -59,18 +69,30 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         hasher: H,
         eviction: impl FnOnce(BlockCount) -> E,
     ) -> Result<KvCache<H, E>, Error> {
-        let blocks = config.block_count;
-        if blocks < BlockCount(2) || blocks > BLOCK_COUNT_MAX {
-            return Err(Error::PoolSize { blocks, max: BLOCK_COUNT_MAX });
+        let groups = Groups::new(&config)?;
+        let parts: Vec<u32> = groups.all.iter().map(Group::entries).collect();
+        let parts_max = parts.iter().copied().max().unwrap_or(1);
+        let (blocks, max) = (config.block_count, BlockCount(BLOCK_COUNT_MAX / parts_max));
+        if blocks < BlockCount(2) || blocks > max {
+            return Err(Error::PoolSize { blocks, max });
         }
         Ok(KvCache {
-            config,
-            pool: Pool::new(blocks, eviction(blocks)),
-            prefix: Prefix::new(blocks, 1),
-            sequences: Sequences::new(),
-            hasher,
+            blocks: Blocks {
+                pool: Pool::new(blocks, eviction(blocks)),
+                prefix: Prefix::new(blocks, parts),
+                evictions: 0,
+                lost: Vec::new(),
+                report_lost: config.report_lost,
+            },
+            sequences: Sequences::new(groups.all.len()),
+            copies: Vec::new(),
+            fresh: Vec::new(),
+            reserved: BlockCount(0),
+            settled: Vec::new(),
             counted: Stats::default(),
-            lost: Vec::new(),
+            hasher,
+            groups,
+            config,
         })
     }
 
@@ -99,6 +121,18 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         in_order(sequence, 0, key.media)?;
         let place = self.sequences.open(sequence, &key, reuse);
         self.learn(place, tokens);
+        self.sequences.at_mut(place).prompt = TokenCount(count(tokens.len()));
+        Ok(())
+    }
+
+    /// Says how many tokens the output of a sequence's encoder has: the room that it gets in groups of
+    /// [cross-attention](crate::kind::Cross), with its first claim.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Started`] when the sequence holds blocks.
+    pub fn encoder(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<(), Error> {
+        let place = self.must_hold_nothing(sequence)?;
+        self.sequences.at_mut(place).encoder = tokens;
         Ok(())
     }
 
@@ -122,7 +156,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     pub fn add_media(&mut self, sequence: SequenceId, media: &[Media]) -> Result<(), Error> {
         let place = self.sequences.place(sequence)?;
         let of = self.sequences.at_mut(place);
-        let hashed = u64::from(of.known.0) - of.tail.len() as u64;
+        let hashed = of.hashes.len() as u64 * u64::from(self.groups.unit.get());
         in_order(sequence, hashed.max(of.keys.media_end()), media)?;
         of.keys.add(media);
         Ok(())
@@ -136,65 +170,99 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::Started`] when the sequence holds blocks.
     pub fn lookup(&mut self, sequence: SequenceId) -> Result<Hit, Error> {
-        let place = self.sequences.place(sequence)?;
-        let held = self.sequences.at(place).held();
-        if held > BlockCount(0) {
-            return Err(Error::Started { sequence, held });
+        let place = self.must_hold_nothing(sequence)?;
+        self.find_prefix(place);
+        Ok(self.sequences.at(place).hit)
+    }
+
+    /// How many of the `new_tokens` behind `computed` a step should compute, so that it ends where a state is worth
+    /// keeping: at the end of the prompt's last whole block, at a junction, at a period of the configuration. All of
+    /// them when no group holds states.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`].
+    pub fn chunk(
+        &self,
+        sequence: SequenceId,
+        computed: TokenCount,
+        new_tokens: TokenCount,
+    ) -> Result<TokenCount, Error> {
+        let sequence = self.sequences.get(sequence)?;
+        let holds_states = self.groups.all.iter().any(|group| group.holds == Holds::State);
+        if !holds_states || !self.config.prefix_caching {
+            return Ok(new_tokens);
         }
-        let blocks = BlockCount(self.find_prefix(place));
-        Ok(Hit { tokens: self.config.block_size.tokens_in(blocks), blocks })
+        Ok(self.groups.cut(computed, new_tokens, sequence.landmarks()))
     }
 
     /// Asks for room for a sequence's next tokens. The claim is granted in full or not at all, and nothing
     /// changes before the reservation is committed.
     ///
-    /// Needed are the blocks for `computed + new_tokens + lookahead` tokens (no more than the longest
-    /// sequence may have) beyond those it holds or finds in the cache; and the cached blocks that are free now,
-    /// because they will not be free then.
+    /// Needed are the blocks for `computed + external + new_tokens + lookahead` tokens (no more than the longest
+    /// sequence may have) beyond those it holds or finds in the cache; the cached blocks that are free now,
+    /// because they will not be free then; and a copy of each block that it will write into and that is not its alone.
     ///
     /// Cost: O(cached blocks claimed) for the first claim of a sequence, plus a lookup if the last one is out
     /// of date; O(1) for later ones.
     ///
     /// # Errors
     /// [`Error::NotOpen`], [`Error::EmptyClaim`]; [`Error::NotCached`] and [`Error::NoRoomBefore`] when
-    /// `computed` counts tokens that the sequence cannot have.
+    /// `computed` counts tokens that the sequence cannot have; [`Error::Loading`] when something external is claimed
+    /// while something is on its way.
     #[inline]
     pub fn reserve(&mut self, sequence: SequenceId, claim: Claim) -> Result<Admission<'_, H, E>, Error> {
         let place = self.sequences.place(sequence)?;
         if claim.new_tokens == TokenCount(0) && claim.external == TokenCount(0) {
             return Err(Error::EmptyClaim { sequence });
         }
-        let hits = match self.sequences.at(place).held() {
-            BlockCount(0) => self.hits_of_first_claim(place, claim.computed)?,
-            held => self.no_hits_later(sequence, held, claim.computed)?,
-        };
-        let (size, sequence) = (self.config.block_size, self.sequences.at(place));
-        let has = BlockCount(sequence.held().0 + hits);
-        let new_blocks = size.blocks_beyond(has, self.room(claim)).0;
-        let whole = if claim.whole_sequence { size.blocks_beyond(has, sequence.known).0 } else { 0 };
-        let beyond = new_blocks.max(whole);
-        let need = BlockCount(beyond + self.unused_among(place, hits));
-        let free = self.pool.free();
-        if u64::from(need.0) + u64::from(claim.watermark.0) > u64::from(free.0) {
-            let (alone, blocks) = (BlockCount(has.0 + beyond), self.pool.usable());
+        let first = self.sequences.at(place).tables.are_empty();
+        if first {
+            self.must_be_cached(place, claim.computed)?;
+            if self.begins_from_fresh_state(place, claim.computed) {
+                return Ok(Admission::NextStep);
+            }
+        } else {
+            self.must_have_room_before(place, claim)?;
+        }
+        let need = self.need(place, claim, first);
+        let (free, sequence) = (self.blocks.pool.free(), self.sequences.at(place));
+        let reserved = BlockCount(self.reserved.0 - sequence.set_aside.0);
+        let must_be_free = u64::from(need.blocks()) + u64::from(claim.watermark.0) + u64::from(reserved.0);
+        if must_be_free > u64::from(free.0) {
+            let has = if first { need.hits } else { sequence.held().0 };
+            let (alone, blocks) = (BlockCount(has + need.beyond), self.blocks.pool.usable());
             if alone > blocks {
                 return Ok(Admission::Never { need: alone, blocks });
             }
-            return Ok(Admission::Wait { need, watermark: claim.watermark, free });
+            let need = BlockCount(need.blocks());
+            return Ok(Admission::Wait { need, watermark: claim.watermark, reserved, free });
         }
-        Ok(Admission::Admit(Reservation::new(self, Plan { place, hits, new_blocks, claim })))
+        Ok(Admission::Admit(Reservation::new(self, Plan { place, claim, need })))
     }
 
-    /// The blocks that a sequence holds.
+    /// The blocks that a sequence holds in the first group.
     ///
     /// # Errors
     /// [`Error::NotOpen`].
+    #[inline]
     pub fn table(&self, sequence: SequenceId) -> Result<BlockTable<'_>, Error> {
-        Ok(BlockTable::new(&self.sequences.get(sequence)?.table, self.config.block_size))
+        self.table_in(sequence, GroupId(0))
     }
 
-    /// The hashes of a sequence's full blocks, by which routers and indexers know them. Empty without prefix
-    /// caching.
+    /// The blocks that a sequence holds in `group`: the null block where the group needs none.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`], [`Error::NoSuchGroup`].
+    #[inline]
+    pub fn table_in(&self, sequence: SequenceId, group: GroupId) -> Result<BlockTable<'_>, Error> {
+        let sequence = self.sequences.get(sequence)?;
+        let none = || Error::NoSuchGroup { group, groups: self.groups.all.len() };
+        let table = sequence.tables.get(group).ok_or_else(none)?;
+        Ok(BlockTable::new(&table.blocks, self.groups.all[group.index()].size))
+    }
+
+    /// The hashes of a sequence's full blocks ([`Config::hash_unit`] tokens each), by which routers and indexers know
+    /// them. Empty without prefix caching.
     ///
     /// # Errors
     /// [`Error::NotOpen`].
@@ -221,12 +289,17 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// [`Error::NotOpen`].
     pub fn withdraw(&mut self, sequence: SequenceId) -> Result<(), Error> {
         let place = self.sequences.place(sequence)?;
-        let KvCache { prefix, sequences, .. } = self;
-        let sequence = sequences.at_mut(place);
-        for &block in &sequence.table[sequence.published_before as usize..sequence.published as usize] {
-            prefix.remove(block);
+        let KvCache { blocks, sequences, groups, .. } = self;
+        for ((_, group), table) in groups.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
+            let parts = group.entries();
+            for entry in table.published_before..table.published {
+                let block = table.blocks[(entry / parts) as usize];
+                if block != BlockId::NULL {
+                    blocks.prefix.remove_part(block, entry % parts);
+                }
+            }
+            table.published = table.published_before;
         }
-        sequence.published = sequence.published_before;
         Ok(())
     }
 
@@ -241,13 +314,12 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// [`Error::NotOpen`].
     pub fn release(&mut self, sequence: SequenceId) -> Result<(), Error> {
         let place = self.sequences.place(sequence)?;
-        let KvCache { pool, prefix, sequences, .. } = self;
-        let sequence = sequences.at_mut(place);
-        pool.release(indexed(&sequence.table).rev(), facts(&sequence.table, prefix));
-        sequence.loading = None;
-        sequence.was_released |= !sequence.table.is_empty();
-        sequence.table.clear();
-        (sequence.published, sequence.published_before) = (0, 0);
+        let held_something = !self.sequences.at(place).tables.are_empty();
+        self.give_back(place, |_| (0, 0));
+        let sequence = self.sequences.at_mut(place);
+        sequence.was_released |= held_something;
+        sequence.release();
+        self.reserved.0 -= std::mem::take(&mut sequence.set_aside).0;
         Ok(())
     }
 
@@ -262,90 +334,48 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Ok(())
     }
 
-    /// The K and V of a sequence's first `tokens` tokens are there: those that its claim called `external` have
-    /// arrived, all or the first of them. Blocks that they fill are published.
-    ///
-    /// # Errors
-    /// [`Error::NotOpen`]; [`Error::NotLoading`] when nothing of the sequence is on its way, or not this much.
-    pub fn loaded(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<(), Error> {
-        let place = self.loading(sequence, tokens)?;
-        let KvCache { prefix, sequences, config, .. } = self;
-        let sequence = sequences.at_mut(place);
-        sequence.loading = sequence
-            .loading
-            .filter(|loading| tokens < loading.to)
-            .map(|loading| Loading { from: tokens, ..loading });
-        if config.prefix_caching {
-            publish(sequence, config.block_size, prefix);
-        }
-        Ok(())
-    }
-
-    /// Only the first `tokens` tokens of a sequence have their K and V: what should have come behind them did
-    /// not. The sequence keeps the blocks that these fill, gives back all others, and goes on from the answer.
-    ///
-    /// # Errors
-    /// As for [`loaded`](KvCache::loaded).
-    pub fn load_failed(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<TokenCount, Error> {
-        let place = self.loading(sequence, tokens)?;
-        let KvCache { pool, prefix, sequences, config, .. } = self;
-        let sequence = sequences.at_mut(place);
-        let good = config.block_size.full_blocks(tokens);
-        let keep = good.0 as usize;
-        let gone = indexed(&sequence.table).skip(keep).rev();
-        pool.release(gone, facts(&sequence.table, prefix));
-        sequence.table.truncate(keep);
-        sequence.loading = None;
-        sequence.computed = config.block_size.tokens_in(good);
-        if config.prefix_caching {
-            publish(sequence, config.block_size, prefix);
-        }
-        Ok(sequence.computed)
-    }
-
-    /// What was lost since the last call: cached content whose block was handed out. Whoever wants to keep it
-    /// elsewhere copies it before the step writes. Empty unless [`Config::report_lost`].
-    pub fn drain_lost(&mut self) -> impl Iterator<Item = Lost<H::Digest>> + '_ {
-        self.lost.drain(..)
-    }
-
-    /// Forgets all cached content, as after a change of weights. Refuses, with `false` and no change, while
-    /// any sequence holds a block. The order of the free blocks stays as it is.
-    pub fn reset(&mut self) -> bool {
-        let idle = self.pool.free() == self.pool.usable();
-        if idle {
-            self.prefix.clear();
-            self.pool.policy.reset();
-        }
-        idle
-    }
-
     /// The numbers of this moment.
     pub fn stats(&self) -> Stats {
-        let (blocks, free) = (self.pool.usable(), self.pool.free());
+        let (blocks, free) = (self.blocks.pool.usable(), self.blocks.pool.free());
         Stats {
             blocks,
             free,
             used: BlockCount(blocks.0 - free.0),
-            cached: self.prefix.blocks(),
+            cached: self.blocks.prefix.blocks(),
+            reserved: self.reserved,
             sequences: self.sequences.len(),
+            evictions: self.blocks.evictions,
             ..self.counted
         }
     }
 
     /// The free blocks, next to be handed out first. Takes O(n) to walk: for reports and tests.
     pub fn free_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.pool.free_blocks()
+        self.blocks.pool.free_blocks()
     }
 
-    /// How many sequences hold `block`; 0 for the null block and for one that does not exist.
+    /// How many sequences hold `block`, and copies that are to be made of it; 0 for the null block and for one that
+    /// does not exist.
     pub fn references(&self, block: BlockId) -> u32 {
-        if block.index() < self.pool.references.len() { self.pool.references(block) } else { 0 }
+        if self.exists(block) { self.blocks.pool.references(block) } else { 0 }
     }
 
-    /// The hash under which others find `block`, if they do.
+    /// Whether others can find something of `block`.
+    pub fn is_cached(&self, block: BlockId) -> bool {
+        self.exists(block) && self.blocks.prefix.contains(block)
+    }
+
+    /// The hash under which others find `block` in full, if they do.
     pub fn hash_of(&self, block: BlockId) -> Option<H::Digest> {
-        if block.index() < self.prefix.hash.len() { self.prefix.hash(block) } else { None }
+        if self.exists(block) {
+            self.blocks.prefix.content(block).map(|content| content.digest)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn exists(&self, block: BlockId) -> bool {
+        block != BlockId::NULL && block.get() < self.config.block_count.get()
     }
 
     /// Audits every invariant of the cache. O(blocks + blocks held by sequences).
@@ -356,189 +386,136 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         crate::check::check(self)
     }
 
-    /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
-    #[inline]
-    pub(crate) fn commit(&mut self, plan: Plan) -> Grant<'_> {
-        let admitted = self.sequences.at(plan.place).table.is_empty();
-        if admitted {
-            self.count_admission(plan);
-        }
-        let KvCache { pool, prefix, sequences, config, counted, lost, .. } = self;
-        let sequence = sequences.at_mut(plan.place);
-        if admitted {
-            share(sequence, plan.hits, pool);
-        }
-        let first_new = sequence.table.len();
-        let Sequence { table, hashes, .. } = sequence;
-        let wanted = (0..plan.new_blocks as usize).map(|new| Wanted {
-            content: hashes.get(first_new + new).map(|hash| name(GROUP, hash)),
-            ..Wanted::default()
-        });
-        pool.take(wanted, |block| {
-            if prefix.contains(block) {
-                if config.report_lost {
-                    lost.push(Lost { digest: prefix.hash[block.index()], group: GROUP, block });
-                }
-                prefix.remove(block);
-                counted.evictions += 1;
-            }
-            table.push(block);
-        });
-        let Claim { computed, external, .. } = plan.claim;
-        if external > TokenCount(0) {
-            sequence.loading = Some(Loading { from: computed, to: computed.plus(external) });
-        }
-        sequence.computed = plan.claim.computed_after();
-        if config.prefix_caching {
-            sequence.published_before = sequence.published;
-            publish(sequence, config.block_size, prefix);
-        }
-        let covered = covered(sequence, config);
-        Grant {
-            cached: config.block_size.tokens_in(BlockCount(plan.hits)),
-            new_blocks: &self.sequences.at(plan.place).table[first_new..],
-            covered,
-        }
-    }
-
-    /// The place of a sequence of which the tokens from `tokens` on may be on their way.
-    fn loading(&self, sequence: SequenceId, tokens: TokenCount) -> Result<u32, Error> {
-        let place = self.sequences.place(sequence)?;
-        match self.sequences.at(place).loading {
-            Some(Loading { from, to }) if from <= tokens && tokens <= to => Ok(place),
-            loading => Err(Error::NotLoading {
-                sequence,
-                tokens,
-                from: loading.map_or(TokenCount(0), |loading| loading.from),
-                to: loading.map_or(TokenCount(0), |loading| loading.to),
-            }),
-        }
-    }
-
     fn must_fit(&self, sequence: SequenceId, known: TokenCount, tokens: &[TokenId]) -> Result<(), Error> {
         let max = self.config.sequence_tokens_max;
         let tokens = u64::from(known.0) + tokens.len() as u64;
         if tokens > u64::from(max.0) { Err(Error::TooManyTokens { sequence, tokens, max }) } else { Ok(()) }
     }
 
+    fn must_hold_nothing(&self, sequence: SequenceId) -> Result<u32, Error> {
+        let place = self.sequences.place(sequence)?;
+        if self.sequences.at(place).tables.are_empty() {
+            return Ok(place);
+        }
+        Err(Error::Started { sequence, held: self.sequences.at(place).held() })
+    }
+
     fn learn(&mut self, place: u32, tokens: &[TokenId]) {
-        let KvCache { sequences, hasher, config, .. } = self;
+        let KvCache { sequences, hasher, config, groups, .. } = self;
         let sequence = sequences.at_mut(place);
         if config.prefix_caching {
-            sequence.learn(tokens, hasher, config.block_size, config.hash_lookahead);
+            sequence.learn(tokens, hasher, groups.unit, config.hash_lookahead);
         } else {
             sequence.known.0 += count(tokens.len());
         }
     }
 
-    /// Blocks of the longest usable prefix, looked up unless the last answer still holds.
-    fn find_prefix(&mut self, place: u32) -> u32 {
-        let KvCache { prefix, sequences, config, .. } = self;
-        let sequence = sequences.at_mut(place);
-        if sequence.found_at != Some(prefix.version()) {
-            sequence.found.clear();
-            let limit = config.block_size.full_blocks(TokenCount(sequence.known.0.saturating_sub(1)));
-            let limit = sequence.hashes.len().min(limit.0 as usize);
-            if sequence.reuse == Reuse::ReadWrite {
-                prefix.longest(GROUP, &sequence.hashes[..limit], &mut sequence.found);
+    /// The longest usable prefix, looked up unless the last answer still holds.
+    fn find_prefix(&mut self, place: u32) {
+        if self.sequences.at(place).found_at != Some(self.blocks.prefix.version()) {
+            self.find_prefix_within(place, TokenCount(u32::MAX));
+            self.sequences.at_mut(place).found_at = Some(self.blocks.prefix.version());
+        }
+    }
+
+    /// The longest usable prefix of at most `limit` tokens.
+    fn find_prefix_within(&mut self, place: u32, limit: TokenCount) {
+        let KvCache { blocks, sequences, config, groups, .. } = self;
+        let Sequence { known, reuse, hashes, tables, hit, prompt, found_at, .. } = sequences.at_mut(place);
+        let reads = config.prefix_caching && *reuse == Reuse::ReadWrite;
+        let hashed = groups.unit.tokens_in(BlockCount(count(hashes.len())));
+        let all_but_one = if reads { known.get().saturating_sub(1).min(hashed.get()) } else { 0 };
+        let margin = groups.margin;
+        let search = Search { groups, prefix: &blocks.prefix, hashes, prompt: *prompt, margin };
+        *hit = search.longest(limit.min(TokenCount(all_but_one)), tables);
+        *found_at = None;
+    }
+
+    /// A first claim counts as computed what the lookup found, or less of it.
+    fn must_be_cached(&mut self, place: u32, computed: TokenCount) -> Result<(), Error> {
+        self.find_prefix(place);
+        let cached = self.sequences.at(place).hit.tokens;
+        if computed == cached {
+            return Ok(());
+        }
+        let sequence = self.sequences.at(place).id;
+        if computed < cached && self.groups.align(computed) == computed {
+            // Groups that keep every token have all shorter prefixes as well; others must be asked again.
+            if self.groups.all.iter().all(|group| group.holds == Holds::EveryToken) {
+                return Ok(());
             }
-            sequence.found_at = Some(prefix.version());
+            self.find_prefix_within(place, computed.plus(self.groups.margin));
+            let shorter = self.sequences.at(place).hit.tokens;
+            if shorter == computed {
+                return Ok(());
+            }
+            self.find_prefix(place);
         }
-        count(sequence.found.len())
+        Err(Error::NotCached { sequence, computed, cached })
     }
 
-    fn hits_of_first_claim(&mut self, place: u32, computed: TokenCount) -> Result<u32, Error> {
-        let found = self.find_prefix(place);
-        let size = self.config.block_size;
-        let hits = size.full_blocks(computed);
-        if hits.0 > found || size.tokens_in(hits) != computed {
-            let sequence = self.sequences.at(place).id;
-            return Err(Error::NotCached { sequence, computed, cached: size.tokens_in(BlockCount(found)) });
+    fn must_have_room_before(&self, place: u32, claim: Claim) -> Result<(), Error> {
+        let Sequence { id: sequence, tables, loading, .. } = self.sequences.at(place);
+        let sequence = *sequence;
+        if let (Some(loading), true) = (loading, claim.external > TokenCount(0)) {
+            return Err(Error::Loading { sequence, from: loading.from, to: loading.to });
         }
-        Ok(hits.0)
-    }
-
-    fn no_hits_later(
-        &self,
-        sequence: SequenceId,
-        held: BlockCount,
-        computed: TokenCount,
-    ) -> Result<u32, Error> {
-        let room = self.config.block_size.tokens_in(held);
-        if computed > room { Err(Error::NoRoomBefore { sequence, computed, room }) } else { Ok(0) }
-    }
-
-    /// Tokens that the sequence must have room for.
-    fn room(&self, claim: Claim) -> TokenCount {
-        claim.computed_after().plus(claim.lookahead).min(self.config.sequence_tokens_max)
-    }
-
-    /// How many of the first `hits` cached blocks are free, and will leave the free list when taken.
-    fn unused_among(&self, place: u32, hits: u32) -> u32 {
-        let found = &self.sequences.at(place).found[..hits as usize];
-        count(found.iter().filter(|&&block| self.pool.references(block) == 0).count())
-    }
-
-    fn count_admission(&mut self, plan: Plan) {
-        let sequence = self.sequences.at(plan.place);
-        if !self.config.prefix_caching || sequence.reuse == Reuse::WriteOnly {
-            return;
+        let rooms =
+            self.groups.all.iter().zip(tables.iter()).filter(|(group, _)| group.holds != Holds::Encoder);
+        let room = rooms.map(|(group, table)| group.size.tokens_in(BlockCount(table.held()))).min();
+        match room {
+            Some(room) if claim.computed > room => {
+                Err(Error::NoRoomBefore { sequence, computed: claim.computed, room })
+            }
+            _ => Ok(()),
         }
-        let stats = if sequence.was_released { &mut self.counted.again } else { &mut self.counted.first };
-        stats.count(sequence.known.0, self.config.block_size.tokens_in(BlockCount(plan.hits)).0);
     }
-}
 
-/// Takes the first `hits` blocks that the lookup found.
-fn share<D: Digest>(sequence: &mut Sequence<D>, hits: u32, pool: &mut Pool<impl Eviction>) {
-    let Sequence { table, found, .. } = sequence;
-    table.extend_from_slice(&found[..hits as usize]);
-    for &block in table.iter() {
-        pool.share(block);
+    fn begins_from_fresh_state(&self, place: u32, computed: TokenCount) -> bool {
+        let tables = &self.sequences.at(place).tables;
+        computed > TokenCount(0)
+            && !self.fresh.is_empty()
+            && self.groups.all.iter().zip(tables.iter()).any(|(group, table)| {
+                let state = table.found.last().filter(|_| group.holds == Holds::State);
+                state.is_some_and(|state| self.fresh.contains(state))
+            })
     }
-    (sequence.published, sequence.published_before) = (hits, hits);
-}
 
-/// Lets others find the blocks that are full of known tokens, have a name, and whose K and V are there, or are
-/// computed by the step that is being planned.
-fn publish<D: Digest>(sequence: &mut Sequence<D>, block_size: BlockSize, prefix: &mut Prefix<D>) {
-    let there = sequence.loading.map_or(sequence.computed, |loading| loading.from);
-    let tokens = there.min(sequence.known);
-    while block_size.is_full(sequence.published, tokens) {
-        let index = sequence.published as usize;
-        let Some(&hash) = sequence.hashes.get(index) else { break };
-        prefix.insert(GROUP, hash, sequence.table[index]);
-        sequence.published += 1;
+    /// What a claim comes to, all groups together.
+    #[inline]
+    fn need(&self, place: u32, claim: Claim, first: bool) -> Need {
+        let sequence = self.sequences.at(place);
+        let mut need = Need::default();
+        for ((_, group), table) in self.groups.iter().zip(sequence.tables.iter()) {
+            let mut length = table.held();
+            if first {
+                length = group.hit_blocks(claim.computed);
+                need.count_hits(&table.found[..length as usize], |block| self.blocks.pool.references(block));
+            }
+            let after = group.length_after(length, claim, sequence.encoder, self.config.sequence_tokens_max);
+            let new = group.unneeded(claim, sequence.prompt).needed(length, after);
+            need.new += new;
+            need.beyond += if claim.whole_sequence {
+                let has = if group.holds == Holds::NeededTokens { table.filled(first) } else { length };
+                new.max(group.whole(
+                    length,
+                    has,
+                    sequence.known,
+                    sequence.encoder,
+                    self.config.step_tokens_max,
+                ))
+            } else {
+                new
+            };
+            if first || sequence.may_share_tail {
+                let held = if first { &table.found[..length as usize] } else { &table.blocks[..] };
+                let published =
+                    if first { group.entry.full_blocks(claim.computed).0 } else { table.published };
+                let written = group.written_blocks(claim, held, published);
+                let own = u32::from(!first);
+                need.copies += count(written.filter(|written| self.is_shared(*written, own)).count());
+            }
+        }
+        need
     }
-}
-
-/// How far a sequence can be computed before it fills another block or needs one.
-fn covered<D: Digest>(sequence: &Sequence<D>, config: &Config) -> TokenCount {
-    let room = config.block_size.tokens_in(sequence.held());
-    if !config.prefix_caching {
-        return room.max(sequence.computed);
-    }
-    let fills_next = config.block_size.tokens_in(BlockCount(sequence.published + 1));
-    TokenCount(fills_next.0 - 1).min(room).max(sequence.computed)
-}
-
-/// What the eviction policy may know of a block that leaves `table`.
-fn facts<D: Digest>(table: &[BlockId], prefix: &Prefix<D>) -> impl Fn(u32, BlockId) -> Option<Facts> {
-    move |index, block| {
-        prefix.contains(block).then(|| Facts {
-            index,
-            before: index.checked_sub(1).and_then(|before| table.get(before as usize).copied()),
-            content: name(prefix.group(block), &prefix.hash[block.index()]),
-        })
-    }
-}
-
-/// 32 bits by which policies know a content.
-fn name(group: GroupId, hash: &impl Digest) -> u32 {
-    hash.tag() ^ u32::from(group.0).wrapping_mul(0x9E37_79B9)
-}
-
-/// The blocks of a table with their indices.
-fn indexed(table: &[BlockId]) -> impl DoubleEndedIterator<Item = (u32, BlockId)> + ExactSizeIterator + '_ {
-    table.iter().enumerate().map(|(index, &block)| (count(index), block))
 }

@@ -1,5 +1,8 @@
 //! The audit: everything that must hold between two calls, looked at from the beginning.
 
+use crate::group::Group;
+use crate::kind::Holds;
+use crate::sequence::{Sequence, Table};
 use crate::{BlockCount, BlockHasher, BlockId, Digest, Eviction, GroupId, KvCache, SequenceId, TokenCount};
 
 /// An invariant that does not hold. Seeing one means that this crate has a bug.
@@ -30,12 +33,12 @@ pub enum Violation {
         /// Whether the free list has it.
         free: bool,
     },
-    /// A reference count that is not the number of tables that hold the block.
-    #[error("block {block} is in {tables} tables, its reference count is {references}")]
+    /// A reference count that is not the number of tables that hold the block, and of copies to be made of it.
+    #[error("block {block} is in {tables} tables and copies, its reference count is {references}")]
     References {
         /// The block.
         block: BlockId,
-        /// Tables that hold it.
+        /// Tables that hold it, and copies.
         tables: u32,
         /// Its reference count.
         references: u32,
@@ -46,13 +49,17 @@ pub enum Violation {
         /// The block.
         block: BlockId,
     },
-    /// The index counts other blocks than are published.
-    #[error("{published} blocks are published, {indexed} are in the index, {counted} are counted")]
+    /// The index has other entries than are published, or counts other blocks.
+    #[error(
+        "{published} entries are published, {indexed} are in the index; {cached} blocks are, {counted} are counted"
+    )]
     PublishedCount {
-        /// Blocks with a place in a ring of copies.
-        published: BlockCount,
-        /// Blocks reachable from the index.
-        indexed: BlockCount,
+        /// Entries with a place in a ring of copies.
+        published: usize,
+        /// Entries reachable from the index.
+        indexed: usize,
+        /// Blocks with such entries.
+        cached: BlockCount,
         /// The count.
         counted: BlockCount,
     },
@@ -70,17 +77,37 @@ pub enum Violation {
         /// The sequence.
         sequence: SequenceId,
     },
-    /// A sequence whose tokens, hashes, and tail do not add up.
-    #[error("sequence {sequence} knows {known} tokens, {hashes} hashed blocks and a tail of {tail}")]
+    /// A sequence whose tokens and hashes do not add up.
+    #[error("sequence {sequence} knows {known} tokens, keeps {kept} and {hashes} hashes")]
     Tokens {
         /// The sequence.
         sequence: SequenceId,
         /// Tokens it knows.
         known: TokenCount,
-        /// Full blocks hashed.
+        /// Tokens it keeps.
+        kept: TokenCount,
+        /// Hashes of full units.
         hashes: BlockCount,
-        /// Tokens behind them.
-        tail: TokenCount,
+    },
+    /// Blocks are set aside that are not free, or for nobody.
+    #[error("{reserved} blocks are set aside, sequences wait for {waited_for}, {free} are free")]
+    Reserved {
+        /// Blocks counted as set aside.
+        reserved: BlockCount,
+        /// The sum over all sequences.
+        waited_for: BlockCount,
+        /// Free blocks.
+        free: BlockCount,
+    },
+    /// A copy to be made into a block that no sequence has for its own.
+    #[error("block {from} is to be copied to {to}, which has {references} users")]
+    Copy {
+        /// The source.
+        from: BlockId,
+        /// The destination.
+        to: BlockId,
+        /// Users of the destination.
+        references: u32,
     },
     /// A sequence that published more blocks than it holds or can hash, or more than the longest may hold.
     #[error("sequence {sequence} holds {held} blocks and published {published}")]
@@ -112,7 +139,7 @@ pub(crate) fn check<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Resul
 
 /// Whether each block is in the free list.
 fn check_free_list<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<Vec<bool>, Violation> {
-    let pool = &cache.pool;
+    let pool = &cache.blocks.pool;
     pool.policy.check().map_err(|block| Violation::FreeList { block })?;
     let mut free = vec![false; pool.references.len()];
     let mut listed = 0;
@@ -132,11 +159,14 @@ fn check_references<H: BlockHasher, E: Eviction>(
     free: &[bool],
 ) -> Result<(), Violation> {
     let mut tables = vec![0; free.len()];
-    for block in cache.sequences.iter().flat_map(|sequence| &sequence.table) {
+    let tables_of_all = cache.sequences.iter().flat_map(|sequence| sequence.tables.iter());
+    let held = tables_of_all.flat_map(|table| table.blocks.iter().copied());
+    let copied = cache.copies.iter().map(|copy| copy.from);
+    for block in held.chain(copied).filter(|&block| block != BlockId::NULL) {
         tables[block.index()] += 1;
     }
     for (block, (&tables, &free)) in (0..).map(BlockId).zip(tables.iter().zip(free)) {
-        let references = cache.pool.references(block);
+        let references = cache.blocks.pool.references(block);
         if tables != references {
             return Err(Violation::References { block, tables, references });
         }
@@ -149,9 +179,8 @@ fn check_references<H: BlockHasher, E: Eviction>(
 
 /// Every published block is reached from its hash, and nothing else is.
 fn check_index<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
-    let prefix = &cache.prefix;
-    let published =
-        (0..).map(BlockId).take(prefix.next.len()).filter(|&block| prefix.contains(block)).count();
+    let prefix = &cache.blocks.prefix;
+    let published = prefix.next.iter().filter(|&&next| next != 0).count();
     let mut indexed = 0;
     for (group, index) in (0..).map(GroupId).zip(&prefix.index) {
         let (used, counted) = (index.all().count(), index.len());
@@ -159,61 +188,94 @@ fn check_index<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(),
             return Err(Violation::Buckets { used, counted });
         }
         for bucket in index.all() {
-            let oldest = BlockId(bucket.number);
-            let hash = prefix.hash[oldest.index()];
-            if bucket.tag != hash.tag() || prefix.get(group, hash) != Some(oldest) {
-                return Err(Violation::Unfindable { block: oldest });
+            let oldest = bucket.number as usize;
+            let (hash, block) = (prefix.hash[oldest], prefix.block(bucket.number));
+            if bucket.tag != hash.tag() || prefix.get(group, hash) != Some(block) {
+                return Err(Violation::Unfindable { block });
             }
-            let mut block = oldest;
+            let mut entry = oldest;
             loop {
-                let next = BlockId(prefix.next[block.index()]);
+                let next = prefix.next[entry] as usize;
                 indexed += 1;
-                if indexed > published
-                    || prefix.prev[next.index()] != block.get()
-                    || prefix.hash(next) != Some(hash)
-                    || prefix.group(next) != group
-                {
+                let is_copy = prefix.prev[next] as usize == entry && prefix.hash[next] == hash;
+                if indexed > published || !is_copy || prefix.group(prefix.block(bucket.number)) != group {
                     return Err(Violation::Unfindable { block });
                 }
                 if next == oldest {
                     break;
                 }
-                block = next;
+                entry = next;
             }
         }
     }
-    let [published, indexed] = [published, indexed].map(|blocks| BlockCount(crate::id::count(blocks)));
-    let counted = prefix.blocks();
-    if published == indexed && indexed == counted {
+    let blocks = (0..).map(BlockId).take(cache.config.block_count.get() as usize);
+    let cached = blocks.filter(|&block| prefix.contains(block)).count();
+    let (cached, counted) = (BlockCount(crate::id::count(cached)), prefix.blocks());
+    if published == indexed && cached == counted {
         Ok(())
     } else {
-        Err(Violation::PublishedCount { published, indexed, counted })
+        Err(Violation::PublishedCount { published, indexed, cached, counted })
     }
 }
 
 fn check_sequences<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
-    let size = cache.config.block_size;
+    let mut waited_for = BlockCount(0);
     for (place, sequence) in (0..).zip(cache.sequences.iter()) {
         let id = sequence.id;
         if cache.sequences.place(id) != Ok(place) {
             return Err(Violation::Unlisted { sequence: id });
         }
         let hashes = BlockCount(crate::id::count(sequence.hashes.len()));
-        let tail = TokenCount(crate::id::count(sequence.tail.len()));
-        let hashed = u64::from(hashes.0) * u64::from(size.get()) + u64::from(tail.0);
-        let expected = if cache.config.prefix_caching { u64::from(sequence.known.0) } else { 0 };
-        let named_late = cache.config.hash_lookahead.0;
-        if hashed != expected || tail.0 >= size.get() + named_late {
-            return Err(Violation::Tokens { sequence: id, known: sequence.known, hashes, tail });
+        let kept = TokenCount(crate::id::count(sequence.tokens.len()));
+        let expected = if cache.config.prefix_caching { sequence.known } else { TokenCount(0) };
+        let named = expected.get().saturating_sub(cache.config.hash_lookahead.get());
+        let hashed = cache.groups.unit.full_blocks(TokenCount(named));
+        if kept != expected || hashes != hashed {
+            return Err(Violation::Tokens { sequence: id, known: sequence.known, kept, hashes });
         }
-        let (held, published) = (sequence.held(), BlockCount(sequence.published));
-        let ordered = sequence.published_before <= published.0 && published <= held && published <= hashes;
-        if !ordered || held > size.blocks_for(cache.config.sequence_tokens_max) {
-            return Err(Violation::Published { sequence: id, held, published });
+        for (group, table) in cache.groups.all.iter().zip(sequence.tables.iter()) {
+            check_table(cache, sequence, group, table)?;
         }
-        for (index, &block) in sequence.table.iter().enumerate() {
-            let own = sequence.hashes.get(index).copied().filter(|_| index < sequence.published as usize);
-            if cache.hash_of(block).is_some_and(|hash| Some(hash) != own) {
+        waited_for.0 += sequence.set_aside.0;
+    }
+    let (reserved, free) = (cache.reserved, cache.blocks.pool.free());
+    if reserved != waited_for || reserved > free {
+        return Err(Violation::Reserved { reserved, waited_for, free });
+    }
+    for copy in &cache.copies {
+        let references = cache.blocks.pool.references(copy.to);
+        if references == 0 || copy.from == copy.to {
+            return Err(Violation::Copy { from: copy.from, to: copy.to, references });
+        }
+    }
+    Ok(())
+}
+
+/// What a table has published is found under the hashes of its own tokens, and nothing else of it is, but for a tail
+/// that it shares until it writes.
+fn check_table<H: BlockHasher, E: Eviction>(
+    cache: &KvCache<H, E>,
+    sequence: &Sequence<H::Digest>,
+    group: &Group,
+    table: &Table,
+) -> Result<(), Violation> {
+    let id = sequence.id;
+    let (held, published) = (BlockCount(table.held()), table.published);
+    let entries =
+        group.entry.full_blocks(sequence.known).get().min(held.get().saturating_mul(group.entries()));
+    let is_ordered = table.published_before <= published && published <= entries;
+    let room_max = group.size.blocks_for(cache.config.sequence_tokens_max);
+    if !is_ordered || (held > room_max && group.holds != Holds::Encoder) {
+        return Err(Violation::Published { sequence: id, held, published: BlockCount(published) });
+    }
+    let stride = group.entry.get() / cache.groups.unit.get();
+    for (index, &block) in (0..).zip(&table.blocks) {
+        for part in (0..group.entries()).filter(|_| block != BlockId::NULL) {
+            let entry = index * group.entries() + part;
+            let own = sequence.hashes.get(((entry + 1) * stride - 1) as usize).filter(|_| entry < published);
+            let found_as = cache.blocks.prefix.hash(block, part);
+            let is_cut = own.is_none() && sequence.may_share_tail;
+            if found_as.is_some() && found_as.as_ref() != own && !is_cut {
                 return Err(Violation::WrongHash { sequence: id, block });
             }
         }
@@ -250,18 +312,21 @@ mod tests {
 
     #[test]
     fn every_kind_of_damage_is_found() {
-        let damages: [Damage; 9] = [
-            ("FreeList", |cache| cache.pool.policy.revive(BlockId(1))),
-            ("FreeCount", |cache| cache.pool.policy.pick(std::iter::once(Wanted::default()), |_| ())),
-            ("References", |cache| cache.pool.references[1] += 1),
+        let damages: [Damage; 10] = [
+            ("FreeList", |cache| cache.blocks.pool.policy.revive(BlockId(1))),
+            ("FreeCount", |cache| cache.blocks.pool.policy.pick(std::iter::once(Wanted::default()), |_| ())),
+            ("References", |cache| cache.blocks.pool.references[1] += 1),
             ("FreeUse", |cache| {
-                let block = cache.sequences.at_mut(1).table.pop().unwrap();
-                cache.pool.references[block.index()] -= 1;
+                let block = cache.sequences.at_mut(1).tables.first.blocks.pop().unwrap();
+                cache.blocks.pool.references[block.index()] -= 1;
             }),
-            ("Unfindable", |cache| cache.prefix.hash[1] = BlockHash::default()),
-            ("PublishedCount", |cache| (cache.prefix.next[10], cache.prefix.prev[10]) = (10, 10)),
+            ("Unfindable", |cache| cache.blocks.prefix.hash[1] = BlockHash::default()),
+            ("PublishedCount", |cache| {
+                (cache.blocks.prefix.next[10], cache.blocks.prefix.prev[10]) = (10, 10)
+            }),
             ("Tokens", |cache| cache.sequences.at_mut(0).known.0 += 1),
-            ("Published", |cache| cache.sequences.at_mut(0).published = 7),
+            ("Published", |cache| cache.sequences.at_mut(0).tables.first.published = 7),
+            ("Reserved", |cache| cache.reserved.0 += 1),
             ("WrongHash", |cache| cache.sequences.at_mut(0).hashes[0] = BlockHash::default()),
         ];
         for (name, damage) in damages {

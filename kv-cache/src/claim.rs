@@ -1,5 +1,6 @@
 //! Asking for room: a claim is answered by an admission, an admission is committed.
 
+use crate::sequence::{Table, Tables};
 use crate::{BlockCount, BlockHasher, BlockId, Eviction, GroupId, KvCache, Lru, TokenCount, Xxh3};
 
 /// Whether a sequence may read what others left in the cache.
@@ -13,14 +14,18 @@ pub enum Reuse {
     WriteOnly,
 }
 
-/// The longest cached prefix that a sequence may use: whole blocks, at most all known tokens but one, since
-/// the last token must be computed for the model to say anything.
+/// The longest cached prefix that a sequence may use: whole blocks (or parts, see
+/// [`Config::match_unit`](crate::Config::match_unit)), at most all known tokens but one, since the last token must be
+/// computed for the model to say anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hit {
     /// Tokens that need no computing.
     pub tokens: TokenCount,
-    /// The blocks that hold them.
+    /// The blocks that hold them, all groups together.
     pub blocks: BlockCount,
+    /// Where the tokens end that the groups of full attention have, if another group has less. A step that ends there
+    /// leaves the others what the next sequence needs to begin there ([`KvCache::chunk`]).
+    pub junction: Option<TokenCount>,
 }
 
 /// What a sequence wants to compute next, and under which conditions it gets the room.
@@ -44,6 +49,9 @@ pub struct Claim {
     pub lookahead: TokenCount,
     /// Admit only if the whole known sequence would fit now, not only this step's part of it. Without it a
     /// long prompt is let in by its first chunk and fights for room in the middle.
+    ///
+    /// If something is `external`, the rest of that room is set aside for the sequence until it claims it, so that
+    /// loads that are under way do not wait for one another's blocks.
     pub whole_sequence: bool,
     /// Free blocks that must be left over. For waiting sequences, while others run.
     pub watermark: BlockCount,
@@ -61,12 +69,17 @@ impl Claim {
 pub enum Admission<'a, H: BlockHasher = Xxh3, E: Eviction = Lru> {
     /// There is room. Commit to take it; drop to leave everything as it was.
     Admit(Reservation<'a, H, E>),
-    /// Not now: `need + watermark` is more than `free`. Nothing has changed.
+    /// Not in this step: what it would begin from is a state that this very step computes. It is there once
+    /// [`KvCache::end_step`] was called. Nothing has changed.
+    NextStep,
+    /// Not now: `need + watermark + reserved` is more than `free`. Nothing has changed.
     Wait {
-        /// Blocks the claim would take out of the free list: new ones, and cached ones that nobody uses.
+        /// Blocks the claim would take out of the free list: new ones, copies, and cached ones that nobody uses.
         need: BlockCount,
         /// The claim's watermark.
         watermark: BlockCount,
+        /// Free blocks that are set aside for others, whose K and V are on their way.
+        reserved: BlockCount,
         /// Blocks that are free.
         free: BlockCount,
     },
@@ -94,10 +107,46 @@ pub struct Grant<'a> {
     /// Tokens that came out of the cache with this claim.
     pub cached: TokenCount,
     /// Blocks added to the end of the table, behind the cached ones. Their content is old: write before you read.
+    /// Of the first group; [`Grant::new_blocks_in`] tells of the others.
     pub new_blocks: &'a [BlockId],
+    /// What must be copied before the step writes, in this order.
+    pub copies: &'a [BlockCopy],
     /// Until more than this many tokens are computed, a further claim without lookahead would change nothing:
     /// it needs no block and fills none. Such claims may be left out, as long as nothing is withdrawn or released.
     pub covered: TokenCount,
+    tables: &'a Tables,
+}
+
+impl<'a> Grant<'a> {
+    pub(crate) fn new(
+        cached: TokenCount,
+        covered: TokenCount,
+        tables: &'a Tables,
+        copies: &'a [BlockCopy],
+    ) -> Grant<'a> {
+        Grant { cached, new_blocks: tables.first.new_blocks(), copies, covered, tables }
+    }
+
+    /// Blocks added to the end of the table of `group`; the null block where the group needs none. Empty for a group
+    /// that the cache does not have.
+    pub fn new_blocks_in(self, group: GroupId) -> &'a [BlockId] {
+        self.tables.get(group).map_or(&[], Table::new_blocks)
+    }
+}
+
+/// An order to copy the beginning of a block: the sequence goes on in a block of its own where it shared one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// The group whose layers are copied.
+    pub group: GroupId,
+    /// The entry of the block table that this is about.
+    pub index: u32,
+    /// Where the content is. The block stays as it is until [`KvCache::end_step`].
+    pub from: BlockId,
+    /// Where it goes.
+    pub to: BlockId,
+    /// How many tokens of it, from the beginning of the block. A group that holds a state copies the state.
+    pub tokens: TokenCount,
 }
 
 /// The numbers of a reservation.
@@ -105,12 +154,40 @@ pub struct Grant<'a> {
 pub(crate) struct Plan {
     /// Place of the sequence among the open ones.
     pub(crate) place: u32,
-    /// Cached blocks to take.
-    pub(crate) hits: u32,
-    /// Blocks to take from the free list.
-    pub(crate) new_blocks: u32,
     /// What was asked.
     pub(crate) claim: Claim,
+    /// What it comes to, all groups together.
+    pub(crate) need: Need,
+}
+
+/// The blocks that a claim is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Need {
+    /// Cached and to be shared.
+    pub(crate) hits: u32,
+    /// Of these, blocks that nobody uses: they leave the free list.
+    pub(crate) revived: u32,
+    /// Own copies of blocks that are shared and will be written into.
+    pub(crate) copies: u32,
+    /// New blocks of this claim.
+    pub(crate) new: u32,
+    /// New blocks of this claim, or of the whole sequence if that is asked and more.
+    pub(crate) beyond: u32,
+}
+
+impl Need {
+    /// What leaves the free list, or must be able to.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.revived + self.copies + self.beyond
+    }
+
+    #[inline]
+    pub(crate) fn count_hits(&mut self, found: &[BlockId], references: impl Fn(BlockId) -> u32) {
+        for &block in found.iter().filter(|&&block| block != BlockId::NULL) {
+            self.hits += 1;
+            self.revived += u32::from(references(block) == 0);
+        }
+    }
 }
 
 /// Cached content that went when its block was handed out.
@@ -131,12 +208,12 @@ impl<'a, H: BlockHasher, E: Eviction> Reservation<'a, H, E> {
 
     /// Cached blocks that the claim will share.
     pub fn hit_blocks(&self) -> BlockCount {
-        BlockCount(self.plan.hits)
+        BlockCount(self.plan.need.hits)
     }
 
-    /// Blocks that the claim will take from the free list.
+    /// Blocks that the claim will get from the free list: new ones, and copies of shared ones.
     pub fn new_blocks(&self) -> BlockCount {
-        BlockCount(self.plan.new_blocks)
+        BlockCount(self.plan.need.new + self.plan.need.copies)
     }
 
     /// Takes the room: shares the cached blocks, adds new ones, and publishes every block that this step

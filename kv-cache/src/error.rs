@@ -1,6 +1,6 @@
 //! What the cache says to wrong input. No error changes the cache.
 
-use crate::{BlockCount, SequenceId, TokenCount, TokenIndex};
+use crate::{BlockCount, BlockId, BlockSize, GroupId, SequenceId, TokenCount, TokenIndex};
 
 /// Wrong input, with its numbers. "Not now" is not an error but [`Admission::Wait`](crate::Admission::Wait).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,5 +143,93 @@ pub enum Error {
         from: TokenCount,
         /// Tokens that will be there after; equal to `from` when nothing is on its way.
         to: TokenCount,
+    },
+
+    /// A window or a chunk of zero tokens.
+    #[error("attention reaches at least one token")]
+    EmptyWindow,
+
+    /// No group of layers, or too many.
+    #[error("a cache has 1 to {max} groups, not {groups}")]
+    GroupCount {
+        /// The number asked for.
+        groups: usize,
+        /// The most there can be.
+        max: usize,
+    },
+
+    /// A group that the cache does not have.
+    #[error("there is no group {group}: they are {groups}, from 0")]
+    NoSuchGroup {
+        /// The number given.
+        group: GroupId,
+        /// How many there are.
+        groups: usize,
+    },
+
+    /// A unit of sharing that does not divide the blocks of a group.
+    #[error("blocks of {block_size} tokens cannot be shared in parts of {unit}")]
+    MatchUnit {
+        /// The unit asked for.
+        unit: BlockSize,
+        /// The block size.
+        block_size: BlockSize,
+    },
+
+    /// Something that cannot be done to a sequence while some of its K and V are on their way.
+    #[error("sequence {sequence} waits for its tokens {from} to {to}")]
+    Loading {
+        /// Whose load.
+        sequence: SequenceId,
+        /// Tokens that are there.
+        from: TokenCount,
+        /// Tokens that will be there.
+        to: TokenCount,
+    },
+
+    /// Tokens are called settled that no claim was granted for.
+    #[error("sequence {sequence} has {computed} tokens computed or under way, not {tokens}")]
+    NotComputed {
+        /// Whose tokens.
+        sequence: SequenceId,
+        /// Tokens called settled.
+        tokens: TokenCount,
+        /// Tokens of its claims.
+        computed: TokenCount,
+    },
+
+    /// A sequence is to keep more tokens than it has, or to lose more.
+    #[error("sequence {sequence} knows {known} tokens, {tokens} cannot be kept or taken from it")]
+    PastTheStart {
+        /// Whose tokens.
+        sequence: SequenceId,
+        /// Tokens to keep or to take.
+        tokens: TokenCount,
+        /// Tokens it knows.
+        known: TokenCount,
+    },
+
+    /// A sequence cannot go on from a place where a group has given back what would be needed there.
+    #[error(
+        "sequence {sequence} cannot go back to {tokens} tokens of {computed}: blocks of group {group} are gone"
+    )]
+    Gone {
+        /// Which sequence.
+        sequence: SequenceId,
+        /// Where it was to go on from.
+        tokens: TokenCount,
+        /// Tokens computed.
+        computed: TokenCount,
+        /// The group.
+        group: GroupId,
+    },
+
+    /// A block that the pool does not have, or the null block.
+    #[error("there is no block {block}: they are 1 to {last}")]
+    NoSuchBlock {
+        /// The number given.
+        block: BlockId,
+        /// The last block.
+        last: BlockId,
     },
 }

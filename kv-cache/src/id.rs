@@ -16,7 +16,7 @@ pub struct SequenceId(pub u64);
 /// A physical block: the place of [`BlockSize`] tokens in every layer's K and V.
 ///
 /// Block 0 is [`BlockId::NULL`]; it is never handed out, freed, hashed or counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
 /// A group of layers that share one block table, by its place in the configuration.
@@ -66,6 +66,10 @@ impl BlockId {
 }
 
 impl GroupId {
+    pub(crate) fn of(index: usize) -> GroupId {
+        GroupId(u8::try_from(index).expect("groups are numbered in a byte"))
+    }
+
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
@@ -129,6 +133,23 @@ impl BlockSize {
         TokenCount(blocks.0.saturating_mul(self.get()))
     }
 
+    /// The largest size that both are multiples of.
+    #[must_use]
+    pub const fn common_divisor(self, other: BlockSize) -> BlockSize {
+        let (mut a, mut b) = (self.0, other.0);
+        while let Some(rest) = NonZeroU32::new(a.get() % b.get()) {
+            (a, b) = (b, rest);
+        }
+        BlockSize(b)
+    }
+
+    /// The smallest size that is a multiple of both, at most `u32::MAX`.
+    #[must_use]
+    pub const fn common_multiple(self, other: BlockSize) -> BlockSize {
+        let other = other.get() / self.common_divisor(other).get();
+        BlockSize(self.0.saturating_mul(NonZeroU32::MIN.saturating_add(other - 1)))
+    }
+
     /// Blocks that `tokens` need beyond the `held` ones. Most steps need none, and then nothing is divided.
     pub(crate) const fn blocks_beyond(self, held: BlockCount, tokens: TokenCount) -> BlockCount {
         if tokens.0 <= self.tokens_in(held).0 {
@@ -183,6 +204,12 @@ impl fmt::Display for TokenIndex {
     }
 }
 
+impl fmt::Display for BlockSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl fmt::Display for BlockCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -225,6 +252,16 @@ mod tests {
             assert!(full == 0 || size.is_full(full - 1, tokens), "{tokens} tokens");
             assert!(!size.is_full(full, tokens), "{tokens} tokens");
         }
+    }
+
+    #[test]
+    fn sizes_have_common_divisors_and_multiples() {
+        let size = |tokens| BlockSize::new(tokens).unwrap();
+        for (a, b, divisor, multiple) in [(16, 16, 16, 16), (12, 18, 6, 36), (1, 7, 1, 7), (64, 16, 16, 64)] {
+            assert_eq!(size(a).common_divisor(size(b)), size(divisor));
+            assert_eq!(size(a).common_multiple(size(b)), size(multiple));
+        }
+        assert_eq!(size(u32::MAX).common_multiple(size(2)), size(u32::MAX), "saturates at the top");
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Keys {
         self.media.extend_from_slice(media);
     }
 
+    /// Forgets what begins behind the first `tokens` tokens.
+    pub(crate) fn truncate(&mut self, tokens: TokenCount) {
+        self.media.retain(|item| item.first.0 < tokens.get());
+    }
+
     pub(crate) fn media_end(&self) -> u64 {
         self.media.last().map_or(0, Media::end)
     }

@@ -2,17 +2,25 @@
 #![forbid(unsafe_code)]
 
 mod batch_tables;
+mod blocks;
 mod buckets;
 mod cache;
 mod check;
 mod claim;
+mod commit;
 mod config;
 mod error;
 pub mod evict;
+mod forget;
+mod fork;
+mod group;
 pub mod hash;
+mod hit;
 mod id;
 mod keys;
+pub mod kind;
 pub mod layout;
+mod load;
 mod pool;
 mod prefix;
 pub mod scenario;
@@ -24,8 +32,8 @@ pub mod tier;
 pub use batch_tables::{BatchTables, NO_SLOT};
 pub use cache::KvCache;
 pub use check::Violation;
-pub use claim::{Admission, Claim, Grant, Hit, Lost, Reservation, Reuse};
-pub use config::Config;
+pub use claim::{Admission, BlockCopy, Claim, Grant, Hit, Lost, Reservation, Reuse};
+pub use config::{Config, Group, Retention};
 pub use error::Error;
 pub use evict::{Eviction, Lru};
 pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};

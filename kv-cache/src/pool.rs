@@ -1,5 +1,6 @@
 //! The blocks themselves: who is free, and who is used how often.
 
+use crate::blocks::Leaving;
 use crate::evict::{Eviction, Facts, Wanted};
 use crate::id::count;
 use crate::{BlockCount, BlockId};
@@ -60,22 +61,23 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()] += 1;
     }
 
-    /// One user less of each of `blocks`, which come with their index in the table they leave. Those that nobody
+    /// One user less of each of `blocks`. Those that nobody
     /// uses any more are free, and `facts` says what the policy may know of them, if they can be found.
     #[inline]
     pub(crate) fn release(
         &mut self,
-        blocks: impl Iterator<Item = (u32, BlockId)>,
-        facts: impl Fn(u32, BlockId) -> Option<Facts>,
+        blocks: impl Iterator<Item = Leaving>,
+        facts: impl Fn(Leaving) -> Option<Facts>,
     ) {
         let Pool { policy, references, free } = self;
-        policy.free(blocks.filter_map(|(index, block)| {
+        policy.free(blocks.filter_map(|leaving| {
+            let block = leaving.block;
             let references = &mut references[block.index()];
             assert!(*references > 0, "block {block} is released once per user");
             *references -= 1;
             (*references == 0).then(|| {
                 *free += 1;
-                (block, facts(index, block))
+                (block, facts(leaving))
             })
         }));
     }
@@ -91,13 +93,14 @@ mod tests {
     use super::*;
     use crate::Lru;
 
+    const LEAVING: Leaving = Leaving { block: BlockId(2), index: 0, before: None };
     const FACTS: Facts = Facts { index: 0, before: None, content: 0 };
 
     #[test]
     fn a_block_leaves_the_middle_of_the_list_and_returns_when_its_last_user_goes() {
         let mut pool = Pool::new(BlockCount(5), Lru::new(BlockCount(5)));
         let order = |pool: &Pool<Lru>| pool.free_blocks().map(BlockId::get).collect::<Vec<_>>();
-        let release = |pool: &mut Pool<Lru>| pool.release([(0, BlockId(2))].into_iter(), |_, _| Some(FACTS));
+        let release = |pool: &mut Pool<Lru>| pool.release([LEAVING].into_iter(), |_| Some(FACTS));
         pool.share(BlockId(2));
         pool.share(BlockId(2));
         assert_eq!(order(&pool), [1, 3, 4]);

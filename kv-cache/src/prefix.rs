@@ -5,34 +5,43 @@
 //! gives the oldest that is still there, and forgetting one copy leaves the others found.
 
 use crate::buckets::Buckets;
-use crate::{BlockCount, BlockId, Digest, GroupId};
+use crate::{BlockCount, BlockId, Digest, GroupId, Lost};
 
-/// The copies of a hash form a ring through `next` and `prev`; the index knows the oldest. A block outside
-/// of the index has 0 for its `next`, and the null block is never in it.
+/// The copies of a hash form a ring through `next` and `prev`; the index knows the oldest.
+///
+/// An entry is a block or, where parts of blocks are shared, a part: block `b` has the entries `b * parts` to
+/// `b * parts + parts - 1`. An entry outside of the index has 0 for its `next`, and the null block is never in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix<D> {
     /// By group: the oldest copy of each hash.
     pub(crate) index: Vec<Buckets>,
     /// By block, and only where there are several groups: the one it is found in.
     group: Vec<u8>,
+    /// By entry.
     pub(crate) hash: Vec<D>,
     pub(crate) next: Vec<u32>,
     pub(crate) prev: Vec<u32>,
+    /// Parts that every block has room for: as many as the blocks of the group with the most.
+    parts: u32,
+    parts_of: Vec<u32>,
     blocks: u32,
     version: u64,
 }
 
 impl<D: Digest> Prefix<D> {
-    /// An index for `blocks` blocks in `groups` groups. With several groups nobody knows which one gets how many
-    /// blocks, so that each begins with its share and grows.
-    pub(crate) fn new(blocks: BlockCount, groups: u8) -> Self {
-        let length = blocks.get() as usize;
+    /// An index for `blocks` blocks in groups whose blocks have so many parts. With several groups nobody knows which
+    /// one gets how many blocks, so that each begins with its share and grows.
+    pub(crate) fn new(blocks: BlockCount, parts_of: Vec<u32>) -> Self {
+        let (groups, parts) = (parts_of.len(), parts_of.iter().copied().max().unwrap_or(1));
+        let (blocks, entries) = (blocks.get() as usize, blocks.get() as usize * parts as usize);
         Prefix {
-            index: vec![Buckets::with_room_for(length / usize::from(groups)); groups.into()],
-            group: if groups > 1 { vec![0; length] } else { Vec::new() },
-            hash: vec![D::default(); length],
-            next: vec![0; length],
-            prev: vec![0; length],
+            index: vec![Buckets::with_room_for(entries / groups); groups],
+            group: if groups > 1 { vec![0; blocks] } else { Vec::new() },
+            hash: vec![D::default(); entries],
+            next: vec![0; entries],
+            prev: vec![0; entries],
+            parts,
+            parts_of,
             blocks: 0,
             version: 0,
         }
@@ -48,12 +57,28 @@ impl<D: Digest> Prefix<D> {
         self.version
     }
 
+    /// Whether anything of `block` can be found.
+    #[inline]
     pub(crate) fn contains(&self, block: BlockId) -> bool {
-        self.next[block.index()] != 0
+        if self.parts == 1 { self.next[block.index()] != 0 } else { self.contains_from(block, 0) }
     }
 
-    pub(crate) fn hash(&self, block: BlockId) -> Option<D> {
-        self.contains(block).then(|| self.hash[block.index()])
+    /// Whether the part `first` of `block`, or a later one, can be found.
+    pub(crate) fn contains_from(&self, block: BlockId, first: u32) -> bool {
+        (first..self.parts).any(|part| self.next[self.entry(block, part)] != 0)
+    }
+
+    /// The hash under which a part of `block` is found.
+    #[inline]
+    pub(crate) fn hash(&self, block: BlockId, part: u32) -> Option<D> {
+        let entry = self.entry(block, part);
+        (self.next[entry] != 0).then(|| self.hash[entry])
+    }
+
+    /// The hash under which a block is found, or its first part that is.
+    #[inline]
+    pub(crate) fn first_hash(&self, block: BlockId) -> Option<D> {
+        (0..self.parts).find_map(|part| self.hash(block, part))
     }
 
     /// The group that a block in the index is found in.
@@ -62,67 +87,86 @@ impl<D: Digest> Prefix<D> {
         GroupId(self.group.get(block.index()).copied().unwrap_or(0))
     }
 
+    /// What a cached block holds, if it is full.
+    pub(crate) fn content(&self, block: BlockId) -> Option<Lost<D>> {
+        let group = self.group(block);
+        let last = self.parts_of[group.index()] - 1;
+        self.hash(block, last).map(|digest| Lost { digest, group, block })
+    }
+
     /// The oldest copy of `hash` in `group`.
     #[inline]
     pub(crate) fn get(&self, group: GroupId, hash: D) -> Option<BlockId> {
-        self.find(group, hash).map(|place| BlockId(self.index[group.index()].number(place)))
+        self.find(group, hash).map(|place| self.block(self.index[group.index()].number(place)))
     }
 
-    /// Appends the cached blocks of the longest prefix of `hashes` to `found`.
+    /// Appends the cached blocks of the longest prefix of a sequence to `found`. Each block ends at one of every
+    /// `stride` hashes.
     ///
     /// The index of a large pool is not in the processor's cache, and one probe waits for two reads of memory.
-    /// So hashes are taken sixteen at a time: first all guesses, whose reads overlap, then the answers.
-    pub(crate) fn longest(&self, group: GroupId, hashes: &[D], found: &mut Vec<BlockId>) {
+    /// So blocks are taken sixteen at a time: first all guesses, whose reads overlap, then the answers.
+    pub(crate) fn longest(&self, group: GroupId, hashes: &[D], stride: usize, found: &mut Vec<BlockId>) {
         let index = &self.index[group.index()];
-        for hashes in hashes.chunks(16) {
+        for hashes in hashes.chunks(16 * stride) {
             let mut guesses = [0; 16];
-            for (guess, hash) in guesses.iter_mut().zip(hashes) {
+            let ends = || hashes.iter().skip(stride - 1).step_by(stride);
+            for (guess, hash) in guesses.iter_mut().zip(ends()) {
                 *guess = index.guess(hash.tag());
             }
-            for (&guess, &hash) in guesses.iter().zip(hashes) {
+            for (&guess, &hash) in guesses.iter().zip(ends()) {
                 let guessed = guess != 0 && self.hash[guess as usize] == hash;
-                let block = if guessed { Some(BlockId(guess)) } else { self.get(group, hash) };
+                let block = if guessed { Some(self.block(guess)) } else { self.get(group, hash) };
                 let Some(block) = block else { return };
                 found.push(block);
             }
         }
     }
 
-    /// Enters a block that is not in the index, as the newest copy of `hash` in `group`.
-    pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId) {
-        debug_assert!(!self.contains(block), "block {block} is published once");
-        let this = block.get();
-        match self.get(group, hash) {
+    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`.
+    pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) {
+        let entry = self.entry(block, part);
+        debug_assert_eq!(self.next[entry], 0, "block {block} is published once");
+        self.blocks += u32::from(!self.contains(block));
+        let this = number(entry);
+        match self.find(group, hash) {
             None => {
                 self.index[group.index()].insert(hash.tag(), this);
-                (self.next[block.index()], self.prev[block.index()]) = (this, this);
+                (self.next[entry], self.prev[entry]) = (this, this);
             }
-            Some(oldest) => {
-                let newest = self.prev[oldest.index()];
+            Some(place) => {
+                let oldest = self.index[group.index()].number(place);
+                let newest = self.prev[oldest as usize];
                 self.next[newest as usize] = this;
-                self.prev[block.index()] = newest;
-                self.next[block.index()] = oldest.get();
-                self.prev[oldest.index()] = this;
+                self.prev[entry] = newest;
+                self.next[entry] = oldest;
+                self.prev[oldest as usize] = this;
             }
         }
-        self.hash[block.index()] = hash;
+        self.hash[entry] = hash;
         if let Some(of_block) = self.group.get_mut(block.index()) {
             *of_block = group.0;
         }
-        self.blocks += 1;
         self.version += 1;
     }
 
-    /// Forgets this copy. Does nothing to a block that is not in the index.
+    /// Forgets this copy in all its parts. Does nothing to a block that is not in the index.
+    #[inline]
     pub(crate) fn remove(&mut self, block: BlockId) {
-        if !self.contains(block) {
+        for part in 0..self.parts {
+            self.remove_part(block, part);
+        }
+    }
+
+    /// Forgets a part of this copy. Does nothing to one that is not in the index.
+    pub(crate) fn remove_part(&mut self, block: BlockId, part: u32) {
+        let entry = self.entry(block, part);
+        if self.next[entry] == 0 {
             return;
         }
-        let this = block.get();
-        let (before, after) = (self.prev[block.index()], self.next[block.index()]);
+        let this = number(entry);
+        let (before, after) = (self.prev[entry], self.next[entry]);
         let group = self.group(block);
-        let place =
-            self.find(group, self.hash[block.index()]).expect("the hash of a published block is indexed");
+        let place = self.find(group, self.hash[entry]).expect("the hash of a published block is indexed");
         let index = &mut self.index[group.index()];
         if after == this {
             index.remove(place);
@@ -131,8 +175,8 @@ impl<D: Digest> Prefix<D> {
         }
         self.next[before as usize] = after;
         self.prev[after as usize] = before;
-        (self.next[block.index()], self.prev[block.index()]) = (0, 0);
-        self.blocks -= 1;
+        (self.next[entry], self.prev[entry]) = (0, 0);
+        self.blocks -= u32::from(!self.contains(block));
         self.version += 1;
     }
 
@@ -145,10 +189,26 @@ impl<D: Digest> Prefix<D> {
         self.version += 1;
     }
 
+    /// The block that an entry belongs to.
+    #[inline]
+    pub(crate) fn block(&self, entry: u32) -> BlockId {
+        BlockId(if self.parts == 1 { entry } else { entry / self.parts })
+    }
+
+    #[inline]
+    fn entry(&self, block: BlockId, part: u32) -> usize {
+        block.index() * self.parts as usize + part as usize
+    }
+
     #[inline]
     fn find(&self, group: GroupId, hash: D) -> Option<usize> {
-        self.index[group.index()].find(hash.tag(), |block| self.hash[block as usize] == hash)
+        self.index[group.index()].find(hash.tag(), |entry| self.hash[entry as usize] == hash)
     }
+}
+
+/// Entries are as many as blocks, or a few times more, and counted in `u32`.
+fn number(entry: usize) -> u32 {
+    u32::try_from(entry).expect("the entries of a pool are counted in u32")
 }
 
 #[cfg(test)]
@@ -164,10 +224,10 @@ mod tests {
 
     #[test]
     fn the_oldest_copy_answers_and_the_others_follow_it() {
-        let mut prefix = Prefix::new(BlockCount(10), 1);
+        let mut prefix = Prefix::new(BlockCount(10), vec![1]);
         let shared = hash(7, 1);
         for block in [7, 4, 2, 9] {
-            prefix.insert(GROUP, shared, BlockId(block));
+            prefix.insert(GROUP, shared, BlockId(block), 0);
         }
         assert_eq!(prefix.get(GROUP, shared), Some(BlockId(7)));
         prefix.remove(BlockId(7));
@@ -176,7 +236,7 @@ mod tests {
         assert_eq!(prefix.get(GROUP, shared), Some(BlockId(4)));
         prefix.remove(BlockId(4));
         assert_eq!(prefix.get(GROUP, shared), Some(BlockId(9)));
-        prefix.insert(GROUP, shared, BlockId(4));
+        prefix.insert(GROUP, shared, BlockId(4), 0);
         assert_eq!(prefix.get(GROUP, shared), Some(BlockId(9)));
         prefix.remove(BlockId(9));
         prefix.remove(BlockId(4));
@@ -185,9 +245,9 @@ mod tests {
 
     #[test]
     fn hashes_with_equal_tags_are_told_apart() {
-        let mut prefix = Prefix::new(BlockCount(4), 1);
-        prefix.insert(GROUP, hash(7, 1), BlockId(1));
-        prefix.insert(GROUP, hash(7, 2), BlockId(2));
+        let mut prefix = Prefix::new(BlockCount(4), vec![1]);
+        prefix.insert(GROUP, hash(7, 1), BlockId(1), 0);
+        prefix.insert(GROUP, hash(7, 2), BlockId(2), 0);
         assert_eq!(prefix.get(GROUP, hash(7, 1)), Some(BlockId(1)));
         assert_eq!(prefix.get(GROUP, hash(7, 2)), Some(BlockId(2)));
         assert_eq!(prefix.get(GROUP, hash(7, 3)), None);
@@ -198,14 +258,30 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_ends_at_the_first_hole() {
-        let mut prefix = Prefix::new(BlockCount(8), 1);
+        let mut prefix = Prefix::new(BlockCount(8), vec![1]);
         let hashes: Vec<BlockHash> = (1..=5).map(|n| hash(n << 29, n)).collect();
         for (block, &hash) in (1..).zip(&hashes) {
-            prefix.insert(GROUP, hash, BlockId(block));
+            prefix.insert(GROUP, hash, BlockId(block), 0);
         }
         prefix.remove(BlockId(3));
         let mut found = Vec::new();
-        prefix.longest(GROUP, &hashes, &mut found);
+        prefix.longest(GROUP, &hashes, 1, &mut found);
         assert_eq!(found, [BlockId(1), BlockId(2)]);
+    }
+
+    #[test]
+    fn groups_and_parts_of_blocks_are_found_apart() {
+        let mut prefix = Prefix::new(BlockCount(4), vec![2, 1]);
+        prefix.insert(GroupId(0), hash(7, 1), BlockId(3), 0);
+        prefix.insert(GroupId(0), hash(7, 2), BlockId(3), 1);
+        prefix.insert(GroupId(1), hash(7, 1), BlockId(2), 0);
+        assert_eq!(prefix.get(GroupId(0), hash(7, 1)), Some(BlockId(3)));
+        assert_eq!(prefix.get(GroupId(1), hash(7, 1)), Some(BlockId(2)));
+        assert_eq!(prefix.get(GroupId(1), hash(7, 2)), None);
+        assert_eq!(prefix.blocks(), BlockCount(2));
+        prefix.remove_part(BlockId(3), 1);
+        assert_eq!((prefix.get(GroupId(0), hash(7, 2)), prefix.blocks()), (None, BlockCount(2)));
+        prefix.remove(BlockId(3));
+        assert_eq!((prefix.get(GroupId(0), hash(7, 1)), prefix.blocks()), (None, BlockCount(1)));
     }
 }

@@ -264,7 +264,10 @@ fn embeds(word: &str) -> Result<Vec<EmbedsDigest>, String> {
 fn claim(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Result<String, String> {
     let claim = read_claim(cache, *progress, words)?;
     let answer = match said(cache.reserve(progress.id, claim))? {
-        Admission::Wait { need, watermark, free } => return Ok(waits(need, watermark, free)),
+        Admission::NextStep => return Ok(NEXT_STEP.into()),
+        Admission::Wait { need, watermark, reserved, free } => {
+            return Ok(waits(need, watermark, reserved, free));
+        }
         Admission::Never { need, blocks } => return Ok(never(need, blocks)),
         Admission::Admit(reservation) => {
             let grant = reservation.commit();
@@ -279,7 +282,8 @@ fn claim(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Resu
 fn reserve(cache: &mut KvCache, progress: &mut Progress, words: Words<'_>) -> Result<String, String> {
     let claim = read_claim(cache, *progress, words)?;
     Ok(match said(cache.reserve(progress.id, claim))? {
-        Admission::Wait { need, watermark, free } => waits(need, watermark, free),
+        Admission::NextStep => NEXT_STEP.into(),
+        Admission::Wait { need, watermark, reserved, free } => waits(need, watermark, reserved, free),
         Admission::Never { need, blocks } => never(need, blocks),
         Admission::Admit(room) => {
             format!("may have hit_blocks={} new_blocks={}", room.hit_blocks(), room.new_blocks())
@@ -305,8 +309,11 @@ fn read_claim(cache: &mut KvCache, progress: Progress, mut words: Words<'_>) -> 
     Ok(claim)
 }
 
-fn waits(need: BlockCount, watermark: BlockCount, free: BlockCount) -> String {
-    format!("waits: need={need} watermark={watermark} free={free}")
+const NEXT_STEP: &str = "waits: for the next step";
+
+fn waits(need: BlockCount, watermark: BlockCount, reserved: BlockCount, free: BlockCount) -> String {
+    let reserved = if reserved.0 > 0 { format!(" reserved={reserved}") } else { String::new() };
+    format!("waits: need={need} watermark={watermark}{reserved} free={free}")
 }
 
 fn never(need: BlockCount, blocks: BlockCount) -> String {

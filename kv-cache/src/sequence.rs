@@ -1,21 +1,24 @@
 //! What the cache remembers of a sequence, and where it finds it.
 
+use std::ops::Range;
+
+use crate::blocks::Leaving;
 use crate::buckets::Buckets;
 use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
 use crate::keys::Keys;
 use crate::{
-    BlockCount, BlockId, BlockSize, Content, Error, Reuse, SequenceId, SequenceKey, TokenCount, TokenId,
-    TokenIndex,
+    BlockCount, BlockId, BlockSize, Content, Error, GroupId, Hit, Reuse, SequenceId, SequenceKey, TokenCount,
+    TokenId, TokenIndex,
 };
 
 /// One open sequence.
 ///
 /// ```text
 ///  tokens   |----------------- known -----------------|
-///           |-- hashes: full blocks --|---- tail -----|
-///  blocks   |---- table ----------------------------------------| room for what is computed next
-///           |-- published --|                                     hashed, found by others
+///           |-- hashes: full units ---|
+///  blocks   |---- a table per group -----------------------------| room for what is computed next
+///           |-- published --|                                      hashed, found by others
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence<D> {
@@ -23,28 +26,55 @@ pub(crate) struct Sequence<D> {
     pub(crate) reuse: Reuse,
     /// Tokens known: prompt and output.
     pub(crate) known: TokenCount,
-    /// The blocks held, in token order.
-    pub(crate) table: Vec<BlockId>,
-    /// How many blocks at the head of the table are shared or published.
-    pub(crate) published: u32,
-    /// What `published` was before the last commit.
-    pub(crate) published_before: u32,
-    /// One hash per full block of known tokens.
+    /// Tokens that had K and V, or were promised them, at the last commit.
+    pub(crate) computed: TokenCount,
+    pub(crate) tables: Tables,
+    /// One hash per full unit of known tokens.
     pub(crate) hashes: Vec<D>,
-    /// The known tokens behind the last hashed block.
-    pub(crate) tail: Vec<TokenId>,
+    /// The known tokens. Without prefix caching nobody asks for them.
+    pub(crate) tokens: Vec<TokenId>,
     /// What it is besides its tokens.
     pub(crate) keys: Keys,
-    /// The cached blocks found by the last lookup ...
-    pub(crate) found: Vec<BlockId>,
+    /// How many tokens it was opened with.
+    pub(crate) prompt: TokenCount,
+    /// How long its encoder's output is.
+    pub(crate) encoder: TokenCount,
+    /// Tokens that the last lookup found, their blocks being in the tables ...
+    pub(crate) hit: Hit,
     /// ... and the index version that it saw; none when the sequence has changed since.
     pub(crate) found_at: Option<u64>,
     /// Whether it held blocks once and had to give them back.
     pub(crate) was_released: bool,
+    /// Whether a block that it may write into is, perhaps, also somebody else's.
+    pub(crate) may_share_tail: bool,
     /// Tokens whose K and V are still on their way from elsewhere.
     pub(crate) loading: Option<Loading>,
-    /// Tokens that had K and V, or were promised them, at the last commit.
-    pub(crate) computed: TokenCount,
+    /// Free blocks that nobody else gets, because it will need them once its load is there.
+    pub(crate) set_aside: BlockCount,
+}
+
+/// The block tables of a sequence. Most caches have one group, whose table is found without a detour.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tables {
+    pub(crate) first: Table,
+    pub(crate) others: Vec<Table>,
+}
+
+/// The blocks of a sequence in one group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// In token order; the null block where none is needed.
+    pub(crate) blocks: Vec<BlockId>,
+    /// How far the table has been looked at for publication, in entries of the index.
+    pub(crate) published: u32,
+    /// What `published` was before the last commit.
+    pub(crate) published_before: u32,
+    /// How long the table was before the last commit.
+    pub(crate) length_before: u32,
+    /// Blocks before this one that nobody attends to are given back.
+    settled: u32,
+    /// What the last lookup found.
+    pub(crate) found: Vec<BlockId>,
 }
 
 /// Nothing past `from` is published before the tokens up to `to` have arrived.
@@ -54,85 +84,181 @@ pub(crate) struct Loading {
     pub(crate) to: TokenCount,
 }
 
-impl<D: Digest> Sequence<D> {
-    pub(crate) fn held(&self) -> BlockCount {
-        BlockCount(count(self.table.len()))
+impl Tables {
+    fn new(groups: usize) -> Self {
+        Tables { first: Table::default(), others: vec![Table::default(); groups - 1] }
     }
 
-    /// Learns further tokens, and hashes the blocks that they fill, once the `lookahead` tokens behind each are
+    #[inline]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Table> + '_ {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    #[inline]
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Table> + '_ {
+        std::iter::once(&mut self.first).chain(&mut self.others)
+    }
+
+    pub(crate) fn get(&self, group: GroupId) -> Option<&Table> {
+        group.index().checked_sub(1).map_or(Some(&self.first), |other| self.others.get(other))
+    }
+
+    pub(crate) fn get_mut(&mut self, group: GroupId) -> &mut Table {
+        match group.index().checked_sub(1) {
+            None => &mut self.first,
+            Some(other) => &mut self.others[other],
+        }
+    }
+
+    /// Whether no room was ever claimed, or all was given back.
+    #[inline]
+    pub(crate) fn are_empty(&self) -> bool {
+        self.first.blocks.is_empty() && self.others.iter().all(|table| table.blocks.is_empty())
+    }
+}
+
+impl Table {
+    #[inline]
+    pub(crate) fn held(&self) -> u32 {
+        count(self.blocks.len())
+    }
+
+    /// How many blocks are held, or would be with what was found.
+    pub(crate) fn filled(&self, first: bool) -> u32 {
+        let blocks = if first { &self.found } else { &self.blocks };
+        count(blocks.iter().filter(|&&block| block != BlockId::NULL).count())
+    }
+
+    /// What the last commit added.
+    pub(crate) fn new_blocks(&self) -> &[BlockId] {
+        &self.blocks[self.length_before as usize..]
+    }
+
+    /// The blocks from `first` on with their indices, last one first.
+    pub(crate) fn backwards(&self, first: u32) -> impl Iterator<Item = Leaving> + '_ {
+        let first = first as usize;
+        self.blocks.iter().enumerate().skip(first).rev().map(|(index, &block)| Leaving {
+            block,
+            index: count(index),
+            before: index.checked_sub(1).map(|before| self.blocks[before]),
+        })
+    }
+
+    /// Puts the null block in the place of `dropped` blocks, the last one first, and gives them with their indices.
+    /// Those that an earlier call dropped are not looked at again.
+    pub(crate) fn drop_blocks(&mut self, dropped: Range<u32>) -> impl Iterator<Item = Leaving> + '_ {
+        let end = dropped.end.min(self.held());
+        let first = dropped.start.max(self.settled).min(end);
+        self.settled = self.settled.max(end);
+        let blocks = &mut self.blocks[first as usize..end as usize];
+        let dropped = (first..end).zip(blocks).rev();
+        dropped
+            .map(|(index, block)| Leaving { block: std::mem::take(block), index, before: None })
+            .filter(|leaving| leaving.block != BlockId::NULL)
+    }
+
+    /// Forgets blocks that were given back: all but the first `keep`.
+    pub(crate) fn truncate(&mut self, keep: u32, published_max: u32) {
+        self.blocks.truncate(keep as usize);
+        self.published = self.published.min(published_max);
+        self.published_before = self.published_before.min(published_max);
+        self.length_before = self.length_before.min(keep);
+        self.settled = self.settled.min(keep);
+    }
+}
+
+impl<D: Digest> Sequence<D> {
+    /// Blocks held, all groups together, each once.
+    pub(crate) fn held(&self) -> BlockCount {
+        let null = BlockId::NULL;
+        let held = |table: &Table| table.blocks.iter().filter(|&&block| block != null).count();
+        BlockCount(count(self.tables.iter().map(held).sum()))
+    }
+
+    /// Learns further tokens, and hashes the units that they fill, once the `lookahead` tokens behind each are
     /// known too.
     ///
     /// ```text
-    ///  tail   |----------|                          its blocks are completed in place
-    ///  tokens             |------------------|      all others are hashed where they are
-    ///  blocks |--block--|~ahead~|
-    ///                   |--block--|~ahead~|
+    ///  tokens   |--unit--|~ahead~|
+    ///                    |--unit--|~ahead~|
     /// ```
     pub(crate) fn learn(
         &mut self,
         tokens: &[TokenId],
         hasher: &mut impl BlockHasher<Digest = D>,
-        block_size: BlockSize,
+        unit: BlockSize,
         lookahead: TokenCount,
     ) {
         self.known.0 += count(tokens.len());
         self.found_at = None;
-        let (block, span) = (block_size.len(), block_size.len() + lookahead.0 as usize);
-        let held = self.tail.len();
-        if held + tokens.len() < span {
-            self.tail.extend_from_slice(tokens);
-            return;
-        }
-        let Sequence { tail, hashes, keys, .. } = self;
-        let plain = keys.is_plain();
-        let mut hash = |span: &[TokenId]| {
-            let (tokens, lookahead) = span.split_at(block);
-            let parent = hashes.last().copied();
+        let Sequence { tokens: all, hashes, keys, .. } = self;
+        all.extend_from_slice(tokens);
+        let (unit, span) = (unit.len(), unit.len() + lookahead.get() as usize);
+        let mut parent = hashes.last().copied();
+        let mut rest = &all[hashes.len() * unit..];
+        while rest.len() >= span {
+            let (tokens, lookahead) = rest[..span].split_at(unit);
             let content = Content { lookahead, ..Content::plain(tokens) };
-            hashes.push(if plain {
+            let hash = if keys.is_plain() {
                 hasher.block(parent, &content)
             } else {
-                let first = TokenIndex(count(hashes.len() * block));
-                let extra = keys.extra(hashes.len(), first, u64::from(first.0) + span.len() as u64);
+                let first = TokenIndex(count(hashes.len() * unit));
+                let extra = keys.extra(hashes.len(), first, u64::from(first.0) + span as u64);
                 hasher.block(parent, &Content { extra: Some(&extra), ..content })
-            });
-        };
-        let mut begin = 0;
-        if held > 0 {
-            let last_begin = (held - 1) / block * block;
-            let missing = tokens.len().min(last_begin + span - held);
-            tail.extend_from_slice(&tokens[..missing]);
-            while begin < held && begin + span <= tail.len() {
-                hash(&tail[begin..begin + span]);
-                begin += block;
-            }
-            if begin < held {
-                tail.drain(..begin);
-                return;
-            }
+            };
+            hashes.push(hash);
+            parent = Some(hash);
+            rest = &rest[unit..];
         }
-        let mut rest = &tokens[begin - held..];
-        while rest.len() >= span {
-            hash(&rest[..span]);
-            rest = &rest[block..];
+    }
+
+    /// Forgets all known tokens but the first `keep`.
+    pub(crate) fn forget_tokens(&mut self, keep: TokenCount, unit: BlockSize, lookahead: TokenCount) {
+        (self.known, self.prompt) = (keep, self.prompt.min(keep));
+        self.tokens.truncate(keep.get() as usize);
+        let named = keep.get().saturating_sub(lookahead.get());
+        self.hashes.truncate(unit.full_blocks(TokenCount(named)).get() as usize);
+        self.keys.truncate(keep);
+        self.found_at = None;
+    }
+
+    /// Becomes another sequence that knows and holds the same. The blocks get no further user by this.
+    pub(crate) fn copy(&mut self, parent: &Sequence<D>) {
+        self.keys = parent.keys.clone();
+        self.reuse = parent.reuse;
+        (self.known, self.computed) = (parent.known, parent.computed);
+        (self.prompt, self.encoder) = (parent.prompt, parent.encoder);
+        self.hashes.extend_from_slice(&parent.hashes);
+        self.tokens.extend_from_slice(&parent.tokens);
+        for (table, of_parent) in self.tables.iter_mut().zip(parent.tables.iter()) {
+            table.blocks.extend_from_slice(&of_parent.blocks);
+            (table.published, table.published_before) = (of_parent.published, of_parent.published);
+            (table.length_before, table.settled) = (of_parent.held(), of_parent.settled);
         }
-        tail.clear();
-        tail.extend_from_slice(rest);
+        self.hit.junction = parent.hit.junction;
+    }
+
+    /// Forgets what it held; it may start over.
+    pub(crate) fn release(&mut self) {
+        for table in self.tables.iter_mut() {
+            table.truncate(0, 0);
+        }
+        self.computed = TokenCount(0);
+        self.loading = None;
+        self.may_share_tail = false;
     }
 
     /// Forgets all but the buffers' memory.
     fn restart(&mut self, id: SequenceId, key: &SequenceKey<'_>, reuse: Reuse) {
+        self.release();
         (self.id, self.reuse) = (id, reuse);
         self.keys.set(key);
-        self.known = TokenCount(0);
-        (self.published, self.published_before) = (0, 0);
-        self.table.clear();
+        (self.known, self.prompt, self.encoder) = (TokenCount(0), TokenCount(0), TokenCount(0));
         self.hashes.clear();
-        self.tail.clear();
+        self.tokens.clear();
+        self.hit = Hit::default();
         self.found_at = None;
         self.was_released = false;
-        self.loading = None;
-        self.computed = TokenCount(0);
     }
 }
 
@@ -143,11 +269,12 @@ pub(crate) struct Sequences<D> {
     closed: Vec<Sequence<D>>,
     /// Place in `open`, plus one, by id.
     index: Buckets,
+    groups: usize,
 }
 
 impl<D: Digest> Sequences<D> {
-    pub(crate) fn new() -> Self {
-        Sequences { open: Vec::new(), closed: Vec::new(), index: Buckets::with_room_for(64) }
+    pub(crate) fn new(groups: usize) -> Self {
+        Sequences { open: Vec::new(), closed: Vec::new(), index: Buckets::with_room_for(64), groups }
     }
 
     /// The place of an open sequence, valid until a sequence is closed.
@@ -184,22 +311,33 @@ impl<D: Digest> Sequences<D> {
             id,
             reuse,
             known: TokenCount(0),
-            table: Vec::new(),
-            published: 0,
-            published_before: 0,
+            computed: TokenCount(0),
+            tables: Tables::new(self.groups),
             hashes: Vec::new(),
-            tail: Vec::new(),
+            tokens: Vec::new(),
             keys: Keys::default(),
-            found: Vec::new(),
+            prompt: TokenCount(0),
+            encoder: TokenCount(0),
+            hit: Hit::default(),
             found_at: None,
             was_released: false,
+            may_share_tail: false,
             loading: None,
-            computed: TokenCount(0),
+            set_aside: BlockCount(0),
         });
         sequence.restart(id, key, reuse);
         let place = self.len();
         self.open.push(sequence);
         self.index.insert(tag(id), place + 1);
+        place
+    }
+
+    /// Opens a sequence that is not open, with all that the one at `parent` knows and holds.
+    pub(crate) fn fork(&mut self, parent: u32, id: SequenceId) -> u32 {
+        let reuse = self.at(parent).reuse;
+        let place = self.open(id, &SequenceKey::default(), reuse);
+        let (others, child) = self.open.split_at_mut(place as usize);
+        child[0].copy(&others[parent as usize]);
         place
     }
 

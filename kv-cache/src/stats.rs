@@ -13,6 +13,8 @@ pub struct Stats {
     pub used: BlockCount,
     /// Blocks whose content can be found by others, free or used.
     pub cached: BlockCount,
+    /// Free blocks that are set aside for sequences whose K and V are on their way.
+    pub reserved: BlockCount,
     /// Sequences that are open, holding blocks or not.
     pub sequences: u32,
     /// Sequences let in for the first time.

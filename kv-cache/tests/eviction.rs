@@ -75,7 +75,7 @@ fn compare<A: Eviction, B: Eviction>(
         let blocks = BlockCount(2 + random.below(24));
         let config = Config::new(BlockSize::new(SIZE).unwrap(), blocks);
         let hasher = || Xxh3::new(0);
-        let mut a = KvCache::with(config, hasher(), &policy).unwrap();
+        let mut a = KvCache::with(config.clone(), hasher(), &policy).unwrap();
         let mut b = KvCache::with(config, hasher(), &plain).unwrap();
         for step in 0..300 {
             let at = format!("seed {seed}, run {run}, step {step}, {blocks} blocks");

@@ -49,7 +49,8 @@ fn the_cache_does_what_the_model_does() {
     let strategy = (config(), prop::collection::vec(call(), 1..150));
     TestRunner::new(runs)
         .run(&strategy, |(config, calls)| {
-            let mut pair = Pair { cache: KvCache::new(config).unwrap(), model: Model::new(config) };
+            let cache = KvCache::new(config.clone()).unwrap();
+            let mut pair = Pair { cache, model: Model::new(config) };
             for call in calls {
                 pair.run(call);
             }
@@ -156,6 +157,7 @@ impl Pair {
             (Ok(Admission::Wait { need, free, .. }), expected) => {
                 assert_eq!(Ok(Verdict::Wait(need.0, free.0)), expected)
             }
+            (Ok(Admission::NextStep), _) => unreachable!("there is no state to wait for"),
             (Ok(Admission::Never { need, .. }), expected) => assert_eq!(Ok(Verdict::Never(need.0)), expected),
             (Ok(Admission::Admit(reservation)), expected) => {
                 let (hits, new) = (reservation.hit_blocks().0 as usize, reservation.new_blocks().0 as usize);
@@ -258,10 +260,10 @@ struct Sequence {
 impl Model {
     fn new(config: Config) -> Self {
         Model {
-            config,
             size: config.block_size.get() as usize,
             free: (1..config.block_count.0).map(BlockId).collect(),
             content: vec![None; config.block_count.0 as usize],
+            config,
             sequences: BTreeMap::new(),
             publications: 0,
             first: HitStats::default(),
@@ -345,7 +347,11 @@ impl Model {
             return Err(Error::Started { sequence: SequenceId(id), held });
         }
         let blocks = self.hit(id).len();
-        Ok(Hit { tokens: TokenCount((blocks * self.size) as u32), blocks: BlockCount(blocks as u32) })
+        Ok(Hit {
+            tokens: TokenCount((blocks * self.size) as u32),
+            blocks: BlockCount(blocks as u32),
+            junction: None,
+        })
     }
 
     fn usual_start(&mut self, id: u64) -> TokenCount {

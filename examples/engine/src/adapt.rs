@@ -37,9 +37,10 @@ impl Memory for PagedMemory {
             Admission::Admit(reservation) => {
                 Room::Granted { covered_tokens: reservation.commit().covered.get() }
             }
-            Admission::Wait { need, watermark, free } => {
-                Room::Short { need: need.get() + watermark.get(), free: free.get() }
+            Admission::Wait { need, watermark, reserved, free } => {
+                Room::Short { need: need.get() + watermark.get() + reserved.get(), free: free.get() }
             }
+            Admission::NextStep => unreachable!("no model of this engine keeps a state"),
             Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
         }
     }

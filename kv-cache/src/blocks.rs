@@ -1,0 +1,92 @@
+//! The blocks with what is in them: the pool that says who uses them, and the index that says what is found in
+//! them. What a block held is forgotten when it is handed out, not before.
+
+use crate::evict::{Eviction, Facts, Wanted};
+use crate::pool::Pool;
+use crate::prefix::Prefix;
+use crate::{BlockCopy, BlockId, Digest, GroupId, Lost};
+
+/// A block that leaves a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    pub(crate) block: BlockId,
+    /// Its place in the table.
+    pub(crate) index: u32,
+    /// The block before it, if its content is of no use without that one's.
+    pub(crate) before: Option<BlockId>,
+}
+
+impl Leaving {
+    /// The block that a copy was made of.
+    pub(crate) fn source(copy: BlockCopy) -> Leaving {
+        Leaving { block: copy.from, index: copy.index, before: None }
+    }
+}
+
+/// 32 bits by which policies know a content.
+pub(crate) fn name(group: GroupId, hash: &impl Digest) -> u32 {
+    hash.tag() ^ u32::from(group.0).wrapping_mul(0x9E37_79B9)
+}
+
+/// Pool and index together.
+#[derive(Clone, Debug)]
+pub(crate) struct Blocks<D, E> {
+    pub(crate) pool: Pool<E>,
+    pub(crate) prefix: Prefix<D>,
+    /// Cached blocks that lost their content to a new one.
+    pub(crate) evictions: u64,
+    pub(crate) lost: Vec<Lost<D>>,
+    pub(crate) report_lost: bool,
+}
+
+impl<D: Digest, E: Eviction> Blocks<D, E> {
+    /// Hands out a free block for each thing wanted and shows it. The caller has made sure that there are as many.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        wanted: impl ExactSizeIterator<Item = Wanted>,
+        mut show: impl FnMut(BlockId),
+    ) {
+        let Blocks { pool, prefix, evictions, lost, report_lost } = self;
+        pool.take(wanted, |block| {
+            if prefix.contains(block) {
+                if *report_lost {
+                    lost.extend(prefix.content(block));
+                }
+                prefix.remove(block);
+                *evictions += 1;
+            }
+            show(block);
+        });
+    }
+
+    /// Hands out one block, for `content` if that is known.
+    pub(crate) fn take_one(&mut self, content: Option<u32>) -> BlockId {
+        let mut taken = BlockId::NULL;
+        self.take(std::iter::once(Wanted { content, ..Wanted::default() }), |block| taken = block);
+        taken
+    }
+
+    /// One user less of each of `blocks`. Null blocks are passed over.
+    #[inline]
+    pub(crate) fn release(&mut self, blocks: impl Iterator<Item = Leaving>) {
+        let Blocks { pool, prefix, .. } = self;
+        let blocks = blocks.filter(|leaving| leaving.block != BlockId::NULL);
+        pool.release(blocks, |leaving| {
+            let Leaving { block, index, before } = leaving;
+            prefix.first_hash(block).map(|hash| Facts {
+                index,
+                before: before.filter(|&before| before != BlockId::NULL),
+                content: name(prefix.group(block), &hash),
+            })
+        });
+    }
+
+    /// Lets others find a part of `block`, unless they already do.
+    #[inline]
+    pub(crate) fn publish(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) {
+        if self.prefix.hash(block, part).is_none() {
+            self.prefix.insert(group, hash, block, part);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Carrying out what was reserved: share, copy, take, publish.
+
+use crate::blocks::{Blocks, name};
+use crate::claim::{BlockCopy, Plan};
+use crate::evict::{Eviction, Wanted};
+use crate::group::{Groups, Landmarks, Unneeded, Written};
+use crate::hash::{BlockHasher, Digest};
+use crate::id::count;
+use crate::kind::Holds;
+use crate::sequence::{Loading, Sequence, Table};
+use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount};
+
+impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
+    /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
+    ///
+    /// All groups take what they share before any takes a new block, so that no new block is one of the shared.
+    #[inline]
+    pub(crate) fn commit(&mut self, plan: Plan) -> Grant<'_> {
+        let Plan { place, claim, need } = plan;
+        let copies_before = self.copies.len();
+        let mut cached = TokenCount(0);
+        if self.sequences.at(place).tables.are_empty() {
+            cached = claim.computed;
+            self.count_admission(place, cached);
+            self.share(place, cached);
+        }
+        if need.copies > 0 {
+            self.copy_shared(place, claim);
+        }
+        let KvCache { config, groups, blocks, sequences, reserved, fresh, .. } = self;
+        let sequence = sequences.at_mut(place);
+        sequence.may_share_tail = false;
+        for ((id, group), table) in groups.iter().zip(sequence.tables.iter_mut()) {
+            table.length_before = table.held();
+            let after = group.length_after(table.held(), claim, sequence.encoder, config.sequence_tokens_max);
+            let unneeded = group.unneeded(claim, sequence.prompt);
+            extend(table, after, blocks, unneeded, |index| {
+                let end = (index as usize + 1) * (group.size.get() / groups.unit.get()) as usize;
+                sequence.hashes.get(end - 1).map(|hash| name(id, hash))
+            });
+        }
+        if claim.external > TokenCount(0) {
+            let from = claim.computed;
+            sequence.loading = Some(Loading { from, to: from.plus(claim.external) });
+        }
+        let rest = set_aside(sequence, claim, need.beyond - need.new, need.new);
+        reserved.0 = reserved.0 - sequence.set_aside.0 + rest;
+        sequence.set_aside = BlockCount(rest);
+        sequence.computed = claim.computed_after();
+        if config.prefix_caching {
+            sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
+            publish(sequence, sequence.computed, groups, blocks, Some(fresh));
+        }
+        let covered = covered(sequence, groups, config);
+        Grant::new(cached, covered, &self.sequences.at(place).tables, &self.copies[copies_before..])
+    }
+
+    /// Whether a block that is to be written into belongs to somebody else as well: to more than `own` tables, or to
+    /// those who may find it. Copies that are yet to be made of it do not count, they come before the writing.
+    pub(crate) fn is_shared(&self, written: Written, own: u32) -> bool {
+        let Written { block, first_part, .. } = written;
+        let references = self.blocks.pool.references(block);
+        let copied = || self.copies.iter().filter(|copy| copy.from == block).count();
+        (references > own && references as usize - copied() > own as usize)
+            || self.blocks.prefix.contains_from(block, first_part)
+    }
+
+    /// Takes the blocks that the lookup found for the first `tokens` tokens.
+    fn share(&mut self, place: u32, tokens: TokenCount) {
+        let KvCache { groups, blocks, sequences, .. } = self;
+        for (group, table) in groups.all.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
+            let length = group.hit_blocks(tokens) as usize;
+            table.blocks.extend_from_slice(&table.found[..length]);
+            for &block in table.blocks.iter().filter(|&&block| block != BlockId::NULL) {
+                blocks.pool.share(block);
+            }
+            table.published = group.entry.full_blocks(tokens).get();
+        }
+    }
+
+    /// Gives the sequence a block of its own for each that it is about to write into and that is not its alone. The
+    /// copy keeps the sequence's hold of the old one.
+    fn copy_shared(&mut self, place: u32, claim: Claim) {
+        for id in (0..self.groups.all.len()).map(GroupId::of) {
+            let mut next = 0;
+            while let Some(written) = self.next_shared(place, id, claim, next) {
+                let group = &self.groups.all[id.index()];
+                let Written { index, block: from, .. } = written;
+                let start = group.size.tokens_in(BlockCount(index)).get();
+                let tokens = claim.computed.get().saturating_sub(start).min(group.size.get());
+                let to = self.blocks.take_one(None);
+                let tables = &mut self.sequences.at_mut(place).tables;
+                tables.get_mut(id).blocks[index as usize] = to;
+                self.copies.push(BlockCopy { group: id, index, from, to, tokens: TokenCount(tokens) });
+                next = index + 1;
+            }
+        }
+    }
+
+    fn next_shared(&self, place: u32, id: GroupId, claim: Claim, next: u32) -> Option<Written> {
+        let table = self.sequences.at(place).tables.get(id)?;
+        let mut written = self.groups.all[id.index()].written_blocks(claim, &table.blocks, table.published);
+        written.find(|written| written.index >= next && self.is_shared(*written, 1))
+    }
+
+    fn count_admission(&mut self, place: u32, cached: TokenCount) {
+        let sequence = self.sequences.at(place);
+        if !self.config.prefix_caching || sequence.reuse == Reuse::WriteOnly {
+            return;
+        }
+        let stats = if sequence.was_released { &mut self.counted.again } else { &mut self.counted.first };
+        stats.count(sequence.known.0, cached.0);
+    }
+}
+
+/// Adds new blocks up to the length `after`, and the null block where none is needed. `name` says what a block is
+/// wanted for.
+#[inline]
+fn extend<D: Digest>(
+    table: &mut Table,
+    after: u32,
+    blocks: &mut Blocks<D, impl Eviction>,
+    unneeded: Unneeded,
+    name: impl Fn(u32) -> Option<u32>,
+) {
+    let wanted = |index| Wanted { content: name(index), ..Wanted::default() };
+    let before = table.held();
+    if unneeded.is_empty() {
+        blocks.take((before..after).map(wanted), |block| table.blocks.push(block));
+        return;
+    }
+    for index in before..after {
+        let block = if unneeded.contains(index) { BlockId::NULL } else { blocks.take_one(name(index)) };
+        table.blocks.push(block);
+    }
+}
+
+/// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less what it has got.
+fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, rest: u32, taken: u32) -> u32 {
+    if claim.external > TokenCount(0) { rest } else { sequence.set_aside.get().saturating_sub(taken) }
+}
+
+/// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
+pub(crate) fn publish<D: Digest>(
+    sequence: &mut Sequence<D>,
+    computed: TokenCount,
+    groups: &Groups,
+    blocks: &mut Blocks<D, impl Eviction>,
+    mut fresh: Option<&mut Vec<BlockId>>,
+) {
+    let there = sequence.loading.map_or(computed, |loading| loading.from);
+    let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
+    let marks = sequence.landmarks();
+    let Sequence { tables, hashes, .. } = sequence;
+    for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
+        if group.holds == Holds::Encoder {
+            continue;
+        }
+        let parts = group.entries();
+        let stride = group.entry.get() / groups.unit.get();
+        while group.entry.is_full(table.published, tokens) {
+            let (entry, end) = (table.published, group.entry.tokens_in(BlockCount(table.published + 1)));
+            table.published += 1;
+            let block = table.blocks[(entry / parts) as usize];
+            if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
+                continue;
+            }
+            blocks.publish(id, hashes[((entry + 1) * stride - 1) as usize], block, entry % parts);
+            if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
+                fresh.push(block);
+            }
+        }
+    }
+}
+
+/// How far a sequence can be computed before it fills another block or needs one.
+fn covered<D: Digest>(sequence: &Sequence<D>, groups: &Groups, config: &Config) -> TokenCount {
+    let mut covered = TokenCount(u32::MAX);
+    for (group, table) in groups.all.iter().zip(sequence.tables.iter()) {
+        if group.holds == Holds::Encoder {
+            continue;
+        }
+        covered = covered.min(group.size.tokens_in(BlockCount(table.held())));
+        if config.prefix_caching {
+            let fills_next = group.entry.tokens_in(BlockCount(table.published + 1));
+            covered = covered.min(TokenCount(fills_next.get() - 1));
+        }
+    }
+    covered.max(sequence.computed)
+}
+
+impl<D: Digest> Sequence<D> {
+    pub(crate) fn landmarks(&self) -> Landmarks {
+        Landmarks { prompt: self.prompt, junction: self.hit.junction.unwrap_or_default() }
+    }
+}

@@ -1,0 +1,167 @@
+//! Sharing inside a request, and going back: forks, rollbacks, and the copies they bring about.
+
+use crate::blocks::Leaving;
+use crate::evict::Eviction;
+use crate::group::Group;
+use crate::hash::BlockHasher;
+use crate::kind::Holds;
+use crate::{BlockCopy, BlockId, Error, KvCache, SequenceId, TokenCount};
+
+impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
+    /// Opens `child` as a second sequence that knows and holds the same as `parent`: for samples of one prompt, and
+    /// for beams. No block is taken. Whichever of the two first writes into a block that both hold, the partly filled
+    /// last one as a rule, gets a copy of its own with that claim.
+    ///
+    /// Cost: O(tokens known and blocks held).
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`], [`Error::AlreadyOpen`]; [`Error::Loading`] while something of the parent is on its way.
+    pub fn fork(&mut self, parent: SequenceId, child: SequenceId) -> Result<(), Error> {
+        let place = self.settled_place(parent)?;
+        if self.sequences.place(child).is_ok() {
+            return Err(Error::AlreadyOpen { sequence: child });
+        }
+        let new = self.sequences.fork(place, child);
+        self.sequences.at_mut(place).may_share_tail = true;
+        let sequence = self.sequences.at_mut(new);
+        sequence.may_share_tail = true;
+        let blocks = sequence.tables.iter().flat_map(|table| &table.blocks);
+        for &block in blocks.filter(|&&block| block != BlockId::NULL) {
+            self.blocks.pool.share(block);
+        }
+        Ok(())
+    }
+
+    /// Forgets all known tokens of a sequence but the first `keep`, and gives back the blocks behind them: what was
+    /// guessed wrong, or a turn that is told anew.
+    ///
+    /// What others can find of the blocks given back, or of the one that is cut, they still can.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::PastTheStart`] when it knows fewer; [`Error::Gone`] when a group has given back what
+    /// would be needed to go on from there; [`Error::Loading`].
+    pub fn truncate(&mut self, sequence: SequenceId, keep: TokenCount) -> Result<(), Error> {
+        let place = self.settled_place(sequence)?;
+        let known = self.sequences.at(place).known;
+        if keep > known {
+            return Err(Error::PastTheStart { sequence, tokens: keep, known });
+        }
+        self.must_go_on_from(place, keep)?;
+        self.keep_room(place, keep);
+        let (unit, lookahead) = (self.groups.unit, self.config.hash_lookahead);
+        self.sequences.at_mut(place).forget_tokens(keep, unit, lookahead);
+        Ok(())
+    }
+
+    /// Forgets the last `tokens` known tokens of a sequence, as [`truncate`](KvCache::truncate) does.
+    ///
+    /// # Errors
+    /// As for [`truncate`](KvCache::truncate).
+    pub fn rollback(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<(), Error> {
+        let known = self.known(sequence)?;
+        match known.get().checked_sub(tokens.get()) {
+            Some(keep) => self.truncate(sequence, TokenCount(keep)),
+            None => Err(Error::PastTheStart { sequence, tokens, known }),
+        }
+    }
+
+    /// Gives back the blocks of a sequence behind the first `room` tokens: lookahead that was not used, or K and V that
+    /// will be computed again. Its tokens stay known.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`]; [`Error::Gone`] as for [`truncate`](KvCache::truncate); [`Error::Loading`].
+    pub fn trim(&mut self, sequence: SequenceId, room: TokenCount) -> Result<(), Error> {
+        let place = self.settled_place(sequence)?;
+        self.must_go_on_from(place, room)?;
+        self.keep_room(place, room);
+        Ok(())
+    }
+
+    /// What must be copied before the step that is being planned writes, in this order.
+    pub fn copies(&self) -> &[BlockCopy] {
+        &self.copies
+    }
+
+    /// The step that was planned has begun its work, in order: blocks that were copied are let go, and later steps may
+    /// begin from the states that it leaves. Call it once per step where sequences fork, parts of blocks are shared or
+    /// a group holds states; elsewhere it does nothing.
+    pub fn end_step(&mut self) {
+        self.fresh.clear();
+        let KvCache { copies, blocks, .. } = self;
+        blocks.release(copies.drain(..).map(Leaving::source));
+    }
+
+    /// Gives back, in reverse, all blocks of a sequence behind those that `keep` names for each group: how many blocks,
+    /// and how many entries of the index.
+    pub(crate) fn give_back(&mut self, place: u32, keep: impl Fn(&Group) -> (u32, u32)) {
+        let KvCache { groups, blocks, sequences, copies, .. } = self;
+        for (group, table) in groups.all.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
+            let (keep, published_max) = keep(group);
+            blocks.release(table.backwards(keep));
+            table.truncate(keep, published_max);
+        }
+        if copies.is_empty() {
+            return;
+        }
+        // A copy into a block that nobody holds any more is not made.
+        copies.retain(|copy| {
+            let is_wanted = blocks.pool.references(copy.to) > 0;
+            if !is_wanted {
+                blocks.release([Leaving::source(*copy)].into_iter());
+            }
+            is_wanted
+        });
+    }
+
+    /// Gives back what lies behind the first `room` tokens.
+    pub(crate) fn keep_room(&mut self, place: u32, room: TokenCount) {
+        self.give_back(place, |group| match group.holds {
+            Holds::Encoder => (u32::MAX, u32::MAX),
+            _ => (group.size.blocks_for(room).get(), group.entry.full_blocks(room).get()),
+        });
+        let sequence = self.sequences.at_mut(place);
+        sequence.computed = sequence.computed.min(room);
+        sequence.may_share_tail = true;
+    }
+
+    /// The place of a sequence of which nothing is on its way.
+    fn settled_place(&self, sequence: SequenceId) -> Result<u32, Error> {
+        let place = self.sequences.place(sequence)?;
+        match self.sequences.at(place).loading {
+            Some(loading) => Err(Error::Loading { sequence, from: loading.from, to: loading.to }),
+            None => Ok(place),
+        }
+    }
+
+    /// Whether every group still has what the token behind `tokens` tokens attends to.
+    pub(crate) fn must_go_on_from(&self, place: u32, tokens: TokenCount) -> Result<(), Error> {
+        let sequence = self.sequences.at(place);
+        if tokens >= sequence.computed {
+            return Ok(());
+        }
+        let gone = |group| Error::Gone { sequence: sequence.id, tokens, computed: sequence.computed, group };
+        for ((id, group), table) in self.groups.iter().zip(sequence.tables.iter()) {
+            let length = group.size.blocks_for(tokens).get();
+            let (skipped, state) = match group.holds {
+                Holds::EveryToken | Holds::Encoder => continue,
+                Holds::NeededTokens => (group.skipped_blocks(tokens, sequence.prompt), false),
+                Holds::State => (0..length.saturating_sub(1), true),
+            };
+            for index in (0..length).filter(|index| !skipped.contains(index)) {
+                let block = table.blocks.get(index as usize).copied().unwrap_or(BlockId::NULL);
+                let is_there =
+                    block != BlockId::NULL && (!state || self.is_state_after(block, group, tokens));
+                if !is_there {
+                    return Err(gone(id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the state in `block` is the one after `tokens` tokens: it is if it was published there, because states
+    /// that go on do so in another block.
+    fn is_state_after(&self, block: BlockId, group: &Group, tokens: TokenCount) -> bool {
+        group.size.tokens_in(group.size.full_blocks(tokens)) == tokens && self.blocks.prefix.contains(block)
+    }
+}

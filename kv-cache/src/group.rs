@@ -1,0 +1,261 @@
+//! The groups as the cache works with them: sizes checked, what follows from them computed once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::kind::{Holds, Kind, Progress};
+use crate::{BlockCount, BlockId, BlockSize, Claim, Config, Error, GroupId, Retention, TokenCount};
+
+/// All groups of a cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Groups {
+    pub(crate) all: Vec<Group>,
+    /// Tokens per hash.
+    pub(crate) unit: BlockSize,
+    /// A hit ends at a multiple of this.
+    pub(crate) alignment: BlockSize,
+    /// Tokens at the end of a hit that are computed again all the same.
+    pub(crate) margin: TokenCount,
+    retention: Retention,
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) kind: Arc<dyn Kind>,
+    pub(crate) holds: Holds,
+    pub(crate) size: BlockSize,
+    /// Tokens that one entry of the index stands for: a block, or a part of it.
+    pub(crate) entry: BlockSize,
+}
+
+/// What is known of a sequence that decides where its blocks stay usable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Landmarks {
+    pub(crate) prompt: TokenCount,
+    pub(crate) junction: TokenCount,
+}
+
+/// Groups are numbered in a byte.
+const GROUPS_MAX: usize = 255;
+
+impl Groups {
+    pub(crate) fn new(config: &Config) -> Result<Groups, Error> {
+        let count = config.groups.len();
+        if count == 0 || count > GROUPS_MAX {
+            return Err(Error::GroupCount { groups: count, max: GROUPS_MAX });
+        }
+        let unit = config.hash_unit();
+        let all: Vec<Group> = config
+            .groups
+            .iter()
+            .map(|group| {
+                let (size, holds) = (group.size(config.block_size), group.kind.holds());
+                let parts = config.match_unit.is_some() && holds != Holds::State;
+                Group { kind: group.kind.clone(), holds, size, entry: if parts { unit } else { size } }
+            })
+            .collect();
+        if let Some(odd) = all.iter().find(|group| !group.size.get().is_multiple_of(unit.get())) {
+            return Err(Error::MatchUnit { unit, block_size: odd.size });
+        }
+        let hits = all.iter().filter(|group| group.holds != Holds::Encoder);
+        let alignment = hits.map(|group| group.entry).reduce(BlockSize::common_multiple).unwrap_or(unit);
+        let margin = TokenCount(if config.draft_head { alignment.get() } else { 0 });
+        Ok(Groups { all, unit, alignment, margin, retention: config.retention })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (GroupId, &Group)> + '_ {
+        (0..).map(GroupId).zip(&self.all)
+    }
+
+    /// The longest usable length of at most `tokens`.
+    pub(crate) fn align(&self, tokens: TokenCount) -> TokenCount {
+        self.alignment.tokens_in(self.alignment.full_blocks(tokens))
+    }
+
+    /// The first length of at least `tokens` at which a prefix is to stay usable.
+    fn retained_from(&self, tokens: TokenCount, marks: Landmarks) -> Option<TokenCount> {
+        let next = |step: BlockSize| step.tokens_in(step.blocks_for(tokens));
+        let before_last = TokenCount(marks.prompt.get().saturating_sub(1));
+        let prompt = [self.align(before_last), self.align(marks.prompt), marks.junction]
+            .into_iter()
+            .filter(|&length| length >= tokens)
+            .min();
+        match self.retention {
+            Retention::Prompt => prompt,
+            Retention::Dense => Some(next(self.alignment)),
+            Retention::Every(every) => {
+                let every = BlockSize::new(every.get()).unwrap_or(self.alignment);
+                let periodic = next(self.alignment.common_multiple(every));
+                Some(prompt.map_or(periodic, |prompt| prompt.min(periodic)))
+            }
+        }
+    }
+
+    /// Where a step of `tokens` tokens behind `computed` ones should end, so that the states worth keeping are left.
+    pub(crate) fn cut(&self, computed: TokenCount, tokens: TokenCount, marks: Landmarks) -> TokenCount {
+        let end = computed.plus(tokens);
+        let cut = match self.retention {
+            Retention::Dense => Some(self.align(end)),
+            _ => {
+                let periodic = match self.retention {
+                    Retention::Every(_) => self.retained_from(computed.plus(TokenCount(1)), marks),
+                    _ => None,
+                };
+                let ends = [Some(marks.junction), Some(self.align(marks.prompt)), periodic];
+                ends.into_iter().flatten().filter(|&cut| cut > computed).min()
+            }
+        };
+        cut.filter(|&cut| computed < cut && cut < end)
+            .map_or(tokens, |cut| TokenCount(cut.get() - computed.get()))
+    }
+
+    /// Whether the entry of `group` that ends at `end` tokens may be published, when a step ends at `computed`.
+    pub(crate) fn retains(
+        &self,
+        group: &Group,
+        end: TokenCount,
+        computed: TokenCount,
+        marks: Landmarks,
+    ) -> bool {
+        match group.holds {
+            Holds::EveryToken => true,
+            Holds::Encoder => false,
+            Holds::State => end == computed && self.retained_from(end, marks) == Some(end),
+            Holds::NeededTokens => self.retained_from(end, marks).is_some_and(|length| {
+                let skipped = group.skipped(length, marks.prompt);
+                end.get() - group.entry.get() < skipped.start || end.get() > skipped.end
+            }),
+        }
+    }
+}
+
+impl Group {
+    /// Index entries per block.
+    pub(crate) fn entries(&self) -> u32 {
+        if self.size == self.entry { 1 } else { self.size.get() / self.entry.get() }
+    }
+
+    /// The tokens that nobody attends to once `computed` are computed.
+    pub(crate) fn skipped(&self, computed: TokenCount, prompt: TokenCount) -> Range<u32> {
+        let range = self.kind.skipped(Progress { computed, prompt });
+        range.start.0..range.end.0
+    }
+
+    /// The blocks that hold nothing but such tokens.
+    pub(crate) fn skipped_blocks(&self, computed: TokenCount, prompt: TokenCount) -> Range<u32> {
+        let Range { start, end } = self.skipped(computed, prompt);
+        let first = self.size.blocks_for(TokenCount(start)).get();
+        first..self.size.full_blocks(TokenCount(end)).get().max(first)
+    }
+
+    /// Blocks that a hit of `tokens` tokens puts into the table, null ones counted.
+    pub(crate) fn hit_blocks(&self, tokens: TokenCount) -> u32 {
+        if self.holds == Holds::Encoder { 0 } else { self.size.blocks_for(tokens).get() }
+    }
+
+    /// How long a table of `length` blocks is once a claim is granted.
+    #[inline]
+    pub(crate) fn length_after(
+        &self,
+        length: u32,
+        claim: Claim,
+        encoder: TokenCount,
+        tokens_max: TokenCount,
+    ) -> u32 {
+        let tokens = match self.holds {
+            Holds::Encoder => encoder,
+            _ => claim.computed_after().plus(claim.lookahead).min(tokens_max),
+        };
+        length + self.size.blocks_beyond(BlockCount(length), tokens).get()
+    }
+
+    /// Blocks that a sequence of `known` tokens needs beyond the `has` of a table of `length`: at its longest, or at
+    /// once, if the group gives back what it skips.
+    pub(crate) fn whole(
+        &self,
+        length: u32,
+        has: u32,
+        known: TokenCount,
+        encoder: TokenCount,
+        step: TokenCount,
+    ) -> u32 {
+        let tokens = if self.holds == Holds::Encoder { encoder } else { known };
+        let beyond = self.size.blocks_beyond(BlockCount(length), tokens).get();
+        match self.holds {
+            Holds::EveryToken | Holds::Encoder => beyond,
+            _ => beyond.min(self.kind.blocks_max(tokens, step, self.size).get().saturating_sub(has)),
+        }
+    }
+
+    /// Which entries from `has` on stay empty when a claim is granted: those that nobody will attend to.
+    pub(crate) fn unneeded(&self, claim: Claim, prompt: TokenCount) -> Unneeded {
+        let start = claim.computed.plus(claim.external);
+        match self.holds {
+            Holds::EveryToken | Holds::Encoder => Unneeded { blocks: 0..0, but: None },
+            Holds::NeededTokens => Unneeded { blocks: self.skipped_blocks(start, prompt), but: None },
+            Holds::State => {
+                let but = (claim.external > TokenCount(0)).then(|| self.last_block(start));
+                Unneeded { blocks: 0..self.last_block(claim.computed_after()), but }
+            }
+        }
+    }
+
+    /// Which of the `held` blocks a claim writes into, other than what they are published to hold: the first
+    /// `published` entries of the table are rewritten as they are, if at all.
+    pub(crate) fn written_blocks<'a>(
+        &self,
+        claim: Claim,
+        held: &'a [BlockId],
+        published: u32,
+    ) -> impl Iterator<Item = Written> + use<'a> {
+        let first = match self.holds {
+            Holds::EveryToken | Holds::NeededTokens => self.size.full_blocks(claim.computed).get(),
+            Holds::State => self.last_block(claim.computed_after()),
+            Holds::Encoder => u32::MAX,
+        };
+        let parts = self.entries();
+        (0..).zip(held).skip(first as usize).filter_map(move |(index, &block)| {
+            let first_part = published.saturating_sub(index * parts);
+            (block != BlockId::NULL && first_part < parts).then_some(Written { index, block, first_part })
+        })
+    }
+
+    /// The block that the last of `tokens` tokens is in.
+    fn last_block(&self, tokens: TokenCount) -> u32 {
+        self.size.full_blocks(TokenCount(tokens.get().saturating_sub(1))).get()
+    }
+}
+
+/// A block that a claim writes into, from the part on that the sequence has not published.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) index: u32,
+    pub(crate) block: BlockId,
+    pub(crate) first_part: u32,
+}
+
+/// Entries of a table that stay empty.
+#[derive(Clone, Debug)]
+pub(crate) struct Unneeded {
+    blocks: Range<u32>,
+    but: Option<u32>,
+}
+
+impl Unneeded {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub(crate) fn contains(&self, index: u32) -> bool {
+        self.blocks.contains(&index) && self.but != Some(index)
+    }
+
+    /// How many of the entries `from..to` are needed.
+    pub(crate) fn needed(&self, from: u32, to: u32) -> u32 {
+        let (first, last) = (self.blocks.start.max(from), self.blocks.end.min(to));
+        let empty = last.saturating_sub(first);
+        let filled = self.but.is_some_and(|but| (first..last).contains(&but));
+        to.saturating_sub(from) - empty + u32::from(filled)
+    }
+}
