@@ -11,5 +11,6 @@ pub mod run;
 pub mod soak;
 pub mod sse;
 pub mod statistics;
-pub mod trace;
 pub mod workload;
+
+pub use quayline_simulator::trace;

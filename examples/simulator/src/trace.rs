@@ -35,15 +35,27 @@ pub enum TraceError {
         source: std::io::Error,
     },
     /// A line is not what its format says.
-    #[error("line {line}: {what}")]
+    #[error("{path}:{line}: {what}")]
     Line {
+        /// The file.
+        path: String,
         /// Counted from 1.
         line: usize,
         /// What is wrong with it.
         what: String,
     },
     /// The file holds no request.
-    #[error("the trace holds no request")]
+    #[error("{path}: the trace holds no request")]
+    Empty {
+        /// The file.
+        path: String,
+    },
+}
+
+/// What is wrong in a text that need not be a file: where, and what.
+#[derive(Debug, PartialEq, Eq)]
+enum Fault {
+    Line(usize, String),
     Empty,
 }
 
@@ -54,8 +66,13 @@ pub enum TraceError {
 /// # Errors
 /// When the file cannot be read, or at the first line that is not in that form.
 pub fn read(path: &Path, limit: usize) -> Result<Vec<Arrival>, TraceError> {
-    let text = text(path).map_err(|source| TraceError::File { path: path.display().to_string(), source })?;
-    if text.trim_start().starts_with('{') { mooncake(&text, limit) } else { azure(&text, limit) }
+    let name = path.display().to_string();
+    let text = text(path).map_err(|source| TraceError::File { path: name.clone(), source })?;
+    let read = if text.trim_start().starts_with('{') { mooncake(&text, limit) } else { azure(&text, limit) };
+    read.map_err(|fault| match fault {
+        Fault::Line(line, what) => TraceError::Line { path: name, line, what },
+        Fault::Empty => TraceError::Empty { path: name },
+    })
 }
 
 fn text(path: &Path) -> std::io::Result<String> {
@@ -79,15 +96,12 @@ struct MooncakeLine {
 }
 
 /// Parses lines of `{"timestamp": ms, "input_length", "output_length", "hash_ids"}`.
-///
-/// # Errors
-/// At the first line that is not such an object.
-pub fn mooncake(text: &str, limit: usize) -> Result<Vec<Arrival>, TraceError> {
+fn mooncake(text: &str, limit: usize) -> Result<Vec<Arrival>, Fault> {
     let mut arrivals = Vec::new();
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     for (index, line) in lines.take(limit) {
-        let parsed: MooncakeLine = serde_json::from_str(line)
-            .map_err(|error| TraceError::Line { line: index + 1, what: error.to_string() })?;
+        let parsed: MooncakeLine =
+            serde_json::from_str(line).map_err(|error| Fault::Line(index + 1, without_place(&error)))?;
         arrivals.push(Arrival {
             at: Duration::from_millis(parsed.timestamp),
             prompt_tokens: parsed.input_length,
@@ -99,19 +113,23 @@ pub fn mooncake(text: &str, limit: usize) -> Result<Vec<Arrival>, TraceError> {
 }
 
 /// Parses `TIMESTAMP,ContextTokens,GeneratedTokens` with times like `2023-11-16 18:17:03.9799600`.
-///
-/// # Errors
-/// At the first line (after the header) that does not have this form.
-pub fn azure(text: &str, limit: usize) -> Result<Vec<Arrival>, TraceError> {
+fn azure(text: &str, limit: usize) -> Result<Vec<Arrival>, Fault> {
     let mut arrivals = Vec::new();
     let lines = text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty());
     for (index, line) in lines.take(limit) {
-        arrivals.push(azure_line(line.trim()).ok_or_else(|| TraceError::Line {
-            line: index + 1,
-            what: format!("not a time and two counts: {line:?}"),
-        })?);
+        arrivals.push(
+            azure_line(line.trim())
+                .ok_or_else(|| Fault::Line(index + 1, format!("not a time and two counts: {line:?}")))?,
+        );
     }
     from_the_first(arrivals)
+}
+
+/// What serde says, less its own count of lines: there is one line.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" at line 1 column ")
+        .map_or(text.clone(), |(what, column)| format!("{what} (column {column})"))
 }
 
 fn azure_line(line: &str) -> Option<Arrival> {
@@ -152,9 +170,9 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - 719_468
 }
 
-fn from_the_first(mut arrivals: Vec<Arrival>) -> Result<Vec<Arrival>, TraceError> {
+fn from_the_first(mut arrivals: Vec<Arrival>) -> Result<Vec<Arrival>, Fault> {
     arrivals.sort_by_key(|arrival| arrival.at);
-    let first = arrivals.first().ok_or(TraceError::Empty)?.at;
+    let first = arrivals.first().ok_or(Fault::Empty)?.at;
     for arrival in &mut arrivals {
         arrival.at -= first;
     }
@@ -198,15 +216,15 @@ mod tests {
     #[test]
     fn a_wrong_line_is_named() {
         let error = azure("header\n2023-11-16 18:17:03,1,2\n2023-13-16 18:17:03,1,2\n", 10).unwrap_err();
-        assert!(error.to_string().starts_with("line 3:"), "{error}");
+        assert!(matches!(error, Fault::Line(3, _)), "{error:?}");
         let error = mooncake("{\"timestamp\": 1}\n", 10).unwrap_err();
-        assert!(error.to_string().starts_with("line 1:"), "{error}");
-        assert!(matches!(azure("header\n", 10), Err(TraceError::Empty)));
+        assert_eq!(error, Fault::Line(1, "missing field `input_length` (column 16)".to_owned()));
+        assert!(matches!(azure("header\n", 10), Err(Fault::Empty)));
     }
 
     #[test]
     fn the_published_traces_read_whole() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/llm-requests");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/llm-requests");
         let files = [
             ("mooncake/conversation_trace.jsonl.gz", 12_031, 3_537.0),
             ("azure-2023/AzureLLMInferenceTrace_code.csv.gz", 8_819, 3_436.0),
