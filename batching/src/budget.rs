@@ -10,6 +10,8 @@ pub(crate) struct Budget {
     left: u32,
     /// The most for one request.
     cap: u32,
+    /// Tokens that each request takes besides, for a proposer.
+    slots: u32,
     /// Pieces are whole or not at all.
     whole: bool,
 }
@@ -25,16 +27,18 @@ impl Budget {
     /// A whole step, for `requests` that run or wait.
     pub(crate) fn new(config: &Config, requests: usize) -> Budget {
         let max = config.step_tokens_max;
-        Budget { max, left: max, cap: cap(config, requests), whole: config.prefill == Prefill::Whole }
-    }
-
-    pub(crate) fn spent(&self) -> u32 {
-        self.max - self.left
+        Budget {
+            max,
+            left: max,
+            cap: cap(config, requests),
+            slots: config.drafts.slots,
+            whole: config.prefill == Prefill::Whole,
+        }
     }
 
     /// The reason why nobody gets anything any more.
     pub(crate) fn is_spent(&self) -> Option<Reason> {
-        (self.left == 0).then_some(Reason::StepSpent { step_tokens_max: self.max })
+        (self.left <= self.slots).then_some(Reason::StepSpent { step_tokens_max: self.max })
     }
 
     /// The piece that a request gets if it wants `wanted` tokens: first the cap, then what is left.
@@ -42,11 +46,12 @@ impl Budget {
         if let Some(reason) = self.is_spent() {
             return Err(reason);
         }
-        if self.whole && wanted > self.left {
-            return Err(Reason::NotCut { wanted_tokens: wanted, left_tokens: self.left });
+        let left = self.left - self.slots;
+        if self.whole && wanted > left {
+            return Err(Reason::NotCut { wanted_tokens: wanted, left_tokens: left });
         }
         let allowed = wanted.min(self.cap);
-        let tokens = allowed.min(self.left);
+        let tokens = allowed.min(left);
         let cut = if tokens == wanted {
             None
         } else if tokens < allowed {
@@ -57,12 +62,19 @@ impl Budget {
         Ok(Share { tokens, cut })
     }
 
+    /// How many tokens may go beyond a piece of `tokens`, if each of `others` must have one.
+    pub(crate) fn beyond(&self, tokens: u32, others: usize) -> u32 {
+        let others = u32::try_from(others).unwrap_or(u32::MAX).saturating_mul(1 + self.slots);
+        let left = self.left.saturating_sub(tokens + self.slots).saturating_sub(others);
+        left.min(self.cap.saturating_sub(tokens))
+    }
+
     pub(crate) fn take(&mut self, tokens: u32) {
-        self.left -= tokens;
+        self.left -= tokens + self.slots;
     }
 
     pub(crate) fn give_back(&mut self, tokens: u32) {
-        self.left += tokens;
+        self.left += tokens + self.slots;
     }
 }
 
@@ -83,6 +95,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::speculation::Drafts;
 
     fn budget(prefill: Prefill, requests: usize) -> Budget {
         Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests)
@@ -122,5 +135,22 @@ mod tests {
         budget.take(1000);
         assert_eq!(budget.share(25), Err(Reason::NotCut { wanted_tokens: 25, left_tokens: 24 }));
         assert_eq!(budget.share(24), Ok(Share { tokens: 24, cut: None }));
+    }
+
+    #[test]
+    fn a_proposer_takes_its_slots_from_the_step() {
+        let drafts = Drafts { slots: 3, ..Drafts::up_to(3) };
+        let mut budget = Budget::new(&Config { step_tokens_max: 1024, drafts, ..Config::new(4096) }, 2);
+        assert_eq!(budget.share(2000).unwrap().tokens, 1021);
+        budget.take(1020);
+        assert_eq!(budget.share(1), Err(Reason::StepSpent { step_tokens_max: 1024 }));
+    }
+
+    #[test]
+    fn a_draft_never_takes_the_only_token_of_another() {
+        let mut budget = budget(Prefill::Chunked, 9);
+        budget.take(1018);
+        assert_eq!(budget.beyond(1, 3), 2);
+        assert_eq!(budget.beyond(1, 9), 0);
     }
 }

@@ -1,48 +1,109 @@
-//! Who yields when memory runs out, and what it loses: its room. It starts over later, from whatever the
-//! memory still has of it.
+//! Who yields when memory runs out, and what becomes of what it computed: it is given up, and computed again
+//! as far as the memory does not find it, or it is moved to a slower tier and back.
 
 use crate::batcher::Batcher;
-use crate::config::Order;
+use crate::config::Preemption;
+use crate::id::Tick;
 use crate::memory::Memory;
-use crate::plan::{Note, Plan, Scheduled};
-use crate::queue::Rank;
+use crate::order::Order;
+use crate::plan::{Plan, Preempted, Scheduled};
+use crate::queue::{Class, Place};
 use crate::reason::Reason;
-use crate::sequence::{Slot, State};
+use crate::remains::Remains;
+use crate::sequence::{At, Slot, State, Waiting};
 use crate::step::Step;
 
-impl Batcher {
-    /// The place, among the running, of the next one to yield: the one admitted last, or the last by
-    /// priority.
+impl<O: Order> Batcher<O> {
+    /// The place, among the running, of the next one to yield: the last by the order, and of equals the one
+    /// admitted last.
     pub(crate) fn victim_place(&self) -> usize {
-        let last = self.running.len() - 1;
-        match self.config.order {
-            Order::FirstCome => last,
-            Order::Priority => (0..=last)
-                .max_by_key(|&place| Rank::by_priority(&self.sequences.at(self.running[place]).request))
-                .unwrap_or(last),
-        }
+        let rank = |&place: &usize| {
+            let sequence = self.sequences.at(self.running[place]);
+            let turn = i64::try_from(sequence.running().turn).unwrap_or(i64::MAX);
+            self.order.yields(&sequence.candidate(turn, 0), sequence.lane)
+        };
+        (0..self.running.len()).max_by_key(rank).expect("whoever asks for room runs")
+    }
+
+    /// True if room will come back when the steps in flight have been applied. Until then nobody is
+    /// preempted for it: that would be in vain.
+    pub(crate) fn frees_pending(&self) -> bool {
+        self.remains.values().any(|remains| matches!(remains, Remains::Fenced(_)))
     }
 
     /// Takes the room of the running request at `place` and sends it back to the queue. If this step had
     /// scheduled it already, the step gets its tokens back.
     pub(crate) fn preempt<M: Memory>(&mut self, place: usize, reason: Reason, step: &mut Step<'_, M>) {
         let slot = self.running.remove(place);
-        let sequence = self.sequences.at_mut(slot);
-        let id = sequence.id();
-        if let Some(scheduled) = withdraw(step.plan, slot) {
-            step.budget.give_back(scheduled.tokens);
-            if scheduled.granted {
+        let id = self.sequences.at(slot).id;
+        if let Some(part) = withdraw(step.plan, slot) {
+            let sequence = self.sequences.at_mut(slot);
+            sequence.last_step = part.step_before;
+            sequence.pending -= u32::from(part.samples);
+            let running = sequence.running_mut();
+            running.computed_tokens = part.start;
+            running.in_flight_tokens -= part.tokens;
+            step.budget.give_back(part.tokens);
+            step.plan.tokens -= part.tokens;
+            self.encoder.withdraw(id, step.plan);
+            if part.granted {
                 step.memory.withdraw(id);
             }
         }
-        step.memory.release(id);
+        let swapped_tokens = self.displace(slot, step.now, step.memory);
+        step.plan.preempted.push(Preempted { id, reason, swapped_tokens });
+    }
 
-        let rank = self.queue.front(&sequence.request);
-        sequence.state = State::Waiting { since: step.now, rank };
+    /// Takes the room of one that has just left the list of the running, and lets it wait. Returns how many
+    /// of its tokens are in the slower tier now.
+    pub(crate) fn displace(&mut self, slot: Slot, now: Tick, memory: &mut impl Memory) -> u32 {
+        let sequence = self.sequences.at(slot);
+        let (id, last_step, known_tokens) = (sequence.id, sequence.last_step, sequence.known_tokens);
+        let running = *sequence.running();
+        let class = Class { adapter: sequence.request.adapter, long: running.long };
+        self.gates.leave(class);
+        self.promises -= u32::from(running.promised);
+        self.encoder.leave(id);
+
+        let computed_tokens = running.computed_tokens.min(known_tokens);
+        let swapped =
+            computed_tokens > 0 && self.prefers_swap(computed_tokens) && memory.swap_out(id, computed_tokens);
+        if !swapped {
+            self.give_back(id, last_step, memory);
+        }
+
+        self.turns.front -= 1;
+        let turn = self.turns.front;
+        let sequence = self.sequences.at_mut(slot);
+        let key = crate::line::Key { rank: crate::Rank::default(), id };
+        let class = Class { long: false, ..class };
+        let place = Place { class, lane: sequence.lane, key, since: now };
+        let swapped_tokens = swapped.then_some(computed_tokens);
+        let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens, cached_tokens: 0 };
+        sequence.state = State::Waiting(Box::new(waiting));
         sequence.preemptions += 1;
-        self.queue.join(rank, slot, sequence.known_tokens);
+        sequence.drafts = 0;
+        self.waiting_tokens += u64::from(known_tokens);
         self.counts.preemptions += 1;
-        step.plan.preempted.push(Note { id, reason });
+        self.counts.swapped_tokens += u64::from(swapped_tokens.unwrap_or(0));
+        if let Some(ticks) = self.config.waiting_ticks_max {
+            self.timers.set(now.after(ticks), id);
+        }
+        if sequence.followers > 0 {
+            self.wake_followers(id);
+        }
+        self.enqueue(slot);
+        swapped_tokens.unwrap_or(0)
+    }
+
+    fn prefers_swap(&self, tokens: u32) -> bool {
+        match self.config.preemption {
+            Preemption::Recompute => false,
+            Preemption::Swap => true,
+            Preemption::Cheaper(costs) => {
+                costs.swap_nanoseconds(tokens) < costs.recompute_nanoseconds(tokens)
+            }
+        }
     }
 }
 

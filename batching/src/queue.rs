@@ -1,103 +1,132 @@
 //! Who waits, in the order of admission.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
 
-use crate::config::Order;
-use crate::id::{RequestId, Tick};
-use crate::request::Request;
+use crate::id::{AdapterId, RequestId, Tick};
+use crate::line::{Head, Key, Line};
+use crate::order::{Lane, Order};
 use crate::sequence::Slot;
 
-/// A place in the queue; the lowest is next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Rank {
-    /// Turns are dealt out upwards at the back, downwards at the front.
-    FirstCome { turn: i64 },
-    /// A place of its own, whenever it comes.
-    Priority { priority: i32, arrival: Tick, id: RequestId },
+/// What admission may be closed for, whoever asks: each class waits in a line of its own, so that others
+/// pass without a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Class {
+    pub(crate) adapter: Option<AdapterId>,
+    /// Found to have a long prompt, when no more of them might run.
+    pub(crate) long: bool,
 }
 
-impl Rank {
-    pub(crate) fn by_priority(request: &Request) -> Rank {
-        Rank::Priority { priority: request.priority, arrival: request.arrival, id: request.id }
-    }
+/// A place in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Place {
+    pub(crate) class: Class,
+    pub(crate) lane: Lane,
+    pub(crate) key: Key,
+    pub(crate) since: Tick,
 }
 
-/// The waiting requests. Joining, leaving and finding the next one cost O(log n).
-#[derive(Debug, Clone)]
+/// The waiting requests that nothing but room and turn holds back.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Queue {
-    order: Order,
-    waiting: BTreeMap<Rank, Slot>,
-    tokens: u64,
-    front_turn: i64,
-    back_turn: i64,
+    lines: BTreeMap<Class, Line>,
+    /// How many wait in each lane, over all lines.
+    lanes: Vec<u32>,
+    /// By how long they have waited; kept only if that can matter.
+    by_age: Option<BTreeMap<(Tick, RequestId), Slot>>,
+    len: usize,
 }
 
 impl Queue {
-    pub(crate) fn new(order: Order) -> Queue {
-        Queue { order, waiting: BTreeMap::new(), tokens: 0, front_turn: 0, back_turn: 0 }
+    /// `by_age`: whoever has waited for too long goes first.
+    pub(crate) fn new(by_age: bool) -> Queue {
+        Queue { by_age: by_age.then(BTreeMap::new), ..Queue::default() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.len
     }
 
-    /// Known tokens of all who wait.
-    pub(crate) fn tokens(&self) -> u64 {
-        self.tokens
-    }
-
-    /// The place of one who comes new.
-    pub(crate) fn back(&mut self, request: &Request) -> Rank {
-        match self.order {
-            Order::Priority => Rank::by_priority(request),
-            Order::FirstCome => {
-                self.back_turn += 1;
-                Rank::FirstCome { turn: self.back_turn - 1 }
-            }
+    pub(crate) fn join(&mut self, order: &mut impl Order, place: Place, slot: Slot) {
+        let Place { class, lane, key, since } = place;
+        let index = lane.0 as usize;
+        if self.lanes.len() <= index {
+            self.lanes.resize(index + 1, 0);
         }
-    }
-
-    /// The place of one who was preempted: before all others, or where its priority puts it.
-    pub(crate) fn front(&mut self, request: &Request) -> Rank {
-        match self.order {
-            Order::Priority => Rank::by_priority(request),
-            Order::FirstCome => {
-                self.front_turn -= 1;
-                Rank::FirstCome { turn: self.front_turn }
-            }
+        if self.lanes[index] == 0 {
+            let lowest = self.lowest_level(order);
+            order.wakes(lane, lowest);
         }
+        self.lanes[index] += 1;
+        self.lines.entry(class).or_default().join(order.level(lane), lane, key, slot);
+        if let Some(by_age) = &mut self.by_age {
+            by_age.insert((since, key.id), slot);
+        }
+        self.len += 1;
     }
 
-    pub(crate) fn join(&mut self, rank: Rank, slot: Slot, known_tokens: u32) {
-        self.tokens += u64::from(known_tokens);
-        let former = self.waiting.insert(rank, slot);
-        assert!(former.is_none(), "two requests have the place {rank:?}");
+    pub(crate) fn leave(&mut self, place: Place) {
+        let Place { class, lane, key, since } = place;
+        let line = self.lines.get_mut(&class).expect("who waits has a line");
+        line.leave(lane, key);
+        if line.len() == 0 && class != Class::default() {
+            self.lines.remove(&class);
+        }
+        self.lanes[lane.0 as usize] -= 1;
+        if let Some(by_age) = &mut self.by_age {
+            by_age.remove(&(since, key.id));
+        }
+        self.len -= 1;
     }
 
-    pub(crate) fn leave(&mut self, rank: Rank, known_tokens: u32) {
-        self.tokens -= u64::from(known_tokens);
-        self.waiting.remove(&rank).expect("one who waits has its place in the queue");
+    /// The first of all whose class is `open`.
+    pub(crate) fn first(&mut self, order: &impl Order, open: impl Fn(Class) -> bool) -> Option<Slot> {
+        let lines = self.lines.iter_mut().filter(|&(&class, _)| open(class));
+        lines.filter_map(|(_, line)| line.first(order)).min().map(|(_, slot)| slot)
     }
 
-    /// One who waits has learned a token: the last output before it was preempted came in.
-    pub(crate) fn grow(&mut self) {
-        self.tokens += 1;
+    /// Who has waited longest, if that is since before `moment`.
+    pub(crate) fn oldest_before(&self, moment: Tick) -> Option<Slot> {
+        let (&(since, _), &slot) = self.by_age.as_ref()?.first_key_value()?;
+        (since < moment).then_some(slot)
     }
 
-    /// The first one behind `place`, or the first of all.
-    pub(crate) fn next(&self, place: Option<Rank>) -> Option<(Rank, Slot)> {
-        let from = place.map_or(Unbounded, Excluded);
-        self.waiting.range((from, Unbounded)).next().map(|(&rank, &slot)| (rank, slot))
+    /// The first of each class that is not `open`, and how many are behind it there.
+    pub(crate) fn heads_of_closed<'a>(
+        &'a mut self,
+        order: &'a impl Order,
+        open: impl Fn(Class) -> bool + 'a,
+    ) -> impl Iterator<Item = (Class, Slot, usize)> + 'a {
+        let lines = self.lines.iter_mut().filter(move |&(&class, _)| !open(class));
+        lines.filter_map(|(&class, line)| {
+            let behind = line.len().saturating_sub(1);
+            line.first(order).map(|(_, slot)| (class, slot, behind))
+        })
     }
 
-    /// How many wait before `rank`. Cost: O(n).
-    pub(crate) fn ahead_of(&self, rank: Rank) -> usize {
-        self.waiting.range(..rank).count()
+    /// How many are before `place`, as the order stands now. Cost: O(n).
+    pub(crate) fn ahead_of(&self, order: &impl Order, place: Place) -> usize {
+        let head = |lane: Lane, key: Key| Head { level: order.level(lane), key, lane };
+        let own = head(place.lane, place.key);
+        self.iter().filter(|&(lane, key, _)| head(lane, key) < own).count()
     }
 
-    /// Who waits, first to last.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Rank, Slot)> {
-        self.waiting.iter().map(|(&rank, &slot)| (rank, slot))
+    /// Who waits, in no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Lane, Key, Slot)> {
+        self.lines.values().flat_map(Line::iter)
+    }
+
+    /// Who waits, first to last as the order stands now. Cost: O(n log n).
+    pub(crate) fn in_order(&self, order: &impl Order) -> Vec<Slot> {
+        let heads = self.iter().map(|(lane, key, slot)| (Head { level: order.level(lane), key, lane }, slot));
+        let mut heads: Vec<(Head, Slot)> = heads.collect();
+        heads.sort_unstable();
+        heads.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    fn lowest_level(&mut self, order: &impl Order) -> Option<u128> {
+        let firsts = self.lines.values_mut().filter_map(|line| line.first(order));
+        firsts.map(|(head, _)| head.level).min()
     }
 }

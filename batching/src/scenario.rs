@@ -23,35 +23,56 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `batcher FIELD=VALUE ...` | begins anew, with the fields of [`Config`] that differ from [`Config::new`]`(4096)`; `prefill` is `whole`, `chunked`, `capped:N` or `adaptive:N`; `order` is `first_come` or `priority`; checks are `on` or `off` |
-//! | `memory blocks=N block_tokens=N [caching=on]` | begins anew with a small [`BlockMemory`]; without it there is room for everything |
-//! | `add NAME PROMPT [priority=N] [arrival=N] [new_tokens_max=N] [new_tokens_min=N] [eos=N] [stop_ids=N,N]` | [`Batcher::add`]; 16 new tokens unless said otherwise |
+//! | `batcher FIELD=VALUE ...` | begins anew, with the fields of [`Config`] that differ from [`Config::new`]`(4096)`; see below |
+//! | `memory blocks=N block_tokens=N [caching=on] [host_blocks=N] [window=N]` | begins anew with a small [`BlockMemory`]; without it there is room for everything |
+//! | `add NAME PROMPT OPTION=VALUE ...` | [`Batcher::add`]; 16 new tokens unless said otherwise; see below |
 //! | `now N` | sets the clock |
-//! | `step` | [`Batcher::step`]. Of each request: the tokens to compute, whether it is `new` or `resumed` and with how many `cached`, whether it `samples`, and why it gets less than it wants |
-//! | `apply [NAME or NAME=TOKEN ...]` | [`Batcher::apply`], for those named or for all whose output is due; the token is 0 unless said otherwise |
+//! | `step` | [`Batcher::step`]. Of each request: the tokens to compute, whether it is `new` or `resumed`, where its tokens came from, drafts and padding, whether it `samples`, and why it gets less than it wants |
+//! | `apply [step=N] [NAME or NAME=TOKEN,TOKEN ... or NAME=-]` | [`Batcher::apply`]: of the step named, else of the oldest that awaits the first name, with these tokens, none for `-`, and token 0 for all not named. Without a name: of all steps in flight |
 //! | `run [N]` | `apply`, then `step` and `apply` until nothing is scheduled, or `N` times; a line for each |
+//! | `propose NAME N` | [`Batcher::propose`] |
 //! | `finish NAME`, `cancel NAME` | [`Batcher::finish`], [`Batcher::cancel`] |
+//! | `grammar NAME` | [`Batcher::grammar_ready`] |
+//! | `loaded NAME`, `failed NAME N`, `handed NAME` | [`Batcher::loaded`], [`Batcher::load_failed`], [`Batcher::handed_over`] |
+//! | `fork NAME CHILD` | [`Batcher::fork`] |
+//! | `weight TENANT W` | [`Batcher::set_weight`] |
 //! | `flow open`, `draining`, `holding` or `stopped` | [`Batcher::set_flow`] |
+//! | `sleep` | [`Batcher::sleep`] |
 //! | `standing NAME` | [`Batcher::standing`] |
 //! | `lists` | who runs and who waits, in order, and the free blocks |
 //! | `stats` | [`Batcher::stats`] |
+//!
+//! Fields of `batcher` are called as in [`Config`]. Those with several numbers: `prefill` is `whole`,
+//! `chunked`, `capped:N` or `adaptive:N`; `long_prefills=ABOVE:MAX`; `preemption` is `recompute`, `swap` or
+//! `cheaper:BYTES_PER_TOKEN:BYTES_PER_SECOND:TRANSFER_NANOSECONDS:PREFILL_TOKENS_PER_SECOND`; `drafts=N`,
+//! `draft_limits=ABOVE:N,ABOVE:N`, `draft_adaptive`, `draft_padding`, `draft_slots`; `encoder=STEP:CACHE`;
+//! `failed_loads` is `recompute` or `end`. The `order` is `first_come`, `priority`, `deadline`,
+//! `shortest_job`, `longest_prefix:N`, `fair` or `fair:INPUT:OUTPUT`. Switches are `on` or `off`.
+//!
+//! Options of `add`: `priority`, `arrival`, `new_tokens_max`, `new_tokens_min`, `eos`, `stop_ids=N,N`,
+//! `tenant=NAME`, `targets=FIRST:TOKEN`, `expected=N`, `adapter=NAME`, `grammar=compiling` or `ready`,
+//! `sample_of=NAME`, `hands_over=on`, `items=NAME@START+TOKENS,...`, and `remote=now:N`, `later:N` or
+//! `unknown`, which says what another machine has.
 //!
 //! A prompt is a number of tokens that are the request's own, or pieces joined by `+`: `48@system+7` is 48
 //! tokens that all requests with `@system` share, and 7 of its own. The batcher is audited after every
 //! command.
 
 mod blocks;
+mod settings;
+mod tell;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 pub use blocks::BlockMemory;
-use words::{Words, config};
+use settings::number;
+use words::Words;
 
 use crate::{
-    Batcher, Config, Finished, Flow, Note, Plan, Reason, Request, RequestId, Sampled, Standing, StopRules,
-    Tick, TokenId,
+    AdapterId, Batcher, Config, EncoderItem, Error, Finished, Flow, Plan, Policy, Request, RequestId,
+    Sampled, StepId, StopRules, TenantId, Tick, TokenId,
 };
 
 /// Runs a scenario and returns it with the answers written under the commands. Answers that the text
@@ -83,13 +104,12 @@ struct Interpreter {
     memory: BlockMemory,
     plan: Plan,
     finished: Vec<Finished>,
-    /// Whose output is due, in the order of the plans.
-    due: Vec<RequestId>,
+    /// The steps in flight, and whose outputs they bring.
+    due: VecDeque<(StepId, Vec<RequestId>)>,
     names: Vec<String>,
-    /// Numbers for the pieces of prompts, by name.
-    pieces: BTreeMap<String, u64>,
+    /// Numbers for the pieces of prompts, for tenants, adapters and encoder items, by name.
+    numbers: BTreeMap<String, u64>,
     now: Tick,
-    steps: u32,
 }
 
 /// The answer, or what is wrong with the command.
@@ -97,20 +117,19 @@ type Answer = Result<String, String>;
 
 impl Interpreter {
     fn new() -> Interpreter {
-        Interpreter::with(Config::new(4096)).expect("the defaults are sound")
+        Interpreter::with(Config::new(4096), Policy::FirstCome).expect("the defaults are sound")
     }
 
-    fn with(config: Config) -> Result<Interpreter, crate::ConfigError> {
+    fn with(config: Config, order: Policy) -> Result<Interpreter, crate::ConfigError> {
         Ok(Interpreter {
-            batcher: Batcher::new(config)?,
-            memory: BlockMemory::new(1 << 20, 16, false),
+            batcher: Batcher::with_order(config, order)?,
+            memory: BlockMemory::new(1 << 12, 1 << 12, false),
             plan: Plan::new(),
             finished: Vec::new(),
-            due: Vec::new(),
+            due: VecDeque::new(),
             names: Vec::new(),
-            pieces: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             now: Tick(0),
-            steps: 0,
         })
     }
 
@@ -132,9 +151,17 @@ impl Interpreter {
             "step" => Ok(self.step()),
             "apply" => self.apply(&words),
             "run" => self.run(&mut words),
-            "finish" => self.remove(&mut words, "is finished", Batcher::finish),
-            "cancel" => self.remove(&mut words, "is cancelled", Batcher::cancel),
+            "propose" => self.propose(&mut words),
+            "finish" => self.finish(&mut words),
+            "cancel" => self.cancel(&mut words),
+            "grammar" => self.grammar(&mut words),
+            "loaded" => self.loaded(&mut words),
+            "failed" => self.failed(&mut words),
+            "handed" => self.handed(&mut words),
+            "fork" => self.fork(&mut words),
+            "weight" => self.weight(&mut words),
             "flow" => self.flow(&mut words),
+            "sleep" => Ok(self.sleep()),
             "standing" => self.standing(&mut words),
             "lists" => Ok(self.lists()),
             "stats" => Ok(self.stats()),
@@ -143,7 +170,8 @@ impl Interpreter {
     }
 
     fn begin(&mut self, words: &Words<'_>) -> Answer {
-        *self = Interpreter::with(config(words)?).map_err(|error| error.to_string())?;
+        let (config, order) = settings::config(words)?;
+        *self = Interpreter::with(config, order).map_err(|error| error.to_string())?;
         Ok("batcher ready".into())
     }
 
@@ -151,39 +179,87 @@ impl Interpreter {
         if self.batcher.has_work() {
             return Err("the memory is in use".into());
         }
-        words.only(&["blocks", "block_tokens", "caching"])?;
+        words.only(&["blocks", "block_tokens", "caching", "host_blocks", "window"])?;
         let (blocks, block_tokens) = (words.number("blocks", 0)?, words.number("block_tokens", 16)?);
         if block_tokens == 0 {
             return Err("a block holds at least one token".into());
         }
-        self.memory = BlockMemory::new(blocks, block_tokens, words.switch("caching", false)?);
-        Ok(format!("{blocks} blocks of {block_tokens} tokens"))
+        let host_blocks = words.number("host_blocks", 0)?;
+        self.memory = BlockMemory::new(blocks, block_tokens, words.switch("caching", false)?)
+            .with_host_blocks(host_blocks)
+            .with_window(words.parsed("window")?);
+        let host = if host_blocks > 0 { format!(", {host_blocks} behind them") } else { String::new() };
+        Ok(format!("{blocks} blocks of {block_tokens} tokens{host}"))
     }
 
     fn add(&mut self, words: &mut Words<'_>) -> Answer {
-        words.only(&["priority", "arrival", "new_tokens_max", "new_tokens_min", "eos", "stop_ids"])?;
+        words.only(&[
+            "priority",
+            "arrival",
+            "new_tokens_max",
+            "new_tokens_min",
+            "eos",
+            "stop_ids",
+            "tenant",
+            "targets",
+            "expected",
+            "adapter",
+            "grammar",
+            "sample_of",
+            "hands_over",
+            "items",
+            "remote",
+        ])?;
         let name = words.next("a name")?;
         let prompt = self.prompt(name, words.next("a prompt")?)?;
-        let id = self.id_of(name);
-        let request = Request {
-            id,
-            prompt_tokens: u32::try_from(prompt.len()).map_err(|_| "a prompt that long")?,
-            priority: words.number("priority", 0)?,
-            arrival: Tick(words.number("arrival", self.now.0)?),
-            stop: StopRules {
-                new_tokens_max: words.number("new_tokens_max", 16)?,
-                new_tokens_min: words.number("new_tokens_min", 0)?,
-                eos: words.numbers("eos")?.first().copied().map(TokenId),
-                stop_ids: words.numbers("stop_ids")?.into_iter().map(TokenId).collect(),
-            },
-        };
+        let remote = words.option("remote").map(settings::remote).transpose()?;
+        let prompt_tokens = u32::try_from(prompt.len()).map_err(|_| "a prompt that long")?;
+        let request = self.request(name, prompt_tokens, words)?;
+        let id = request.id;
         match self.batcher.add(request) {
             Ok(()) => {
                 self.memory.open(id, prompt);
+                remote.into_iter().for_each(|remote| self.memory.set_remote(id, remote));
                 Ok(format!("{name} waits"))
             }
-            Err(refusal) => Ok(format!("{name} refused: {}", refusal.reason)),
+            Err(refusal) => Ok(format!("{name} refused: {}", self.refusal(refusal.reason))),
         }
+    }
+
+    fn request(&mut self, name: &str, prompt_tokens: u32, words: &Words<'_>) -> Result<Request, String> {
+        let stop = StopRules {
+            new_tokens_max: words.number("new_tokens_max", 16)?,
+            new_tokens_min: words.number("new_tokens_min", 0)?,
+            eos: words.numbers("eos")?.first().copied().map(TokenId),
+            stop_ids: words.numbers("stop_ids")?.into_iter().map(TokenId).collect(),
+        };
+        let tenant = words.option("tenant").map(|tenant| TenantId(self.number_of(tenant)));
+        let adapter = words.option("adapter").map(|adapter| AdapterId(self.number_of(adapter)));
+        Ok(Request {
+            arrival: Tick(words.number("arrival", self.now.0)?),
+            priority: words.number("priority", 0)?,
+            tenant: tenant.unwrap_or(TenantId(0)),
+            targets: words.option("targets").map(settings::targets).transpose()?,
+            expected_new_tokens: words.parsed("expected")?,
+            adapter,
+            grammar: settings::grammar(words.option("grammar").unwrap_or("none"))?,
+            sample_of: words.option("sample_of").map(|leader| self.id_of(leader)),
+            hands_over: words.switch("hands_over", false)?,
+            encoder_items: self.items(words)?,
+            ..Request::new(self.id_of(name), prompt_tokens, stop)
+        })
+    }
+
+    fn items(&mut self, words: &Words<'_>) -> Result<Vec<EncoderItem>, String> {
+        let Some(items) = words.option("items") else { return Ok(Vec::new()) };
+        let item = |item: &str| {
+            let wrong = || format!("{item} is not NAME@START+TOKENS");
+            let (content, place) = item.split_once('@').ok_or_else(wrong)?;
+            let (start, tokens) = place.split_once('+').ok_or_else(wrong)?;
+            let content = self.number_of(content);
+            Ok(EncoderItem { content, start: number(start)?, tokens: number(tokens)? })
+        };
+        items.split(',').map(item).collect()
     }
 
     /// The tokens of `48@system+7`: each is its piece's number and its place in it.
@@ -195,8 +271,7 @@ impl Interpreter {
             if length > 1 << 20 {
                 return Err(format!("{length} tokens are more than a scenario needs"));
             }
-            let next = self.pieces.len() as u64 + 1;
-            let number = *self.pieces.entry(piece.to_owned()).or_insert(next);
+            let number = self.number_of(piece);
             tokens.extend((0..u64::from(length)).map(|place| number << 32 | place));
         }
         Ok(tokens)
@@ -209,11 +284,11 @@ impl Interpreter {
     }
 
     fn plan_step(&mut self) {
-        self.steps += 1;
         self.batcher.step(self.now, &mut self.memory, &mut self.plan);
-        self.due.extend(
-            self.plan.scheduled.iter().filter(|scheduled| scheduled.samples).map(|scheduled| scheduled.id),
-        );
+        if !self.plan.is_empty() {
+            let samples = self.plan.scheduled.iter().filter(|scheduled| scheduled.samples);
+            self.due.push_back((self.plan.step, samples.map(|scheduled| scheduled.id).collect()));
+        }
         for note in &self.plan.ended {
             self.memory.close(note.id);
         }
@@ -221,74 +296,56 @@ impl Interpreter {
 
     fn step(&mut self) -> String {
         self.plan_step();
-        let plan = &self.plan;
-        let mut text = format!("step {}: {} tokens", self.steps, plan.tokens);
-        self.write_notes(&mut text, "preempted", &plan.preempted);
-        self.write_notes(&mut text, "ended", &plan.ended);
-        for place in 0..plan.scheduled.len() {
-            self.write_scheduled(&mut text, place);
-        }
-        self.write_notes(&mut text, "skipped", &plan.skipped);
-        if plan.behind > 0 {
-            let _ = write!(text, "\n  {} more behind", plan.behind);
-        }
-        text
-    }
-
-    fn write_scheduled(&self, text: &mut String, place: usize) {
-        let plan = &self.plan;
-        let scheduled = plan.scheduled[place];
-        let _ = write!(text, "\n  {} {}..{}", self.name(scheduled.id), scheduled.start, scheduled.end());
-        if let Some(admitted) = (place + plan.admitted.len()).checked_sub(plan.scheduled.len()) {
-            let admitted = plan.admitted[admitted];
-            text.push_str(if admitted.resumed { " resumed" } else { " new" });
-            if admitted.cached_tokens > 0 {
-                let _ = write!(text, " {} cached", admitted.cached_tokens);
-            }
-            if admitted.waited_ticks > 0 {
-                let _ = write!(text, " waited {}", admitted.waited_ticks);
-            }
-        }
-        text.push_str(if scheduled.samples { " samples" } else { "" });
-        text.push_str(if scheduled.masks_stops { " without stops" } else { "" });
-        if let Some(cut) = plan.cut.iter().find(|note| note.id == scheduled.id) {
-            let _ = write!(text, ", {}", self.sentence(cut.reason));
-        }
-    }
-
-    fn write_notes(&self, text: &mut String, verb: &str, notes: &[Note]) {
-        for note in notes {
-            let _ = write!(text, "\n  {} {verb}: {}", self.name(note.id), self.sentence(note.reason));
-        }
+        self.tell_step()
     }
 
     fn apply(&mut self, words: &Words<'_>) -> Answer {
-        let mut sampled = Vec::new();
+        let mut given: Vec<(RequestId, Vec<TokenId>)> = Vec::new();
         for name in words.rest() {
-            sampled.push(Sampled { id: self.id_of(name), token: TokenId(0) });
+            given.push((self.id_of(name), vec![TokenId(0)]));
         }
-        for (name, token) in words.options() {
-            let token = token.parse().map_err(|_| format!("{token} is not a token"))?;
-            sampled.push(Sampled { id: self.id_of(name), token: TokenId(token) });
+        for &(name, tokens) in words.options().iter().filter(|&&(name, _)| name != "step") {
+            let token =
+                |token: &str| token.parse().map(TokenId).map_err(|_| format!("{token} is not a token"));
+            let tokens = if tokens == "-" { Ok(Vec::new()) } else { tokens.split(',').map(token).collect() };
+            given.push((self.id_of(name), tokens?));
         }
-        if sampled.is_empty() {
-            sampled.extend(self.due.iter().map(|&id| Sampled { id, token: TokenId(0) }));
+        let steps: Vec<StepId> = match (words.parsed("step")?, given.first()) {
+            (Some(step), _) => vec![StepId(step)],
+            (None, None) => self.due.iter().map(|&(step, _)| step).collect(),
+            (None, Some(&(first, _))) => {
+                let awaits = self.due.iter().find(|(_, ids)| ids.contains(&first));
+                vec![awaits.or(self.due.front()).map_or(StepId(0), |&(step, _)| step)]
+            }
+        };
+        let (mut applied, mut text) = (0, String::new());
+        for step in steps {
+            applied += self.hand_in(step, &given)?;
+            for finished in &self.finished {
+                let _ = write!(text, "\n  {} ends: {}", self.name(finished.id), finished.reason);
+                if finished.dropped_tokens > 0 {
+                    let _ = write!(text, ", {} tokens dropped", finished.dropped_tokens);
+                }
+            }
         }
-        self.hand_in(&sampled)?;
-        let mut text = format!("{} applied", sampled.len());
-        for finished in &self.finished {
-            let _ = write!(text, "\n  {} ends: {}", self.name(finished.id), finished.reason);
-        }
-        Ok(text)
+        Ok(format!("{applied} applied{text}"))
     }
 
-    fn hand_in(&mut self, sampled: &[Sampled]) -> Result<(), String> {
-        let applied = self.batcher.apply(sampled, &mut self.memory, &mut self.finished);
-        applied.map_err(|crate::Error::NotExpected { id }| {
-            format!("no plan asked for an output of {}", self.name(id))
-        })?;
-        for output in sampled {
-            self.due.retain(|&due| due != output.id);
+    /// Applies a step, with the tokens given, and token 0 for all others. Returns how many tokens.
+    fn hand_in(&mut self, step: StepId, given: &[(RequestId, Vec<TokenId>)]) -> Result<usize, String> {
+        let place = self.due.iter().position(|&(due, _)| due == step);
+        let due = place.map_or(Vec::new(), |place| self.due[place].1.clone());
+        let named = |id: RequestId| given.iter().find(|&&(given, _)| given == id);
+        let mut sampled: Vec<Sampled> = Vec::new();
+        let others = given.iter().map(|&(id, _)| id).filter(|id| !due.contains(id));
+        for id in due.iter().copied().chain(others) {
+            let tokens = named(id).map_or(&[TokenId(0)][..], |(_, tokens)| tokens);
+            sampled.extend(tokens.iter().map(|&token| Sampled { id, token }));
+        }
+        let applied = self.batcher.apply(step, &sampled, &mut self.memory, &mut self.finished);
+        applied.map_err(|error| self.error(error))?;
+        self.due.retain(|&(due, _)| due != step);
+        for output in &sampled {
             if self.batcher.standing(output.id).is_some() {
                 self.memory.push(output.id, u64::from(output.token.0));
             }
@@ -296,7 +353,7 @@ impl Interpreter {
         for finished in &self.finished {
             self.memory.close(finished.id);
         }
-        Ok(())
+        Ok(sampled.len())
     }
 
     fn run(&mut self, words: &mut Words<'_>) -> Answer {
@@ -311,7 +368,7 @@ impl Interpreter {
             if self.plan.is_empty() && self.plan.preempted.is_empty() && self.plan.ended.is_empty() {
                 break;
             }
-            text.push(self.line());
+            text.push(self.tell_line());
             text.extend(self.apply_due()?);
         }
         if text.is_empty() { Ok("nothing to do".into()) } else { Ok(text.join("\n")) }
@@ -319,42 +376,95 @@ impl Interpreter {
 
     /// Applies all outputs that are due. Returns who ended, if anybody did.
     fn apply_due(&mut self) -> Result<Option<String>, String> {
-        let sampled: Vec<Sampled> = self.due.iter().map(|&id| Sampled { id, token: TokenId(0) }).collect();
-        self.hand_in(&sampled)?;
-        let ends: Vec<String> =
-            self.finished.iter().map(|done| format!("{} ends", self.name(done.id))).collect();
+        let mut ends = Vec::new();
+        while let Some(&(step, _)) = self.due.front() {
+            self.hand_in(step, &[])?;
+            ends.extend(self.finished.iter().map(|done| format!("{} ends", self.name(done.id))));
+        }
         Ok((!ends.is_empty()).then(|| format!("  {}", ends.join(", "))))
     }
 
-    /// A step in one line: who computes how many tokens.
-    fn line(&self) -> String {
-        let mut text = format!("step {}:", self.steps);
-        for note in &self.plan.preempted {
-            let _ = write!(text, " {} yields,", self.name(note.id));
-        }
-        for note in &self.plan.ended {
-            let _ = write!(text, " {} ended,", self.name(note.id));
-        }
-        for scheduled in &self.plan.scheduled {
-            let _ = write!(text, " {}+{}", self.name(scheduled.id), scheduled.tokens);
-        }
-        text.trim_end_matches(',').to_owned()
+    fn propose(&mut self, words: &mut Words<'_>) -> Answer {
+        let (name, drafts) = (words.next("a name")?, words.next("a number of drafts")?);
+        let id = self.id_of(name);
+        let taken = self.batcher.propose(id, number(drafts)?);
+        Ok(format!("{name} has {taken} drafts"))
     }
 
-    fn remove(
+    fn finish(&mut self, words: &mut Words<'_>) -> Answer {
+        self.named(words, "is finished", |batcher, id, memory| {
+            let found = batcher.finish(id, memory);
+            memory.close(id);
+            found
+        })
+    }
+
+    fn cancel(&mut self, words: &mut Words<'_>) -> Answer {
+        self.named(words, "is cancelled", |batcher, id, memory| {
+            let found = batcher.cancel(id, memory);
+            memory.close(id);
+            found
+        })
+    }
+
+    fn grammar(&mut self, words: &mut Words<'_>) -> Answer {
+        self.named(words, "has its grammar", |batcher, id, _| batcher.grammar_ready(id))
+    }
+
+    fn loaded(&mut self, words: &mut Words<'_>) -> Answer {
+        self.named(words, "has its tokens", Batcher::loaded)
+    }
+
+    fn handed(&mut self, words: &mut Words<'_>) -> Answer {
+        self.named(words, "is handed over", Batcher::handed_over)
+    }
+
+    fn failed(&mut self, words: &mut Words<'_>) -> Answer {
+        let tokens = words.rest().nth(1).ok_or("failed needs a number of tokens")?;
+        let tokens = number(tokens)?;
+        self.named(words, &format!("has {tokens} tokens"), |batcher, id, memory| {
+            batcher.load_failed(id, tokens, memory)
+        })
+    }
+
+    /// A command about one request that may not be there.
+    fn named(
         &mut self,
         words: &mut Words<'_>,
         done: &str,
-        how: fn(&mut Batcher, RequestId, &mut BlockMemory) -> bool,
+        how: impl Fn(&mut Batcher, RequestId, &mut BlockMemory) -> bool,
     ) -> Answer {
         let name = words.next("a name")?;
         let id = self.id_of(name);
         if how(&mut self.batcher, id, &mut self.memory) {
-            self.memory.close(id);
             Ok(format!("{name} {done}"))
         } else {
-            Ok(format!("no request is called {name}"))
+            Ok(format!("no such request: {name}"))
         }
+    }
+
+    fn fork(&mut self, words: &mut Words<'_>) -> Answer {
+        let (parent, child) = (words.next("a name")?, words.next("a name for the fork")?);
+        let (parent_id, child_id) = (self.id_of(parent), self.id_of(child));
+        match self.batcher.fork(parent_id, child_id, &mut self.memory) {
+            Ok(()) => {
+                self.memory.copy_text(parent_id, child_id);
+                for (_, due) in &mut self.due {
+                    if let Some(place) = due.iter().position(|&due| due == parent_id) {
+                        due.insert(place + 1, child_id);
+                    }
+                }
+                Ok(format!("{child} goes on from {parent}"))
+            }
+            Err(error) => Err(self.fork_error(error)),
+        }
+    }
+
+    fn weight(&mut self, words: &mut Words<'_>) -> Answer {
+        let (tenant, weight) = (words.next("a tenant")?, words.next("a weight")?);
+        let id = TenantId(self.number_of(tenant));
+        self.batcher.set_weight(id, number(weight)?).map_err(|error| error.to_string())?;
+        Ok(format!("{tenant} weighs {weight}"))
     }
 
     fn flow(&mut self, words: &mut Words<'_>) -> Answer {
@@ -369,51 +479,30 @@ impl Interpreter {
         Ok(format!("flow {word}"))
     }
 
-    fn standing(&mut self, words: &mut Words<'_>) -> Answer {
-        let name = words.next("a name")?;
-        let id = self.id_of(name);
-        Ok(match self.batcher.standing(id) {
-            None => format!("no request is called {name}"),
-            Some(Standing::Running { computed_tokens, known_tokens, preemptions }) => {
-                format!(
-                    "{name} runs: {computed_tokens} of {known_tokens} tokens computed, preempted {preemptions} times"
-                )
-            }
-            Some(Standing::Waiting { since, known_tokens, preemptions, reason }) => {
-                let reason = reason.map_or("no step has come to it".into(), |reason| self.sentence(reason));
-                let since = since.0;
-                format!(
-                    "{name} waits since {since} with {known_tokens} tokens, preempted {preemptions} times: {reason}"
-                )
-            }
-        })
+    fn sleep(&mut self) -> String {
+        self.batcher.sleep(self.now, &mut self.memory, &mut self.plan);
+        self.tell_sleep()
     }
 
-    fn lists(&self) -> String {
-        let running: String = self.batcher.running().map(|id| format!(" {}", self.name(id))).collect();
-        let waiting: String = self.batcher.waiting().map(|id| format!(" {}", self.name(id))).collect();
-        format!("running{running}\nwaiting{waiting}\nfree {} of {}", self.memory.free(), self.memory.total())
+    fn error(&self, error: Error) -> String {
+        match error {
+            Error::NotExpected { id } => {
+                format!("the step asked for no output of {}, or not for this one", self.name(id))
+            }
+            Error::Missing { id } => format!("the step asked for an output of {}", self.name(id)),
+            Error::TooMany { id, tokens, tokens_max } => {
+                format!("{tokens} tokens of {}, {tokens_max} at most", self.name(id))
+            }
+            Error::OutOfOrder { id, step } => {
+                format!("step {step} has an output of {} and goes before", self.name(id))
+            }
+            Error::NotInFlight { .. } => error.to_string(),
+        }
     }
 
-    fn stats(&self) -> String {
-        let stats = self.batcher.stats();
-        let counts = stats.counts;
-        format!(
-            "{} running, {} waiting with {} tokens\n{} steps, {} tokens scheduled, {} cached\n\
-             {} admitted, {} preempted, {} finished, {} cancelled, {} refused, {} ended",
-            stats.running,
-            stats.waiting,
-            stats.waiting_tokens,
-            counts.steps,
-            counts.scheduled_tokens,
-            counts.cached_tokens,
-            counts.admitted,
-            counts.preemptions,
-            counts.finished,
-            counts.cancelled,
-            counts.refused,
-            counts.ended,
-        )
+    fn number_of(&mut self, name: &str) -> u64 {
+        let next = self.numbers.len() as u64 + 1;
+        *self.numbers.entry(name.to_owned()).or_insert(next)
     }
 
     fn id_of(&mut self, name: &str) -> RequestId {
@@ -427,16 +516,5 @@ impl Interpreter {
     fn name(&self, id: RequestId) -> &str {
         let place = usize::try_from(id.0).expect("ids are places in the list of names");
         &self.names[place]
-    }
-
-    /// A reason, with names where it has ids.
-    fn sentence(&self, reason: Reason) -> String {
-        match reason {
-            Reason::Yielded { to, need, free } => {
-                format!("yielded to {}: {need} needed, {free} free", self.name(to))
-            }
-            Reason::Behind { head, ahead } => format!("{ahead} before it, {} at the head", self.name(head)),
-            other => other.to_string(),
-        }
     }
 }

@@ -2,55 +2,166 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{RequestId, Tick, TokenId};
-use crate::queue::Rank;
-use crate::request::{FinishReason, Request};
+use crate::id::{RequestId, StepId, Tick, TokenId};
+use crate::order::{Candidate, Lane};
+use crate::queue::Place;
+use crate::reason::Reason;
+use crate::request::{FinishReason, Grammar, Request};
 
-/// Where a sequence is kept. Lists of sequences are lists of slots; a slot on a list is occupied.
+/// Where a sequence is kept. Lists of sequences are lists of slots; a slot on a list is occupied. A slot of
+/// a sequence that has left is told from the slot of the one that took its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Slot(u32);
+pub(crate) struct Slot {
+    index: u32,
+    generation: u32,
+}
 
 /// A request and how far it has come.
 ///
 /// ```text
-///   |<------- known_tokens: prompt and generated ------->|
-///   |<-- computed_tokens -->|<-- wanted in this step --->|
+///   |<--------- known_tokens: prompt and generated --------->| pending | drafts |
+///   |<-- computed_tokens -->|<--------- wanted in this step ------------------->|
 /// ```
 ///
 /// There is no phase: a long prompt wants many tokens, one that generates wants the one it generated last.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Sequence {
-    pub(crate) request: Request,
-    pub(crate) known_tokens: u32,
-    /// It was scheduled up to its last known token, and what follows has not been applied yet.
-    pub(crate) output_pending: bool,
-    pub(crate) preemptions: u32,
+    pub(crate) id: RequestId,
     pub(crate) state: State,
+    pub(crate) known_tokens: u32,
+    /// Steps in flight that will yield outputs of it: each makes at least one more token known.
+    pub(crate) pending: u32,
+    /// Drafts of its next tokens that were proposed and not scheduled yet.
+    pub(crate) drafts: u32,
+    /// How many drafts it is worth.
+    pub(crate) draft_reach: u32,
+    pub(crate) limits: Limits,
+    pub(crate) lane: Lane,
+    pub(crate) preemptions: u32,
+    /// Outputs planned before so many preemptions are worth nothing.
+    pub(crate) lives_from: u32,
+    /// The last step that it was scheduled in.
+    pub(crate) last_step: StepId,
+    /// Why it got less than it wanted in some step, the last time that happened.
+    pub(crate) note: Option<(StepId, Reason)>,
+    /// When it was first admitted.
+    pub(crate) started: Option<Tick>,
+    /// Others that wait to fork from it.
+    pub(crate) followers: u32,
+    pub(crate) request: Box<Request>,
+}
+
+/// What is checked for every token, beside what is touched for every token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Limits {
+    /// With so many known tokens it ends.
+    known_tokens_max: u32,
+    /// Below so many known tokens stops are masked.
+    known_tokens_min: u32,
+    eos: Option<TokenId>,
+    stop_ids: bool,
+    grammar: bool,
 }
 
 /// What is true of a sequence now.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum State {
-    /// It holds no room.
-    Waiting { since: Tick, rank: Rank },
-    /// It holds room for `covered_tokens`. The first `computed_tokens` are computed, or planned to be.
-    Running { computed_tokens: u32, covered_tokens: u32 },
+    /// It cannot be scheduled.
+    Waiting(Box<Waiting>),
+    /// It holds room and is scheduled.
+    Running(Running),
+}
+
+/// A request that waits.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Waiting {
+    /// Its place in the queue, also while it is not there.
+    pub(crate) place: Place,
+    pub(crate) turn: i64,
+    /// Where it is.
+    pub(crate) at: At,
+    /// How many of its tokens are in the slower tier.
+    pub(crate) swapped_tokens: Option<u32>,
+    /// Known tokens that the memory had when it was last looked up.
+    pub(crate) cached_tokens: u32,
+}
+
+/// Where one who waits is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) enum At {
+    /// In the queue.
+    Queue,
+    /// Beside it: it could not run if all the room were free.
+    Aside(Gate),
+    /// Beside it, with room for `covered_tokens`: the first `cached_tokens` are here, and up to
+    /// `loaded_tokens` they are on their way.
+    Loading { cached_tokens: u32, loaded_tokens: u32, covered_tokens: u32 },
+    /// As `Loading`, and they have come.
+    Loaded { cached_tokens: u32, loaded_tokens: u32, covered_tokens: u32 },
+}
+
+/// What one waits for beside room and turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) enum Gate {
+    /// Its last output.
+    Output,
+    /// The room it had, which steps in flight may still touch.
+    Fence,
+    /// Its grammar.
+    Grammar,
+    /// The request that it is a sample of, which has not read the prompt.
+    Leader(RequestId),
+}
+
+/// A request that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Running {
+    /// Computed, or planned to be; with drafts, as if all were accepted.
+    pub(crate) computed_tokens: u32,
+    /// Of them, those whose step has not been applied.
+    pub(crate) in_flight_tokens: u32,
+    /// It has room for so many.
+    pub(crate) covered_tokens: u32,
+    /// Counts admissions.
+    pub(crate) turn: u64,
+    /// It is one of the long prompts that are being read.
+    pub(crate) long: bool,
+    /// It came with tokens of another machine, and is promised room for all that it knows.
+    pub(crate) promised: bool,
 }
 
 impl Sequence {
-    pub(crate) fn new(request: Request, rank: Rank) -> Sequence {
-        let state = State::Waiting { since: request.arrival, rank };
+    pub(crate) fn new(
+        request: Request,
+        lane: Lane,
+        waiting: Waiting,
+        model_tokens_max: u32,
+        draft_reach: u32,
+    ) -> Sequence {
         Sequence {
+            id: request.id,
+            state: State::Waiting(Box::new(waiting)),
             known_tokens: request.prompt_tokens,
-            output_pending: false,
+            pending: 0,
+            drafts: 0,
+            draft_reach,
+            limits: Limits::new(&request, model_tokens_max),
+            lane,
             preemptions: 0,
-            state,
-            request,
+            lives_from: 0,
+            last_step: StepId(0),
+            note: None,
+            started: None,
+            followers: 0,
+            request: Box::new(request),
         }
-    }
-
-    pub(crate) fn id(&self) -> RequestId {
-        self.request.id
     }
 
     /// Tokens generated so far.
@@ -58,26 +169,96 @@ impl Sequence {
         self.known_tokens - self.request.prompt_tokens
     }
 
-    /// Computed and covered tokens of a sequence that runs.
-    pub(crate) fn progress(&self) -> (u32, u32) {
-        match self.state {
-            State::Running { computed_tokens, covered_tokens } => (computed_tokens, covered_tokens),
-            State::Waiting { .. } => unreachable!("request {} is listed as running, but waits", self.id()),
+    /// Tokens that it will know when the steps in flight have been applied, at least.
+    pub(crate) fn expected_tokens(&self) -> u32 {
+        self.known_tokens + self.pending
+    }
+
+    /// True if the steps in flight bring its last token, whatever they bring.
+    pub(crate) fn ends_in_flight(&self) -> bool {
+        self.pending > 0 && self.expected_tokens() >= self.limits.known_tokens_max
+    }
+
+    /// True while stops must not be sampled.
+    pub(crate) fn masks_stops(&self) -> bool {
+        self.expected_tokens() < self.limits.known_tokens_min
+    }
+
+    pub(crate) fn needs_mask(&self) -> bool {
+        self.limits.grammar
+    }
+
+    /// Drafts that can be of use: behind them comes one more token, and then there must be room for it.
+    pub(crate) fn drafts_useful(&self) -> u32 {
+        self.limits.known_tokens_max.saturating_sub(self.expected_tokens() + 1)
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        match &self.state {
+            State::Running(running) => running,
+            State::Waiting(_) => unreachable!("request {} is listed as running, but waits", self.id),
         }
+    }
+
+    pub(crate) fn running_mut(&mut self) -> &mut Running {
+        match &mut self.state {
+            State::Running(running) => running,
+            State::Waiting(_) => unreachable!("request {} is listed as running, but waits", self.id),
+        }
+    }
+
+    pub(crate) fn waiting(&self) -> &Waiting {
+        match &self.state {
+            State::Waiting(waiting) => waiting,
+            State::Running(_) => unreachable!("request {} is listed as waiting, but runs", self.id),
+        }
+    }
+
+    pub(crate) fn waiting_mut(&mut self) -> &mut Waiting {
+        match &mut self.state {
+            State::Waiting(waiting) => waiting,
+            State::Running(_) => unreachable!("request {} is listed as waiting, but runs", self.id),
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    /// What an order may look at.
+    pub(crate) fn candidate(&self, turn: i64, cached_tokens: u32) -> Candidate<'_> {
+        Candidate { request: &self.request, turn, new_tokens: self.new_tokens(), cached_tokens }
     }
 
     /// Takes a generated token, and says whether it was the last.
     pub(crate) fn append(&mut self, token: TokenId, model_tokens_max: u32) -> Option<FinishReason> {
         self.known_tokens += 1;
+        let Limits { known_tokens_max, eos, stop_ids, .. } = self.limits;
+        if self.known_tokens < known_tokens_max && eos != Some(token) && !stop_ids {
+            return None;
+        }
         self.request.stop.verdict(token, self.new_tokens(), self.known_tokens, model_tokens_max)
+    }
+}
+
+impl Limits {
+    fn new(request: &Request, model_tokens_max: u32) -> Limits {
+        let Request { prompt_tokens, stop, grammar, .. } = request;
+        Limits {
+            known_tokens_max: prompt_tokens.saturating_add(stop.new_tokens_max).min(model_tokens_max),
+            known_tokens_min: prompt_tokens.saturating_add(stop.new_tokens_min),
+            eos: stop.eos,
+            stop_ids: !stop.stop_ids.is_empty(),
+            grammar: *grammar != Grammar::None,
+        }
     }
 }
 
 /// All sequences, by slot and by id.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sequences {
-    slots: Vec<Option<Sequence>>,
-    vacant: Vec<Slot>,
+    slots: Vec<(u32, Option<Sequence>)>,
+    vacant: Vec<u32>,
     by_id: BTreeMap<RequestId, Slot>,
 }
 
@@ -90,35 +271,46 @@ impl Sequences {
         self.by_id.get(&id).copied()
     }
 
+    /// The sequence of a slot, if it has not left meanwhile.
     pub(crate) fn get(&self, slot: Slot) -> Option<&Sequence> {
-        self.slots[slot.0 as usize].as_ref()
+        let (generation, sequence) = &self.slots[slot.index as usize];
+        sequence.as_ref().filter(|_| *generation == slot.generation)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Sequence> {
+        let (generation, sequence) = &mut self.slots[slot.index as usize];
+        sequence.as_mut().filter(|_| *generation == slot.generation)
     }
 
     pub(crate) fn at(&self, slot: Slot) -> &Sequence {
-        self.slots[slot.0 as usize].as_ref().expect("a slot on a list is occupied")
+        self.get(slot).expect("a slot on a list is occupied")
     }
 
     pub(crate) fn at_mut(&mut self, slot: Slot) -> &mut Sequence {
-        self.slots[slot.0 as usize].as_mut().expect("a slot on a list is occupied")
+        self.get_mut(slot).expect("a slot on a list is occupied")
     }
 
     /// Takes in a sequence whose id is not here yet.
     pub(crate) fn insert(&mut self, sequence: Sequence) -> Slot {
-        let id = sequence.id();
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            Slot(u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 requests"))
+        let id = sequence.id;
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 requests")
         });
-        self.slots[slot.0 as usize] = Some(sequence);
+        let (generation, place) = &mut self.slots[index as usize];
+        *place = Some(sequence);
+        let slot = Slot { index, generation: *generation };
         let former = self.by_id.insert(id, slot);
         assert!(former.is_none(), "request {id} was added twice");
         slot
     }
 
     pub(crate) fn remove(&mut self, slot: Slot) -> Sequence {
-        let sequence = self.slots[slot.0 as usize].take().expect("a slot on a list is occupied");
-        self.by_id.remove(&sequence.id());
-        self.vacant.push(slot);
+        let (generation, place) = &mut self.slots[slot.index as usize];
+        let sequence = place.take().expect("a slot on a list is occupied");
+        *generation = generation.wrapping_add(1);
+        self.by_id.remove(&sequence.id);
+        self.vacant.push(slot.index);
         sequence
     }
 
@@ -127,15 +319,19 @@ impl Sequences {
         self.by_id.values().map(|&slot| (slot, self.at(slot)))
     }
 
+    /// Those behind `id`, in the order of ids.
+    pub(crate) fn behind(&self, id: Option<RequestId>) -> impl Iterator<Item = (Slot, &Sequence)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = id.map_or(Unbounded, Excluded);
+        self.by_id.range((from, Unbounded)).map(|(_, &slot)| (slot, self.at(slot)))
+    }
+
     /// True if the occupied and the vacant slots are all slots, once each.
     pub(crate) fn is_consistent(&self) -> bool {
-        let occupied = self.slots.iter().filter(|slot| slot.is_some()).count();
+        let occupied = self.slots.iter().filter(|(_, sequence)| sequence.is_some()).count();
         occupied == self.by_id.len()
             && occupied + self.vacant.len() == self.slots.len()
-            && self.vacant.iter().all(|&slot| self.get(slot).is_none())
-            && self
-                .by_id
-                .iter()
-                .all(|(&id, &slot)| self.get(slot).is_some_and(|sequence| sequence.id() == id))
+            && self.vacant.iter().all(|&index| self.slots[index as usize].1.is_none())
+            && self.by_id.iter().all(|(&id, &slot)| self.get(slot).is_some_and(|sequence| sequence.id == id))
     }
 }

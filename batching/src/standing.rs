@@ -1,9 +1,11 @@
 //! How things stand: for one request, and in all.
 
+use crate::admit::aside_reason;
 use crate::batcher::{Batcher, count};
-use crate::id::{RequestId, Tick};
+use crate::id::{RequestId, StepId, Tick};
+use crate::order::Order;
 use crate::reason::Reason;
-use crate::sequence::State;
+use crate::sequence::{At, State, Waiting};
 
 /// How a request stands after the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub enum Standing {
         known_tokens: u32,
         /// How often it was preempted.
         preemptions: u32,
+        /// Why it got less than it wanted in the last step, if it did.
+        reason: Option<Reason>,
     },
 }
 
@@ -39,12 +43,17 @@ pub struct Stats {
     pub waiting: u32,
     /// Known tokens of those who wait.
     pub waiting_tokens: u64,
+    /// Requests that are gone and whose room is still in use.
+    pub remaining: u32,
+    /// Plans whose outputs have not been applied.
+    pub steps_in_flight: u32,
     /// The sums.
     pub counts: Counts,
 }
 
 /// Sums since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counts {
     /// Steps planned.
     pub steps: u64,
@@ -54,58 +63,91 @@ pub struct Counts {
     pub cached_tokens: u64,
     /// Admissions, of new and of preempted requests.
     pub admitted: u64,
+    /// Requests made by [`Batcher::fork`].
+    pub forked: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Tokens that preemptions moved to the slower tier.
+    pub swapped_tokens: u64,
+    /// Drafts that were verified.
+    pub drafts: u64,
+    /// Drafts that the model agreed with.
+    pub drafts_accepted: u64,
     /// Requests that ended by their own rules or by `finish`.
     pub finished: u64,
     /// Requests that were cancelled.
     pub cancelled: u64,
     /// Requests that `add` refused.
     pub refused: u64,
-    /// Requests that ended because the memory could never hold them.
+    /// Requests that ended without an output: [`Plan::ended`](crate::Plan::ended).
     pub ended: u64,
 }
 
-impl Batcher {
+impl<O: Order> Batcher<O> {
     /// How a request stands, and why it waits; `None` if there is no such request. Cost: O(n) in the
     /// waiting.
     pub fn standing(&self, id: RequestId) -> Option<Standing> {
         let sequence = self.sequences.at(self.sequences.find(id)?);
         let (known_tokens, preemptions) = (sequence.known_tokens, sequence.preemptions);
-        Some(match sequence.state {
-            State::Running { computed_tokens, .. } => {
-                Standing::Running { computed_tokens, known_tokens, preemptions }
+        let last = StepId(self.counts.steps);
+        let noted = sequence.note.filter(|&(step, _)| step == last).map(|(_, reason)| reason);
+        Some(match &sequence.state {
+            State::Running(running) => {
+                let computed_tokens = running.computed_tokens;
+                Standing::Running { computed_tokens, known_tokens, preemptions, reason: noted }
             }
-            State::Waiting { since, rank } => {
-                let reason = match self.held {
-                    _ if sequence.output_pending => Some(Reason::OutputPending),
-                    Some(held) if held.id == id => Some(held.reason),
-                    Some(held) => {
-                        Some(Reason::Behind { head: held.id, ahead: count(self.queue.ahead_of(rank)) })
-                    }
-                    None => None,
-                };
+            State::Waiting(waiting) => {
+                let since = waiting.place.since;
+                let reason = self.waits_for(id, waiting, noted);
                 Standing::Waiting { since, known_tokens, preemptions, reason }
             }
         })
     }
 
-    /// Who runs, in the order in which steps go through them.
-    pub fn running(&self) -> impl Iterator<Item = RequestId> {
-        self.running.iter().map(|&slot| self.sequences.at(slot).id())
+    fn waits_for(&self, id: RequestId, waiting: &Waiting, noted: Option<Reason>) -> Option<Reason> {
+        if let Some(reason) = aside_reason(&waiting.at) {
+            return Some(reason);
+        }
+        if let Some(reason) = self.gates.closed(waiting.place.class) {
+            return Some(reason);
+        }
+        match self.held {
+            Some(held) if held.id == id => Some(held.reason),
+            _ if noted.is_some() => noted,
+            Some(held) => {
+                let ahead = self.arrived.len()
+                    + match waiting.at {
+                        At::Queue => self.queue.ahead_of(&self.order, waiting.place),
+                        _ => 0,
+                    };
+                Some(Reason::Behind { head: held.id, ahead: count(ahead) })
+            }
+            None => None,
+        }
     }
 
-    /// Who waits, first to last.
+    /// Who runs, in the order in which steps go through them.
+    pub fn running(&self) -> impl Iterator<Item = RequestId> {
+        self.running.iter().map(|&slot| self.sequences.at(slot).id)
+    }
+
+    /// Who waits: those who hold room, then those in the queue, first to last as the order stands now, then
+    /// those who wait for something else. Cost: O(n log n).
     pub fn waiting(&self) -> impl Iterator<Item = RequestId> {
-        self.queue.iter().map(|(_, slot)| self.sequences.at(slot).id())
+        let queued = self.queue.in_order(&self.order);
+        let slots = self.arrived.iter().copied().chain(queued).chain(self.aside.values().copied());
+        slots.map(|slot| self.sequences.at(slot).id)
     }
 
     /// The numbers of now, and the sums since the beginning.
     pub fn stats(&self) -> Stats {
+        let gone = self.remains.keys().filter(|&&id| self.sequences.find(id).is_none()).count();
         Stats {
             running: count(self.running.len()),
-            waiting: count(self.queue.len()),
-            waiting_tokens: self.queue.tokens(),
+            waiting: self.waiting_count(),
+            waiting_tokens: self.waiting_tokens,
+            remaining: count(gone),
+            steps_in_flight: count(self.flight.plans().len()),
             counts: self.counts,
         }
     }

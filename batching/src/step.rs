@@ -4,14 +4,13 @@
 use std::cmp::Ordering;
 
 use crate::batcher::{Batcher, Flow, count};
-use crate::budget::{Budget, Share};
-use crate::error::Error;
-use crate::id::Tick;
+use crate::budget::Budget;
+use crate::id::{StepId, Tick};
 use crate::memory::{Memory, Need, Room};
-use crate::plan::{Admitted, Note, Plan, Scheduled};
+use crate::order::Order;
+use crate::plan::{Note, Plan, Scheduled};
 use crate::reason::Reason;
-use crate::request::{Finished, Sampled};
-use crate::sequence::{Slot, State};
+use crate::sequence::{Sequence, Slot, State};
 
 /// A step in the making.
 pub(crate) struct Step<'a, M> {
@@ -21,21 +20,30 @@ pub(crate) struct Step<'a, M> {
     pub(crate) plan: &'a mut Plan,
 }
 
-/// What became of one who waited.
-enum Entry {
-    /// It left the queue: it runs, or it can never run.
-    Left,
-    /// It cannot run yet, through no lack of room. Others may pass.
-    Passed(Reason),
-    /// There is no room for it. Nobody passes: whoever is smaller would keep it waiting for ever.
-    Held(Reason),
+/// A request's part of a step in the making.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) start: u32,
+    /// Of what it knows, or will know when the steps in flight are done.
+    pub(crate) tokens: u32,
+    pub(crate) drafts: u32,
+    pub(crate) padding: u32,
+    /// Why it is smaller than was wanted.
+    pub(crate) cut: Option<Reason>,
 }
 
-impl Batcher {
+impl Part {
+    pub(crate) fn end(&self) -> u32 {
+        self.start + self.tokens + self.drafts + self.padding
+    }
+}
+
+impl<O: Order> Batcher<O> {
     /// Decides the next step and writes it into `plan`. From here on the planned tokens count as computed.
     ///
-    /// A request whose output of an earlier plan has not been applied is not scheduled again, so a caller
-    /// may have several plans in flight.
+    /// A request whose output of an earlier plan has not been applied is scheduled again only as far as
+    /// [`outputs_ahead`](crate::Config::outputs_ahead) allows; others are, so a caller may have several
+    /// plans in flight.
     ///
     /// Cost: tens of nanoseconds for each running request. Nothing is allocated while the same requests go
     /// on generating.
@@ -44,96 +52,154 @@ impl Batcher {
     /// If the memory says that all known tokens of a request are cached: the last one must be computed.
     pub fn step<M: Memory>(&mut self, now: Tick, memory: &mut M, plan: &mut Plan) {
         plan.clear();
-        let budget = Budget::new(&self.config, self.running.len() + self.queue.len());
+        self.now = now;
+        self.counts.steps += 1;
+        plan.step = StepId(self.counts.steps);
+        plan.ended.append(&mut self.ended);
+        self.expire(memory, plan);
+        self.look_up(memory);
+        self.encoder.begin_step();
+        let eligible = self.running.len() + self.queue.len() + self.arrived.len();
+        let budget = Budget::new(&self.config, eligible);
         let mut step = Step { now, memory, budget, plan };
         self.schedule_running(&mut step);
         self.admit_waiting(&mut step);
-        self.close(step.budget.spent(), plan);
-    }
-
-    /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves.
-    /// `finished` is cleared first. Outputs may come late, in parts and in any order; cheapest is the order
-    /// of the plan. Those of requests that ended meanwhile are dropped. They may be left out; once an
-    /// output of a later plan has been applied, they are not expected any more.
-    ///
-    /// # Errors
-    /// [`Error::NotExpected`] for an output that no plan asked for. Nothing changes then.
-    pub fn apply(
-        &mut self,
-        sampled: &[Sampled],
-        memory: &mut impl Memory,
-        finished: &mut Vec<Finished>,
-    ) -> Result<(), Error> {
-        self.flight.land(sampled, &mut self.sequences)?;
-        finished.clear();
-        for (place, output) in sampled.iter().enumerate() {
-            let Some(slot) = self.flight.landed(place) else { continue };
-            let sequence = self.sequences.at_mut(slot);
-            let verdict = sequence.append(output.token, self.config.model_tokens_max);
-            if matches!(sequence.state, State::Waiting { .. }) {
-                self.queue.grow();
-            }
-            if let Some(reason) = verdict {
-                finished.push(Finished { id: output.id, reason });
-                self.retire(slot, memory);
-            }
-        }
-        if !finished.is_empty() {
-            self.running.retain(|&slot| self.sequences.get(slot).is_some());
-            self.counts.finished += finished.len() as u64;
-        }
-        Ok(())
+        self.close(plan);
     }
 
     /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the
-    /// step reaches. For one that generates, that is one token.
+    /// step reaches. For one that generates, that is one token, and its drafts.
     fn schedule_running<M: Memory>(&mut self, step: &mut Step<'_, M>) {
+        let requests_max = self.running.len().div_ceil(self.config.micro_batches.get() as usize);
+        let drafts_max = self.config.drafts.tokens_max(self.running.len());
         let mut place = 0;
         while let Some(&slot) = self.running.get(place) {
-            place = match self.share_of(slot, &step.budget) {
-                Ok(share) => self.extend(place, share, step),
+            let full = step.plan.scheduled.len() >= requests_max;
+            let part = if full && self.config.micro_batches.get() > 1 {
+                Err(Reason::OtherMicroBatch { requests_max: count(requests_max) })
+            } else {
+                let others = self.running.len() - place - 1;
+                self.part_of(slot, drafts_max, others, step)
+            };
+            place = match part {
+                Ok(part) => self.extend(place, part, step),
                 Err(reason) => {
-                    step.plan.skipped.push(Note { id: self.sequences.at(slot).id(), reason });
+                    self.skip(slot, reason, step.plan);
                     place + 1
                 }
             };
         }
     }
 
-    fn share_of(&self, slot: Slot, budget: &Budget) -> Result<Share, Reason> {
+    /// What a running request may have: all it wants, cut by the caps in their order.
+    fn part_of<M: Memory>(
+        &mut self,
+        slot: Slot,
+        drafts_max: u32,
+        others: usize,
+        step: &mut Step<'_, M>,
+    ) -> Result<Part, Reason> {
         let sequence = self.sequences.at(slot);
         if self.flow == Flow::Stopped {
             return Err(Reason::Paused);
         }
-        if sequence.output_pending {
+        if sequence.pending > self.config.outputs_ahead || sequence.ends_in_flight() {
             return Err(Reason::OutputPending);
         }
-        budget.share(sequence.known_tokens - sequence.progress().0)
+        let start = sequence.running().computed_tokens;
+        let wanted = sequence.expected_tokens().saturating_sub(start);
+        if wanted == 0 {
+            return Err(Reason::OutputPending);
+        }
+        let share = step.budget.share(wanted)?;
+        let part = Part { start, tokens: share.tokens, drafts: 0, padding: 0, cut: share.cut };
+        if share.tokens == 1 && wanted == 1 {
+            return Ok(self.with_drafts(sequence, part, drafts_max, others, &step.budget));
+        }
+        self.trim(slot, part, wanted, step.memory)
     }
 
-    /// Finds room for the share of the running request at `place`, preempting others, or itself, until
-    /// there is room. Returns the place to go on with.
-    fn extend<M: Memory>(&mut self, mut place: usize, share: Share, step: &mut Step<'_, M>) -> usize {
+    /// The drafts of a request that generates, behind its one token. They never take the token of another.
+    fn with_drafts(
+        &self,
+        sequence: &Sequence,
+        part: Part,
+        drafts_max: u32,
+        others: usize,
+        budget: &Budget,
+    ) -> Part {
+        if drafts_max == 0 || sequence.new_tokens() == 0 {
+            return part;
+        }
+        let model_room = self.config.model_tokens_max - part.end();
+        let beyond = budget.beyond(1, others).min(model_room);
+        let offered = if sequence.pending == 0 { sequence.drafts.min(sequence.drafts_useful()) } else { 0 };
+        let drafts = offered.min(drafts_max).min(beyond);
+        let padding = if self.config.drafts.padding { drafts_max.min(beyond) - drafts } else { 0 };
+        let cut = (drafts < offered.min(drafts_max)).then_some(Reason::StepLeft {
+            wanted_tokens: 1 + offered.min(drafts_max),
+            left_tokens: 1 + drafts,
+        });
+        Part { drafts, padding, cut, ..part }
+    }
+
+    /// Cuts a chunk of a prompt to where chunks end, and to what the encoder can take.
+    pub(crate) fn trim(
+        &self,
+        slot: Slot,
+        mut part: Part,
+        wanted: u32,
+        memory: &mut impl Memory,
+    ) -> Result<Part, Reason> {
+        let sequence = self.sequences.at(slot);
+        let (start, left_tokens, chunk_multiple) =
+            (part.start, part.tokens, self.config.chunk_multiple.get());
+        if part.tokens < wanted {
+            let end = part.end() / chunk_multiple * chunk_multiple;
+            if end <= start {
+                return Err(Reason::ChunkTooShort { left_tokens, chunk_multiple });
+            }
+            part.tokens = end - start;
+        }
+        let end = memory.chunk_end(sequence.id, start, part.end()).clamp(start + 1, part.end());
+        if end < part.end() {
+            part.tokens = end - start;
+            part.cut = Some(Reason::ChunkEnd { wanted_tokens: wanted, tokens: part.tokens });
+        }
+        if sequence.request.encoder_items.is_empty() {
+            return Ok(part);
+        }
+        match self.encoder.end_of_chunk(&sequence.request, start, part.end()) {
+            (end, Some(reason)) if end == start => Err(reason),
+            (end, reason) => Ok(Part { tokens: end - start, cut: reason.or(part.cut), ..part }),
+        }
+    }
+
+    /// Finds room for the part of the running request at `place`, preempting others, or itself, until there
+    /// is room. Returns the place to go on with.
+    fn extend<M: Memory>(&mut self, mut place: usize, part: Part, step: &mut Step<'_, M>) -> usize {
         let slot = self.running[place];
         let sequence = self.sequences.at(slot);
-        let (computed_tokens, covered_tokens) = sequence.progress();
-        let id = sequence.id();
-        let need =
-            Need { computed_tokens, new_tokens: share.tokens, whole_tokens: None, watermark_tokens: 0 };
-        if need.held_tokens() <= covered_tokens {
-            self.schedule(slot, computed_tokens, covered_tokens, share, step);
+        let (id, covered_tokens) = (sequence.id, sequence.running().covered_tokens);
+        if part.end() + self.config.drafts.slots <= covered_tokens {
+            self.schedule(slot, part, covered_tokens, step);
             return place + 1;
         }
+        let need = self.need(sequence, part);
         loop {
             match step.memory.allocate(id, need) {
                 Room::Granted { covered_tokens } => {
-                    self.schedule(slot, computed_tokens, covered_tokens, share, step);
+                    self.schedule(slot, part, covered_tokens, step);
                     return place + 1;
                 }
                 Room::Never { need, total } => {
                     self.running.remove(place);
-                    self.end(slot, Reason::NeverFits { need, total }, step);
+                    self.end(slot, Reason::NeverFits { need, total }, step.memory, step.plan);
                     return place;
+                }
+                Room::Short { need, free } if self.frees_pending() => {
+                    self.skip(slot, Reason::RoomInFlight { need, free }, step.plan);
+                    return place + 1;
                 }
                 Room::Short { need, free } => {
                     let victim = self.victim_place();
@@ -154,149 +220,112 @@ impl Batcher {
         }
     }
 
-    /// The waiting, in order, until one has to wait on.
-    fn admit_waiting<M: Memory>(&mut self, step: &mut Step<'_, M>) {
-        self.held = None;
-        let (mut passed, mut passed_count) = (None, 0);
-        while let Some((rank, slot)) = self.queue.next(passed) {
-            let id = self.sequences.at(slot).id();
-            match self.admit(slot, step) {
-                Entry::Left => {}
-                Entry::Passed(reason) => {
-                    step.plan.skipped.push(Note { id, reason });
-                    (passed, passed_count) = (Some(rank), passed_count + 1);
-                }
-                Entry::Held(reason) => {
-                    let note = Note { id, reason };
-                    step.plan.skipped.push(note);
-                    step.plan.behind = count(self.queue.len() - passed_count - 1);
-                    self.held = Some(note);
-                    break;
-                }
-            }
-        }
-    }
-
-    fn admit<M: Memory>(&mut self, slot: Slot, step: &mut Step<'_, M>) -> Entry {
-        if let Some(reason) = self.door_closed(step) {
-            return Entry::Held(reason);
-        }
-        let sequence = self.sequences.at(slot);
-        let (id, known_tokens) = (sequence.id(), sequence.known_tokens);
-        if sequence.output_pending {
-            return Entry::Passed(Reason::OutputPending);
-        }
-        let cached_tokens = step.memory.cached_tokens(id);
-        assert!(
-            cached_tokens < known_tokens,
-            "{cached_tokens} of the {known_tokens} tokens of request {id} are cached, but the last must be computed"
-        );
-        let share = match step.budget.share(known_tokens - cached_tokens) {
-            Ok(share) => share,
-            Err(reason) => return Entry::Held(reason),
+    /// The room for a part: what is known can be found by others, the rest is for tokens that may turn out
+    /// to be others.
+    pub(crate) fn need(&self, sequence: &Sequence, part: Part) -> Need {
+        let findable = (part.start + part.tokens).min(sequence.known_tokens).max(part.start);
+        let in_flight_tokens = match &sequence.state {
+            State::Running(running) => running.in_flight_tokens,
+            State::Waiting(_) => 0,
         };
-        match step.memory.allocate(id, self.admission_need(cached_tokens, known_tokens, share)) {
-            Room::Short { need, free } => return Entry::Held(Reason::NoRoom { need, free }),
-            Room::Never { need, total } => self.end(slot, Reason::NeverFits { need, total }, step),
-            Room::Granted { covered_tokens } => {
-                self.enter(slot, cached_tokens, step);
-                self.schedule(slot, cached_tokens, covered_tokens, share, step);
-            }
-        }
-        Entry::Left
-    }
-
-    /// Why nobody is admitted at this point of the step, whoever it is.
-    fn door_closed<M>(&self, step: &Step<'_, M>) -> Option<Reason> {
-        if matches!(self.flow, Flow::Holding | Flow::Stopped) {
-            Some(Reason::Paused)
-        } else if !step.plan.preempted.is_empty() {
-            Some(Reason::PreemptedThisStep { preempted: count(step.plan.preempted.len()) })
-        } else if self.running.len() >= self.config.running_max as usize {
-            Some(Reason::RunningFull { running_max: self.config.running_max })
-        } else {
-            step.budget.is_spent()
-        }
-    }
-
-    fn admission_need(&self, cached_tokens: u32, known_tokens: u32, share: Share) -> Need {
         Need {
-            computed_tokens: cached_tokens,
-            new_tokens: share.tokens,
-            whole_tokens: self.config.whole_sequence_check.then_some(known_tokens),
-            watermark_tokens: if self.running.is_empty() { 0 } else { self.config.watermark_tokens },
+            computed_tokens: part.start,
+            new_tokens: findable - part.start,
+            lookahead_tokens: part.end() - findable + self.config.drafts.slots,
+            settled_tokens: part.start - in_flight_tokens,
+            ..Need::default()
         }
     }
 
-    /// From the queue to the running.
-    fn enter<M>(&mut self, slot: Slot, cached_tokens: u32, step: &mut Step<'_, M>) {
-        let sequence = self.sequences.at_mut(slot);
-        let State::Waiting { since, rank } = sequence.state else {
-            unreachable!("request {} is in the queue, but runs", sequence.id())
-        };
-        step.plan.admitted.push(Admitted {
-            id: sequence.id(),
-            cached_tokens,
-            known_tokens: sequence.known_tokens,
-            waited_ticks: step.now.since(since),
-            resumed: sequence.preemptions > 0,
-        });
-        self.queue.leave(rank, sequence.known_tokens);
-        self.running.push(slot);
-        self.counts.admitted += 1;
-        self.counts.cached_tokens += u64::from(cached_tokens);
-    }
-
-    /// Writes a share into the plan. The tokens count as computed from here on.
-    fn schedule<M>(
+    /// Writes a part into the plan. Its tokens count as computed from here on.
+    pub(crate) fn schedule<M>(
         &mut self,
         slot: Slot,
-        start: u32,
+        part: Part,
         covered_tokens: u32,
-        share: Share,
         step: &mut Step<'_, M>,
     ) {
         let sequence = self.sequences.at_mut(slot);
-        let computed_tokens = start + share.tokens;
-        debug_assert!(covered_tokens >= computed_tokens, "room was granted for less than was asked for");
-        let granted = match sequence.state {
-            State::Running { covered_tokens: before, .. } => covered_tokens != before,
-            State::Waiting { .. } => true,
-        };
-        sequence.state = State::Running { computed_tokens, covered_tokens };
-        let id = sequence.id();
-        let samples = computed_tokens == sequence.known_tokens;
-        let masks_stops = samples && sequence.new_tokens() < sequence.request.stop.new_tokens_min;
-        step.budget.take(share.tokens);
+        let tokens = part.end() - part.start;
+        debug_assert!(covered_tokens >= part.end(), "room was granted for less than was asked for");
+        let samples = part.start + part.tokens == sequence.expected_tokens();
+        let masks_stops = samples && sequence.masks_stops();
+        let needs_mask = samples && sequence.needs_mask();
+        step.plan.masks_wait |= needs_mask && sequence.pending > 0;
+        let (id, life, step_before) = (sequence.id, sequence.preemptions, sequence.last_step);
+        let running = sequence.running_mut();
+        let granted = covered_tokens != running.covered_tokens;
+        running.computed_tokens = part.end();
+        running.in_flight_tokens += tokens;
+        running.covered_tokens = covered_tokens;
+        let read = samples && (running.long || running.promised);
+        sequence.last_step = step.plan.step;
+        sequence.pending += u32::from(samples);
+        sequence.drafts = 0;
+        if let Some(reason) = part.cut {
+            sequence.note = Some((step.plan.step, reason));
+            step.plan.cut.push(Note { id, reason });
+        }
+        step.budget.take(tokens);
+        step.plan.tokens += tokens;
+        let Part { start, drafts, padding, .. } = part;
         step.plan.scheduled.push(Scheduled {
             id,
             start,
-            tokens: share.tokens,
+            tokens,
+            drafts,
+            padding,
             slot,
+            life,
+            step_before,
             granted,
             samples,
             masks_stops,
+            needs_mask,
         });
-        if let Some(reason) = share.cut {
-            step.plan.cut.push(Note { id, reason });
+        if !sequence.request.encoder_items.is_empty() {
+            self.encoder.schedule(&sequence.request, start, part.end(), step.plan);
+        }
+        if samples && sequence.followers > 0 {
+            self.wake_followers(id);
+        }
+        if read {
+            self.has_read(slot);
         }
     }
 
-    /// Ends a request that the memory could never hold.
-    fn end<M: Memory>(&mut self, slot: Slot, reason: Reason, step: &mut Step<'_, M>) {
-        step.plan.ended.push(Note { id: self.sequences.at(slot).id(), reason });
-        self.retire(slot, step.memory);
+    /// One of the long prompts, or of those that were promised room, is read to its end.
+    fn has_read(&mut self, slot: Slot) {
+        let sequence = self.sequences.at_mut(slot);
+        let adapter = sequence.request.adapter;
+        let running = sequence.running_mut();
+        if std::mem::take(&mut running.long) {
+            self.gates.leave(crate::queue::Class { adapter, long: true });
+            self.gates.enter(crate::queue::Class { adapter, long: false });
+        }
+        self.promises -= u32::from(std::mem::take(&mut running.promised));
+    }
+
+    pub(crate) fn skip(&mut self, slot: Slot, reason: Reason, plan: &mut Plan) {
+        let sequence = self.sequences.at_mut(slot);
+        sequence.note = Some((plan.step, reason));
+        plan.skipped.push(Note { id: sequence.id, reason });
+    }
+
+    /// Ends a request without an output.
+    pub(crate) fn end(&mut self, slot: Slot, reason: Reason, memory: &mut impl Memory, plan: &mut Plan) {
+        plan.ended.push(Note { id: self.sequences.at(slot).id, reason });
+        self.retire(slot, false, memory);
         self.counts.ended += 1;
     }
 
-    /// The plan is made: outputs are awaited from those who reached their last known token.
-    fn close(&mut self, tokens: u32, plan: &mut Plan) {
-        plan.tokens = tokens;
-        self.counts.steps += 1;
-        self.counts.scheduled_tokens += u64::from(tokens);
-        for scheduled in plan.scheduled.iter().filter(|scheduled| scheduled.samples) {
-            self.sequences.at_mut(scheduled.slot).output_pending = true;
-            self.flight.await_output(scheduled.id, scheduled.slot, self.counts.steps);
+    /// The plan is made, and takes off.
+    fn close(&mut self, plan: &mut Plan) {
+        plan.gone.append(&mut self.gone);
+        plan.drafts_max = self.config.drafts.tokens_max(self.running.len());
+        self.counts.scheduled_tokens += u64::from(plan.tokens);
+        if !plan.scheduled.is_empty() {
+            self.flight.take_off(plan.step, &plan.scheduled);
         }
     }
 }

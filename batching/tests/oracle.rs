@@ -8,15 +8,15 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![expect(clippy::cast_possible_truncation, reason = "a trial has a hundred acts")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use quayline_batching::scenario::BlockMemory;
 use quayline_batching::{
-    Batcher, Config, FinishReason, Finished, Flow, Memory, Need, Order, Plan, Prefill, Reason, Request,
-    RequestId, Room, Sampled, StopRules, Tick, TokenId,
+    Batcher, Config, Error, FinishReason, Finished, Flow, Memory, Need, Plan, Policy, Prefill, Reason,
+    Request, RequestId, Room, Sampled, StepId, StopRules, Tick, TokenId,
 };
 
 /// A request as the naive scheduler sees it.
@@ -32,6 +32,7 @@ struct Naive {
 #[derive(Debug)]
 struct Oracle {
     config: Config,
+    order: Policy,
     memory: BlockMemory,
     requests: BTreeMap<RequestId, Naive>,
     running: Vec<RequestId>,
@@ -64,7 +65,7 @@ impl Oracle {
     }
 
     fn sort_waiting(&mut self) {
-        if self.config.order == Order::Priority {
+        if self.order == Policy::Priority {
             let mut waiting = std::mem::take(&mut self.waiting);
             waiting.sort_by_key(|&id| self.key(id));
             self.waiting = waiting;
@@ -81,9 +82,18 @@ impl Oracle {
         self.requests.remove(&id);
     }
 
+    /// Who waits for room and turn, in order, and who waits for an output.
+    fn queue(&self) -> Vec<RequestId> {
+        self.waiting.iter().copied().filter(|id| !self.requests[id].pending).collect()
+    }
+
+    fn aside(&self) -> BTreeSet<RequestId> {
+        self.waiting.iter().copied().filter(|id| self.requests[id].pending).collect()
+    }
+
     /// The largest piece one request may have in a step with this many requests.
     fn cap(&self) -> u32 {
-        let requests = (self.running.len() + self.waiting.len()) as u32;
+        let requests = (self.running.len() + self.queue().len()) as u32;
         match self.config.prefill {
             Prefill::Capped { tokens_max, adaptive: false } if requests > 1 => tokens_max.get(),
             Prefill::Capped { tokens_max, adaptive: true } if requests > 1 => {
@@ -110,8 +120,8 @@ impl Oracle {
             let need = Need {
                 computed_tokens: naive.computed,
                 new_tokens: tokens,
-                whole_tokens: None,
-                watermark_tokens: 0,
+                settled_tokens: naive.computed,
+                ..Need::default()
             };
             self.grow(id, need, &mut decision);
         }
@@ -136,9 +146,9 @@ impl Oracle {
                     return self.remove(id);
                 }
                 Room::Short { .. } => {
-                    let victim = match self.config.order {
-                        Order::FirstCome => *self.running.last().unwrap(),
-                        Order::Priority => *self.running.iter().max_by_key(|&&id| self.key(id)).unwrap(),
+                    let victim = match self.order {
+                        Policy::Priority => *self.running.iter().max_by_key(|&&id| self.key(id)).unwrap(),
+                        _ => *self.running.last().unwrap(),
                     };
                     self.preempt(victim, decision);
                     if victim == id {
@@ -163,7 +173,8 @@ impl Oracle {
     }
 
     fn admit(&mut self, cap: u32, decision: &mut Decision) {
-        for id in self.waiting.clone() {
+        decision.skipped.extend(self.aside());
+        for id in self.queue() {
             let spent: u32 = decision.scheduled.iter().map(|&(_, _, tokens)| tokens).sum();
             let left = self.config.step_tokens_max - spent;
             let closed = matches!(self.flow, Flow::Holding | Flow::Stopped)
@@ -171,10 +182,6 @@ impl Oracle {
                 || self.running.len() == self.config.running_max as usize
                 || left == 0;
             let naive = self.requests[&id].clone();
-            if naive.pending && !closed {
-                decision.skipped.push(id);
-                continue;
-            }
             if closed {
                 return decision.skipped.push(id);
             }
@@ -188,6 +195,8 @@ impl Oracle {
                 new_tokens: wanted.min(cap).min(left),
                 whole_tokens: self.config.whole_sequence_check.then_some(naive.known),
                 watermark_tokens: if self.running.is_empty() { 0 } else { self.config.watermark_tokens },
+                settled_tokens: cached,
+                ..Need::default()
             };
             match self.memory.allocate(id, need) {
                 Room::Short { .. } => return decision.skipped.push(id),
@@ -224,7 +233,7 @@ impl Oracle {
                 self.memory.push(id, u64::from(token.0));
                 continue;
             };
-            finished.push(Finished { id, reason });
+            finished.push(Finished { id, reason, dropped_tokens: 0 });
             self.remove(id);
         }
         finished
@@ -243,10 +252,10 @@ enum Act {
         eos: bool,
     },
     Step,
-    /// Applies the outputs that are due, or the first half of them, in their order or backwards.
+    /// Applies the outputs of the oldest step in flight, or of the newest, in their order or backwards.
     Apply {
         token: u32,
-        part: bool,
+        newest: bool,
         backwards: bool,
     },
     Cancel {
@@ -264,7 +273,7 @@ struct Trial {
     memory: BlockMemory,
     oracle: Oracle,
     plan: Plan,
-    due: Vec<RequestId>,
+    due: VecDeque<(StepId, Vec<RequestId>)>,
     next_id: u64,
     /// The next token to be computed of each that runs.
     progress: BTreeMap<RequestId, u32>,
@@ -276,9 +285,10 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(config: Config, memory: BlockMemory) -> Trial {
+    fn new(config: Config, order: Policy, memory: BlockMemory) -> Trial {
         let oracle = Oracle {
             config: config.clone(),
+            order: order.clone(),
             memory: memory.clone(),
             requests: BTreeMap::new(),
             running: Vec::new(),
@@ -286,11 +296,11 @@ impl Trial {
             flow: Flow::Open,
         };
         Trial {
-            batcher: Batcher::new(config).unwrap(),
+            batcher: Batcher::with_order(config, order).unwrap(),
             memory,
             oracle,
             plan: Plan::new(),
-            due: Vec::new(),
+            due: VecDeque::new(),
             next_id: 0,
             progress: BTreeMap::new(),
             admitted: Vec::new(),
@@ -307,7 +317,7 @@ impl Trial {
                 let eos = eos.then_some(TokenId(2));
                 let stop = StopRules { eos, stop_ids: vec![TokenId(3)], ..StopRules::after(new_tokens) };
                 let request =
-                    Request { id, prompt_tokens: shared + own, priority, arrival: Tick(arrival), stop };
+                    Request { priority, arrival: Tick(arrival), ..Request::new(id, shared + own, stop) };
                 let own = (0..u64::from(own)).map(|place| (id.0 + 1) << 32 | place);
                 let tokens: Vec<u64> =
                     (0..u64::from(shared)).map(|place| 1 << 20 | place).chain(own).collect();
@@ -317,7 +327,7 @@ impl Trial {
                 self.oracle.add(request, tokens);
             }
             Act::Step => self.step(),
-            Act::Apply { token, part, backwards } => self.apply(token, part, backwards),
+            Act::Apply { token, newest, backwards } => self.apply(token, newest, backwards),
             Act::Cancel { which } | Act::Finish { which } => {
                 self.remove(which, matches!(act, Act::Cancel { .. }))
             }
@@ -328,7 +338,8 @@ impl Trial {
         }
         self.batcher.check().unwrap();
         assert_eq!(self.batcher.running().collect::<Vec<_>>(), self.oracle.running);
-        assert_eq!(self.batcher.waiting().collect::<Vec<_>>(), self.oracle.waiting);
+        let waiting: Vec<RequestId> = self.oracle.queue().into_iter().chain(self.oracle.aside()).collect();
+        assert_eq!(self.batcher.waiting().collect::<Vec<_>>(), waiting);
         assert_eq!(self.memory.free(), self.oracle.memory.free());
     }
 
@@ -346,7 +357,10 @@ impl Trial {
         for note in &self.plan.ended {
             self.memory.close(note.id);
         }
-        self.due.extend(self.plan.scheduled.iter().filter(|part| part.samples).map(|part| part.id));
+        if !self.plan.is_empty() {
+            let due = self.plan.scheduled.iter().filter(|part| part.samples).map(|part| part.id);
+            self.due.push_back((self.plan.step, due.collect()));
+        }
     }
 
     /// What must be true of any plan, whoever made it.
@@ -356,8 +370,9 @@ impl Trial {
         assert_eq!(plan.tokens, plan.scheduled.iter().map(|part| part.tokens).sum::<u32>());
         assert!(plan.tokens <= config.step_tokens_max);
         assert!(plan.preempted.is_empty() || plan.admitted.is_empty());
-        for note in plan.preempted.iter().chain(&plan.ended) {
-            self.progress.remove(&note.id);
+        let preempted = plan.preempted.iter().map(|preempted| preempted.id);
+        for id in preempted.chain(plan.ended.iter().map(|note| note.id)) {
+            self.progress.remove(&id);
         }
         for admitted in &plan.admitted {
             assert!(admitted.cached_tokens < admitted.known_tokens);
@@ -390,31 +405,60 @@ impl Trial {
         }
     }
 
-    fn apply(&mut self, token: u32, part: bool, backwards: bool) {
-        let count = if part { self.due.len() / 2 } else { self.due.len() };
-        let due = self.due.drain(..count).enumerate();
-        let mut sampled: Vec<Sampled> =
-            due.map(|(place, id)| Sampled { id, token: TokenId((token + place as u32) % 8) }).collect();
+    /// Applies the oldest step in flight, or the newest that can go before it.
+    fn apply(&mut self, token: u32, newest: bool, backwards: bool) {
+        let next = if newest { self.due.pop_back() } else { self.due.pop_front() };
+        let Some((step, due)) = next else { return };
+        let due_ids = due.clone();
+        let mut sampled: Vec<Sampled> = (due.into_iter().enumerate())
+            .map(|(place, id)| Sampled { id, token: TokenId((token + place as u32) % 8) })
+            .collect();
         if backwards {
             sampled.reverse();
         }
         let mut finished = Vec::new();
-        self.batcher.apply(&sampled, &mut self.memory, &mut finished).unwrap();
+        self.attack(step, &sampled);
+        match self.batcher.apply(step, &sampled, &mut self.memory, &mut finished) {
+            Ok(()) => {}
+            Err(Error::OutOfOrder { .. }) if newest => return self.due.push_back((step, due_ids)),
+            Err(error) => panic!("{error}"),
+        }
         for output in &sampled {
             if self.batcher.standing(output.id).is_some() {
                 self.memory.push(output.id, u64::from(output.token.0));
                 self.texts.get_mut(&output.id).unwrap().push(u64::from(output.token.0));
             }
         }
-        assert_eq!(finished, self.oracle.apply(&sampled));
+        // In the order of the plan, whatever the order of the outputs.
+        let mut expected = self.oracle.apply(&sampled);
+        expected.sort_by_key(|done| due_ids.iter().position(|&id| id == done.id));
+        assert_eq!(finished, expected);
         for done in &finished {
             self.memory.close(done.id);
             self.progress.remove(&done.id);
         }
-        let again = sampled.first().filter(|output| self.oracle.requests.contains_key(&output.id));
-        if let Some(&output) = again {
-            self.batcher.apply(&[output], &mut self.memory, &mut finished).unwrap_err();
+        self.batcher.apply(step, &sampled, &mut self.memory, &mut finished).unwrap_err();
+    }
+
+    /// Outputs that are not those of the step are refused, and change nothing.
+    fn attack(&mut self, step: StepId, sampled: &[Sampled]) {
+        let before = format!("{:?}", self.batcher);
+        let stranger = Sampled { id: RequestId(u64::MAX), token: TokenId(1) };
+        let mut wrong = vec![[sampled, &[stranger]].concat()];
+        if let Some(&first) = sampled.first()
+            && self.oracle.requests.contains_key(&first.id)
+        {
+            wrong.push([&[first], sampled].concat());
+            wrong.push(sampled[1..].to_vec());
         }
+        let mut finished = Vec::new();
+        for wrong in wrong {
+            self.batcher.apply(step, &wrong, &mut self.memory, &mut finished).unwrap_err();
+        }
+        let later = StepId(step.0 + 1000);
+        let error = self.batcher.apply(later, sampled, &mut self.memory, &mut finished).unwrap_err();
+        assert_eq!(error, Error::NotInFlight { step: later });
+        assert!(format!("{:?}", self.batcher) == before, "a refused call changed something");
     }
 
     fn remove(&mut self, which: usize, cancel: bool) {
@@ -432,7 +476,7 @@ impl Trial {
     fn drain(&mut self) {
         self.act(&Act::Flow(Flow::Draining));
         for _ in 0..20_000 {
-            self.act(&Act::Apply { token: 4, part: false, backwards: false });
+            self.act(&Act::Apply { token: 4, newest: false, backwards: false });
             if !self.batcher.has_work() {
                 break;
             }
@@ -440,7 +484,7 @@ impl Trial {
         }
         assert!(!self.batcher.has_work(), "somebody waits for ever: {:?}", self.plan);
         assert_eq!(self.memory.free(), self.memory.total(), "the last one out leaves the memory empty");
-        if self.batcher.config().order == Order::FirstCome {
+        if self.oracle.order == Policy::FirstCome {
             assert!(self.admitted.is_sorted(), "first come, first served: {:?}", self.admitted);
         }
         let counts = self.batcher.stats().counts;
@@ -462,7 +506,6 @@ prop_compose! {
             Just(Prefill::Chunked),
             (1u32..12, any::<bool>()).prop_map(|(tokens, adaptive)| capped(tokens, adaptive)),
         ],
-        order in prop_oneof![Just(Order::FirstCome), Just(Order::Priority)],
         whole_sequence_check in any::<bool>(),
         watermark_tokens in prop_oneof![Just(0u32), 0u32..20],
     ) -> Config {
@@ -471,7 +514,6 @@ prop_compose! {
             step_tokens_max: least + step_more,
             running_max,
             prefill,
-            order,
             whole_sequence_check,
             watermark_tokens,
             ..Config::new(model_tokens_max)
@@ -501,7 +543,7 @@ fn acts() -> impl Strategy<Value = Act> {
         6 => add,
         12 => Just(Act::Step),
         8 => (0u32..8, prop::bool::weighted(0.2), prop::bool::weighted(0.2))
-            .prop_map(|(token, part, backwards)| Act::Apply { token, part, backwards }),
+            .prop_map(|(token, newest, backwards)| Act::Apply { token, newest, backwards }),
         1 => any::<usize>().prop_map(|which| Act::Cancel { which }),
         1 => any::<usize>().prop_map(|which| Act::Finish { which }),
         1 => flow.prop_map(Act::Flow),
@@ -526,7 +568,6 @@ fn crowded() -> impl Strategy<Value = (Config, BlockMemory)> {
                 step_tokens_max: 24,
                 running_max,
                 prefill: capped(tokens, false),
-                order: Order::Priority,
                 whole_sequence_check: whole,
                 ..Config::new(64)
             };
@@ -535,8 +576,8 @@ fn crowded() -> impl Strategy<Value = (Config, BlockMemory)> {
     )
 }
 
-fn trial(config: Config, memory: BlockMemory, acts: &[Act]) {
-    let mut trial = Trial::new(config, memory);
+fn trial(config: Config, order: Policy, memory: BlockMemory, acts: &[Act]) {
+    let mut trial = Trial::new(config, order, memory);
     for act in acts {
         trial.act(act);
     }
@@ -559,10 +600,11 @@ proptest! {
     #[test]
     fn any_caller_gets_what_the_naive_scheduler_says(
         config in configs(),
+        order in prop_oneof![Just(Policy::FirstCome), Just(Policy::Priority)],
         memory in memories(),
         acts in prop::collection::vec(acts(), 1..120),
     ) {
-        trial(config, memory, &acts);
+        trial(config, order, memory, &acts);
     }
 
     #[test]
@@ -570,6 +612,6 @@ proptest! {
         (config, memory) in crowded(),
         acts in prop::collection::vec(acts(), 1..120),
     ) {
-        trial(config, memory, &acts);
+        trial(config, Policy::Priority, memory, &acts);
     }
 }

@@ -50,7 +50,7 @@ fn wrong_commands_are_answered() {
         ("add A 4 prority=1", "error: add has no option prority"),
         ("batcher running_max=0", "error: running_max is 0: nobody could ever run"),
         ("memory blocks=4 block_tokens=0", "error: a block holds at least one token"),
-        ("apply A", "error: no plan asked for an output of A"),
+        ("apply A", "error: step 0 is not in flight"),
     ] {
         assert_eq!(transcript(command), format!("{command}\n----\n{answer}\n"));
     }

@@ -50,9 +50,7 @@ fn steady_steps_do_not_allocate() {
     let mut batcher = Batcher::new(Config { running_max: 64, ..Config::new(4096) }).unwrap();
     for id in 0..80 {
         let stop = StopRules { eos: Some(TokenId(2)), ..StopRules::after(2000) };
-        batcher
-            .add(Request { id: RequestId(id), prompt_tokens: 30, priority: 0, arrival: Tick(0), stop })
-            .unwrap();
+        batcher.add(Request::new(RequestId(id), 30, stop)).unwrap();
     }
     let (mut plan, mut sampled, mut finished) = (Plan::new(), Vec::with_capacity(64), Vec::new());
     let mut step = |batcher: &mut Batcher| {
@@ -60,7 +58,7 @@ fn steady_steps_do_not_allocate() {
         sampled.clear();
         let samples = plan.scheduled.iter().filter(|scheduled| scheduled.samples);
         sampled.extend(samples.map(|scheduled| Sampled { id: scheduled.id, token: TokenId(5) }));
-        batcher.apply(&sampled, &mut Endless, &mut finished).unwrap();
+        batcher.apply(plan.step, &sampled, &mut Endless, &mut finished).unwrap();
         plan.tokens
     };
     step(&mut batcher);

@@ -121,8 +121,7 @@ impl<M: Known> Decoding<M> {
                 (0..PROMPT).map(|_| u32::try_from(random.below(32_000)).unwrap()).collect();
             memory.open(RequestId(id), &prompt);
             let stop = StopRules::after(2000 - PROMPT);
-            let (id, arrival) = (RequestId(id), Tick(0));
-            batcher.add(Request { id, prompt_tokens: PROMPT, priority: 0, arrival, stop }).unwrap();
+            batcher.add(Request::new(RequestId(id), PROMPT, stop)).unwrap();
         }
         let mut decoding =
             Self { batcher, memory, plan: Plan::new(), sampled: Vec::new(), finished: Vec::new(), now: 0 };
@@ -142,7 +141,8 @@ impl<M: Known> Decoding<M> {
         let who = self.plan.scheduled.iter().filter(|scheduled| scheduled.samples);
         self.sampled.extend(who.map(|scheduled| Sampled { id: scheduled.id, token: TokenId(11) }));
         self.memory.push(&self.sampled);
-        self.batcher.apply(black_box(&self.sampled), &mut self.memory, &mut self.finished).unwrap();
+        let sampled = black_box(&self.sampled);
+        self.batcher.apply(self.plan.step, sampled, &mut self.memory, &mut self.finished).unwrap();
     }
 }
 

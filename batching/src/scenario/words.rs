@@ -1,9 +1,6 @@
 //! A command line: words, and options in the form `name=value`.
 
-use std::num::NonZeroU32;
 use std::str::FromStr;
-
-use crate::{Config, Order, Prefill};
 
 pub(super) struct Words<'a> {
     command: &'a str,
@@ -46,11 +43,11 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn option(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn option(&self, name: &str) -> Option<&'a str> {
         self.options.iter().find(|(option, _)| *option == name).map(|&(_, value)| value)
     }
 
-    fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+    pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, String> {
         let parse = |value: &str| value.parse().map_err(|_| format!("{name}={value} is not a number"));
         self.option(name).map(parse).transpose()
     }
@@ -73,54 +70,5 @@ impl<'a> Words<'a> {
             Some("off") => Ok(false),
             Some(other) => Err(format!("{name}={other} is neither on nor off")),
         }
-    }
-}
-
-/// The limits that a `batcher` command names.
-pub(super) fn config(words: &Words<'_>) -> Result<Config, String> {
-    words.only(&[
-        "step_tokens_max",
-        "running_max",
-        "model_tokens_max",
-        "prefill",
-        "order",
-        "whole_sequence_check",
-        "watermark_tokens",
-        "queued_requests_max",
-        "queued_tokens_max",
-    ])?;
-    let usual = Config::new(words.number("model_tokens_max", 4096)?);
-    Ok(Config {
-        step_tokens_max: words.number("step_tokens_max", usual.step_tokens_max)?,
-        running_max: words.number("running_max", usual.running_max)?,
-        model_tokens_max: usual.model_tokens_max,
-        prefill: prefill(words.option("prefill").unwrap_or("chunked"))?,
-        order: order(words.option("order").unwrap_or("first_come"))?,
-        whole_sequence_check: words.switch("whole_sequence_check", usual.whole_sequence_check)?,
-        watermark_tokens: words.number("watermark_tokens", usual.watermark_tokens)?,
-        queued_requests_max: words.parsed("queued_requests_max")?,
-        queued_tokens_max: words.parsed("queued_tokens_max")?,
-    })
-}
-
-fn prefill(word: &str) -> Result<Prefill, String> {
-    let capped = |tokens: &str, adaptive| {
-        let tokens_max: NonZeroU32 = tokens.parse().map_err(|_| format!("{tokens} is not a cap"))?;
-        Ok(Prefill::Capped { tokens_max, adaptive })
-    };
-    match word.split_once(':') {
-        None if word == "whole" => Ok(Prefill::Whole),
-        None if word == "chunked" => Ok(Prefill::Chunked),
-        Some(("capped", tokens)) => capped(tokens, false),
-        Some(("adaptive", tokens)) => capped(tokens, true),
-        _ => Err(format!("no prefill is called {word}")),
-    }
-}
-
-fn order(word: &str) -> Result<Order, String> {
-    match word {
-        "first_come" => Ok(Order::FirstCome),
-        "priority" => Ok(Order::Priority),
-        other => Err(format!("no order is called {other}")),
     }
 }

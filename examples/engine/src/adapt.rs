@@ -2,7 +2,7 @@
 //! file that knows both.
 
 use quayline_batching::{Memory, Need, RequestId, Room};
-use quayline_kv_cache::{Admission, Claim, KvCache, SequenceId, TokenCount};
+use quayline_kv_cache::{Admission, BlockCount, Claim, KvCache, SequenceId, TokenCount};
 
 /// A [`KvCache`] as the batcher sees it. A request's sequence bears the request's number.
 #[derive(Debug)]
@@ -24,14 +24,15 @@ impl Memory for PagedMemory {
     }
 
     fn allocate(&mut self, id: RequestId, need: Need) -> Room {
-        let watermark = self.cache.config().block_size.blocks_for(TokenCount(need.watermark_tokens));
+        let blocks_for = |tokens| self.cache.config().block_size.blocks_for(TokenCount(tokens));
+        let watermark = blocks_for(need.watermark_tokens).get() + blocks_for(need.reserved_tokens).get();
         let claim = Claim {
             computed: TokenCount(need.computed_tokens),
             new_tokens: TokenCount(need.new_tokens),
-            external: TokenCount(0),
-            lookahead: TokenCount(0),
+            external: TokenCount(need.external_tokens),
+            lookahead: TokenCount(need.lookahead_tokens),
             whole_sequence: need.whole_tokens.is_some(),
-            watermark,
+            watermark: BlockCount(watermark),
         };
         match self.cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
             Admission::Admit(reservation) => {
@@ -43,6 +44,10 @@ impl Memory for PagedMemory {
             Admission::NextStep => unreachable!("no model of this engine keeps a state"),
             Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
         }
+    }
+
+    fn rounded_tokens(&self, tokens: u32) -> u32 {
+        tokens.next_multiple_of(self.cache.config().block_size.get())
     }
 
     fn withdraw(&mut self, id: RequestId) {

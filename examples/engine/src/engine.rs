@@ -111,7 +111,7 @@ impl Engine {
             )
         })
         .map_err(|error| refused("kv", &error))?;
-        let batcher = Batcher::new(sizes.batching(options))
+        let batcher = Batcher::with_order(sizes.batching(options), Sizes::order(options))
             .map_err(|error| refused("max_num_batched_tokens", &error))?;
         Ok(Self {
             text: Arc::new(text),
@@ -169,12 +169,11 @@ impl Engine {
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
         self.examine(&request)?;
         let active = Active::new(&request, &self.text, &self.eos, self.seed, self.sizes.model_tokens_max)?;
+        let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules(&request, &self.eos));
         let planned = batching::Request {
-            id: batching::RequestId(request.id.0),
-            prompt_tokens: active.prompt_tokens,
             priority: request.priority,
             arrival: batching::Tick(request.arrival.0),
-            stop: active.stop_rules(&request, &self.eos),
+            ..batching::Request::new(id, active.prompt_tokens, stop)
         };
         self.batcher.add(planned).map_err(|refusal| queue_refusal(&refusal))?;
         // A request that wants to know about every prompt token must compute them all.
@@ -324,7 +323,7 @@ impl Engine {
             let pushed = self.memory.cache.push(sequence(id), &[token.0]);
             pushed.expect("a chosen token is within the longest sequence");
         }
-        let applied = self.batcher.apply(&step.sampled, &mut self.memory, &mut step.finished);
+        let applied = self.batcher.apply(step.plan.step, &step.sampled, &mut self.memory, &mut step.finished);
         applied.expect("each chosen token was planned");
         let mut finished = step.finished.iter().peekable();
         for &Sampled { id, .. } in &step.sampled {
@@ -400,7 +399,7 @@ impl Engine {
     fn request_state(&self, id: batching::RequestId) -> Option<RequestState> {
         let active = self.active.get(&RequestId(id.0))?;
         let (computed_tokens, waits_for) = match self.batcher.standing(id)? {
-            Standing::Running { computed_tokens, .. } => (computed_tokens, None),
+            Standing::Running { computed_tokens, reason, .. } => (computed_tokens, reason),
             Standing::Waiting { reason, .. } => (0, reason),
         };
         let table = self.memory.cache.table(sequence(id)).ok()?;

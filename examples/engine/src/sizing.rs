@@ -70,6 +70,13 @@ impl Sizes {
         Ok(Self { dtype, blocks, bytes, model_tokens_max, step_tokens_max })
     }
 
+    pub(crate) fn order(options: &Options) -> batching::Policy {
+        match options.order {
+            Order::FirstCome => batching::Policy::FirstCome,
+            Order::Priority => batching::Policy::Priority,
+        }
+    }
+
     pub(crate) fn batching(&self, options: &Options) -> batching::Config {
         let capped = NonZeroU32::new(options.long_prefill_token_threshold);
         batching::Config {
@@ -79,10 +86,6 @@ impl Sizes {
                 (false, _) => batching::Prefill::Whole,
                 (true, None) => batching::Prefill::Chunked,
                 (true, Some(tokens_max)) => batching::Prefill::Capped { tokens_max, adaptive: false },
-            },
-            order: match options.order {
-                Order::FirstCome => batching::Order::FirstCome,
-                Order::Priority => batching::Order::Priority,
             },
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
