@@ -80,17 +80,20 @@ fn gauge(metrics: &str, name: &str) -> Option<f64> {
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
-/// Used blocks and what the audit found, from a document with `blocks.used` and `check` (null, `"ok"`,
-/// `true`, or what is wrong).
+/// Used blocks and what the audit found, from a document with `blocks.used`, `phase` (`"failed"` when the engine
+/// ended itself) and `check` (null, `"ok"`, `true`, or what is wrong).
 fn audit(text: &str) -> Result<(Option<u64>, Vec<String>), Failure> {
     let document: Value = serde_json::from_str(text).map_err(|_| Failure::Malformed)?;
     let used = document.pointer("/blocks/used").and_then(Value::as_u64);
-    let violations = match document.get("check") {
+    let mut violations = match document.get("check") {
         None | Some(Value::Null | Value::Bool(true)) => Vec::new(),
         Some(Value::String(text)) if text == "ok" => Vec::new(),
         Some(Value::Array(items)) => items.iter().map(Value::to_string).collect(),
         Some(other) => vec![other.to_string()],
     };
+    if document.get("phase").is_some_and(|phase| phase == "failed") {
+        violations.push("the engine failed".to_owned());
+    }
     Ok((used, violations))
 }
 
@@ -119,6 +122,8 @@ mod tests {
     fn an_audit_is_clean_or_says_what_is_wrong() {
         assert_eq!(audit(r#"{"blocks":{"used":3},"check":"ok"}"#), Ok((Some(3), Vec::new())));
         assert_eq!(audit(r#"{"blocks":{"used":0},"check":[]}"#), Ok((Some(0), Vec::new())));
+        assert_eq!(audit(r#"{"phase":"ready"}"#), Ok((None, Vec::new())));
+        assert_eq!(audit(r#"{"phase":"failed"}"#).unwrap().1.len(), 1);
         assert_eq!(audit(r#"{"check":["block 3 is held twice"]}"#).unwrap().1.len(), 1);
         assert_eq!(audit(r#"{"check":"block 3 is held twice"}"#).unwrap().1.len(), 1);
     }

@@ -53,7 +53,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', conflicts_with = "concurrency")]
     rate: Vec<f64>,
     /// Open loop: a recorded trace (Mooncake JSON lines or Azure CSV, plain or gzip).
-    #[arg(long, conflicts_with_all = ["concurrency", "rate", "soak"])]
+    #[arg(long, conflicts_with_all = ["concurrency", "rate"])]
     trace: Option<PathBuf>,
     /// Play the trace so many times faster.
     #[arg(long, default_value_t = 1.0)]
@@ -327,13 +327,21 @@ fn report(arguments: &Arguments, name: String, measurement: &Measurement, cpu_be
     report
 }
 
-/// A quarter of the time to warm up, the rest to soak; after each the server must come to rest.
+/// A quarter of the time to warm up, the rest to soak; after each the server must come to rest. Workers that
+/// send one request after the other, or a trace, from its beginning each time.
 async fn storm(
     arguments: &Arguments,
     target: &Target,
     workload: &Workload,
 ) -> Result<(bool, Vec<Report>), Stop> {
     let workers = arguments.concurrency.iter().copied().max().unwrap_or(8);
+    let (pace, requests) = match &workload.source {
+        Source::Drawn { .. } => (Pace::Closed { workers }, u64::MAX),
+        Source::Trace { arrivals, .. } => {
+            let (speedup, in_flight_max) = (arguments.speedup, arguments.in_flight_max);
+            (Pace::Recorded { speedup, in_flight_max }, arrivals.len() as u64)
+        }
+    };
     let mut workload = workload.clone();
     if arguments.cancel_rate == 0.0 && arguments.slow_rate == 0.0 {
         (workload.cancel_rate, workload.slow_rate) = (0.3, 0.05);
@@ -344,13 +352,12 @@ async fn storm(
     println!("{HEADER}");
     for (name, share, first_index) in [("warm-up", 0.25, 0), ("soak", 0.75, 1 << 32)] {
         let bounds = Bounds {
-            requests: u64::MAX,
+            requests,
             duration: Duration::from_secs_f64(arguments.seconds_max * share),
             request: Duration::from_secs_f64(arguments.request_seconds_max),
         };
         let cpu_before = arguments.server_pid.and_then(cpu_seconds_of);
-        let mut measurement =
-            run(target, workload.clone(), first_index, Pace::Closed { workers }, bounds).await;
+        let mut measurement = run(target, workload.clone(), first_index, pace, bounds).await;
         // Being cut off at the end of the time is how this run ends.
         measurement.left += measurement.failures.remove(&Failure::CutOff).unwrap_or(0);
         let report = report(arguments, name.to_owned(), &measurement, cpu_before);
