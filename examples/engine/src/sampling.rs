@@ -7,6 +7,7 @@
 mod draw;
 mod exp;
 mod logprobs;
+mod nucleus;
 mod penalty;
 mod random;
 mod row;

@@ -1,11 +1,11 @@
 //! Temperature, min-p, top-k, top-p, and the draw, without sorting the vocabulary.
 //!
-//! A filter is a reason to look at few tokens only. So first the candidates are gathered in one pass: for
-//! top-k by a bar that rises, for min-p by a bar that is known, for top-p by one below which all tokens together
-//! are too few to matter. Only what stays is sorted.
+//! Top-k leaves few tokens: they are gathered in one pass, by a bar that rises, and only they are looked at further.
+//! The other filters may leave any number: what they drop gets the weight 0 (`nucleus.rs` finds what top-p drops), and
+//! the draw walks over the row.
 
 use super::exp::exp;
-use super::row;
+use super::{nucleus, row};
 use crate::request::Sampling;
 
 /// Memory that one draw leaves to the next.
@@ -14,6 +14,7 @@ pub(crate) struct Scratch {
     /// `e^((logit - highest) / temperature)` of each token.
     pub(super) weights: Vec<f32>,
     candidates: Vec<Candidate>,
+    nucleus: nucleus::Scratch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,54 +44,31 @@ pub(crate) fn draw(
 ) -> u32 {
     // Like vLLM: closer to 0 the quotients overflow.
     let scale = 1.0 / sampling.temperature.max(0.01);
-    let Scratch { weights, candidates } = scratch;
-    candidates.clear();
-    let weight = |logit: f32| exp((logit - highest) * scale);
-    let total = if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+    let Scratch { weights, candidates, nucleus } = scratch;
+    if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+        let weight = |logit: f32| exp((logit - highest) * scale);
         gather_top_k(logits, sampling.top_k as usize, weight, candidates);
-        None
-    } else if sampling.min_p > 0.0 {
-        // A little lower than the bar, which is exact on weights.
-        let bar = highest + (sampling.min_p.ln() - 0.01) / scale;
-        gather(logits, |_, logit| logit >= bar, weight, candidates);
-        None
-    } else {
-        row::weights(logits, highest, scale, weights);
-        if sampling.top_p >= 1.0 {
-            return pick_of_all(weights, uniform);
+        candidates.retain(|candidate| candidate.weight >= sampling.min_p);
+        if sampling.top_p < 1.0 {
+            keep_top(candidates, f64::from(sampling.top_p) * sum(candidates));
         }
-        // All tokens at or below the bar together weigh no more than what top-p leaves out.
-        let total: f64 = row::run_sums(weights).sum();
-        let bar = (1.0 - f64::from(sampling.top_p)) * total / weights.len() as f64;
-        gather(logits, |at, _| f64::from(weights[at]) > bar, weight, candidates);
-        Some(total)
-    };
-    candidates.retain(|candidate| candidate.weight >= sampling.min_p);
+        return pick(candidates, uniform);
+    }
+    row::weights(logits, highest, scale, weights);
+    if sampling.min_p > 0.0 {
+        row::drop_below(weights, sampling.min_p);
+    }
     if sampling.top_p < 1.0 {
-        let total = total.unwrap_or_else(|| sum(candidates));
-        keep_top(candidates, f64::from(sampling.top_p) * total);
+        nucleus::keep(weights, f64::from(sampling.top_p), nucleus);
     }
-    pick(candidates, uniform)
-}
-
-/// The tokens that `stays` keeps, by place and logit.
-fn gather(
-    logits: &[f32],
-    stays: impl Fn(usize, f32) -> bool,
-    weight: impl Fn(f32) -> f32,
-    candidates: &mut Vec<Candidate>,
-) {
-    for (id, (at, &logit)) in (0..).zip(logits.iter().enumerate()) {
-        if stays(at, logit) {
-            candidates.push(Candidate { id, logit, weight: weight(logit) });
-        }
-    }
+    pick_of_all(weights, uniform)
 }
 
 /// The `k` most likely tokens, and all that are as likely as the last of them.
 ///
 /// Tokens below the bar are passed over. Whenever enough have gathered, the bar rises to the `k`-th of them.
 fn gather_top_k(logits: &[f32], k: usize, weight: impl Fn(f32) -> f32, candidates: &mut Vec<Candidate>) {
+    candidates.clear();
     let mut bar = f32::NEG_INFINITY;
     let mut room = (4 * k).max(256);
     for (id, &logit) in (0..).zip(logits) {
@@ -123,28 +101,15 @@ fn sum(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
 }
 
-/// The fewest candidates whose weights reach `goal` stay, most likely first, ties by id. They are sorted in
-/// growing parts, and only as many as stay.
+/// The fewest candidates whose weights reach `goal` stay, most likely first, ties by id.
 fn keep_top(candidates: &mut Vec<Candidate>, goal: f64) {
-    let order = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
-    let (mut sorted, mut reached, mut part) = (0, 0.0, 256);
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let part_len = part.min(rest.len());
-        if part_len < rest.len() {
-            rest.select_nth_unstable_by(part_len - 1, order);
-        }
-        rest[..part_len].sort_unstable_by(order);
-        for candidate in &rest[..part_len] {
-            reached += f64::from(candidate.weight);
-            sorted += 1;
-            if reached >= goal {
-                candidates.truncate(sorted);
-                return;
-            }
-        }
-        part *= 4;
-    }
+    candidates.sort_unstable_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
+    let mut reached = 0.0;
+    candidates.retain(|candidate| {
+        let stays = reached < goal;
+        reached += f64::from(candidate.weight);
+        stays
+    });
 }
 
 /// Walks over the candidates until the random share of their sum is reached. Should rounding carry it past

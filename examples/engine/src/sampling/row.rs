@@ -19,10 +19,24 @@ pub(crate) fn highest(row: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// How many numbers are above `bar`.
+pub(crate) fn count_above(numbers: &[f32], bar: f32) -> usize {
+    // Counts of 32 bits become vector instructions; a run is short enough for them.
+    let run = |run: &[f32]| run.iter().map(|&number| u32::from(number > bar)).sum::<u32>();
+    numbers.chunks(RUN).map(|numbers| run(numbers) as usize).sum()
+}
+
 /// The weight `e^((logit - highest) * scale)` of each logit.
 pub(crate) fn weights(row: &[f32], highest: f32, scale: f32, out: &mut Vec<f32>) {
     out.clear();
     out.extend(row.iter().map(|&logit| exp((logit - highest) * scale)));
+}
+
+/// Sets numbers below `bar` to 0.
+pub(crate) fn drop_below(numbers: &mut [f32], bar: f32) {
+    for number in numbers {
+        *number = if *number >= bar { *number } else { 0.0 };
+    }
 }
 
 /// The sum of each run of [`RUN`] numbers.
@@ -56,6 +70,7 @@ mod tests {
         for n in [1_usize, 15, 16, 17, 511, 512, 513, 1100] {
             let row: Vec<f32> = (0..n).map(|i| i as f32).collect();
             assert_eq!(highest(&row), (n - 1) as f32);
+            assert_eq!(count_above(&row, 2.5), n.saturating_sub(3));
             let sum: f64 = run_sums(&row).sum();
             assert_eq!(sum, (n * (n - 1) / 2) as f64);
             let all: Vec<usize> = (0..n.div_ceil(RUN)).flat_map(|i| run(&row, i)).map(|(at, _)| at).collect();
