@@ -1,0 +1,328 @@
+//! A small command language for the cache, so that a rule, a question or a bug report is a text file.
+//!
+//! A scenario is a list of stanzas, apart by blank lines. A stanza is a list of commands, a line `----`, and
+//! the answers. Lines that begin with `#` say why.
+//!
+//! ```text
+//! # The same prompt twice: the second one shares the first block.
+//! cache block_size=4 blocks=6
+//! open A 1 2 3 4 5 6
+//! claim A
+//! open B 1 2 3 4 5 6
+//! claim B
+//! ----
+//! cache free=5
+//! A known=6
+//! A cached=0 new=[1 2] free=3
+//! B known=6
+//! B cached=4 new=[3] free=2
+//! ```
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `cache block_size=N blocks=N ...` | begins anew with an empty cache |
+//! | ` groups=KIND,KIND` | one of `full`, `window:N`, `window:N+sinks:N`, `window:N+prompt`, `local:N`, `state`, `cross` per group, each with `/N` for a block size of its own |
+//! | ` [caching=off] [match_unit=N] [retention=prompt\|dense\|every:N] [draft_head] [report_lost]` | [`Config`](crate::Config) |
+//! | ` [seed=N] [hash_lookahead=N] [tokens_max=N] [step_max=N]` | the same |
+//! | `open NAME TOKENS [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
+//! | `encoder NAME N` | [`KvCache::encoder`] |
+//! | `media NAME ID@FIRST+TOKENS,...` | [`KvCache::add_media`] |
+//! | `push NAME TOKENS` | [`KvCache::push`] |
+//! | `fork NAME CHILD` | [`KvCache::fork`] |
+//! | `lookup NAME` | [`KvCache::lookup`] |
+//! | `chunk NAME [computed=N] [new=N]` | [`KvCache::chunk`] |
+//! | `claim NAME [computed=N] [external=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`], and commit if there is room; `copies=[3>7:2]`: of block 3 the first two tokens to block 7 |
+//! | `reserve NAME ...` | the same without the commit: nothing changes |
+//! | `loaded NAME N`, `load_failed NAME N` | of the external tokens of a claim, those up to `N` are there (and no more) |
+//! | `settle NAME N` | [`KvCache::settle`]: the blocks given back, in this order |
+//! | `truncate NAME N`, `rollback NAME N`, `trim NAME N` | keep `N` known tokens, take away `N`, keep room for `N` |
+//! | `withdraw NAME`, `release NAME`, `close NAME` | the calls of these names |
+//! | `copies`, `end_step` | what the step copies first; the step has begun |
+//! | `evict BLOCKS`, `evict_hash NAME INDEX` | [`KvCache::evict`]; [`KvCache::evict_hash`] of a hash of the sequence |
+//! | `lost` | [`KvCache::drain_lost`], as `block:group` |
+//! | `reset` | [`KvCache::reset`] |
+//! | `table NAME` | the blocks held, per group; 0 where none is needed, `*` marks those that others can find |
+//! | `slots NAME FROM TO [group=N]` | where the tokens from `FROM` up to, not including, `TO` live |
+//! | `compare NAME NAME` | how many leading block hashes are equal |
+//! | `free` | the free blocks, next to be handed out first |
+//! | `references BLOCKS` | how many sequences hold each block |
+//! | `stats` | [`KvCache::stats`] |
+//!
+//! Tokens are numbers: `7` is one token, `7*16` sixteen of them, `0-15` the sixteen from 0 to 15. A claim says
+//! only what differs from the usual: by default `computed` is what was claimed before (or the hit, for a
+//! sequence that holds nothing) and `new` is all other known tokens. The cache is audited after every command.
+
+mod begin;
+mod sequence;
+mod words;
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+
+use self::words::Words;
+use crate::{BlockId, Error, HitStats, KvCache, SequenceId};
+
+/// Runs a scenario and returns it with the answers written under the commands. Answers that the text already
+/// has are replaced, so a scenario is right when its transcript is the scenario itself.
+pub fn transcript(scenario: &str) -> String {
+    let mut interpreter = Interpreter::new();
+    let mut stanzas = Vec::new();
+    let lines: Vec<&str> = scenario.lines().map(str::trim_end).collect();
+    for stanza in lines.split(|line| line.is_empty()).filter(|stanza| !stanza.is_empty()) {
+        let mut text = String::new();
+        let mut answers = String::new();
+        for line in stanza.iter().take_while(|&&line| line != "----") {
+            let _ = writeln!(text, "{line}");
+            if !line.starts_with('#') {
+                let _ = writeln!(answers, "{}", interpreter.execute(line));
+            }
+        }
+        if !answers.is_empty() {
+            let _ = write!(text, "----\n{answers}");
+        }
+        stanzas.push(text);
+    }
+    stanzas.join("\n")
+}
+
+/// The cache that is spoken to.
+type Cache = KvCache;
+
+/// A cache that is spoken to in commands, one line each.
+#[derive(Debug, Default)]
+pub struct Interpreter {
+    cache: Option<Cache>,
+    sequences: Named,
+}
+
+/// What the interpreter, like any caller, remembers of a sequence.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    id: SequenceId,
+    computed: u32,
+    computed_before: u32,
+}
+
+/// Sequences by name, numbered as they are first mentioned.
+#[derive(Debug, Default)]
+struct Named(BTreeMap<String, Progress>);
+
+impl Named {
+    fn of(&mut self, name: &str) -> &mut Progress {
+        let id = SequenceId(self.0.len() as u64 + 1);
+        self.0.entry(name.to_owned()).or_insert(Progress { id, computed: 0, computed_before: 0 })
+    }
+
+    /// The same text with names in the place of numbers.
+    fn named(&self, text: String) -> String {
+        self.0.iter().fold(text, |text, (name, progress)| {
+            text.replace(&format!("sequence {} ", progress.id), &format!("{name} "))
+        })
+    }
+}
+
+const NO_CACHE: &str = "there is no cache yet, `cache` makes one";
+
+impl Interpreter {
+    /// An interpreter that waits for its `cache` command.
+    pub fn new() -> Self {
+        Interpreter::default()
+    }
+
+    /// The answer to one command: a line, without its end. Never fails: what cannot be read or done is
+    /// answered with the reason.
+    pub fn execute(&mut self, command: &str) -> String {
+        let answer = match Words::of(command).and_then(|words| self.run(words)) {
+            Ok(answer) => answer,
+            Err(reason) => format!("error: {}", self.sequences.named(reason)),
+        };
+        match self.cache.as_ref().map(Cache::check) {
+            Some(Err(violation)) => format!("{answer} VIOLATION: {violation}"),
+            _ => answer,
+        }
+    }
+
+    fn run(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let verb = words.next("a command")?;
+        if verb == "cache" {
+            let cache = begin::begin(words)?;
+            let free = cache.stats().free;
+            *self = Interpreter { cache: Some(cache), sequences: Named::default() };
+            return Ok(format!("cache free={free}"));
+        }
+        let cache = self.cache.as_mut().ok_or(NO_CACHE)?;
+        match verb {
+            "references" => references(cache, words),
+            "evict" => evict(cache, words),
+            "evict_hash" => self.evict_hash(words),
+            "fork" => self.fork(words),
+            "compare" => self.compare(words),
+            "free" | "reset" | "stats" | "copies" | "end_step" | "lost" => {
+                words.end()?;
+                Ok(about_all(cache, verb))
+            }
+            _ => {
+                let name = words.next("a sequence")?;
+                let progress = self.sequences.of(name);
+                sequence::run(cache, progress, verb, words).map(|answer| format!("{name} {answer}"))
+            }
+        }
+    }
+
+    fn fork(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let names = [words.next("a sequence")?, words.next("its fork")?];
+        words.end()?;
+        let parent = *self.sequences.of(names[0]);
+        let child = self.sequences.of(names[1]);
+        let cache = self.cache.as_mut().ok_or(NO_CACHE)?;
+        said(cache.fork(parent.id, child.id))?;
+        (child.computed, child.computed_before) = (parent.computed, parent.computed);
+        Ok(format!("{} known={} free={}", names[1], said(cache.known(child.id))?, cache.stats().free))
+    }
+
+    fn evict_hash(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let (name, index) = (words.next("a sequence")?, words.plain_number("the index of a hash")?);
+        words.end()?;
+        let id = self.sequences.of(name).id;
+        let cache = self.cache.as_mut().ok_or(NO_CACHE)?;
+        let hash = said(cache.hashes(id))?.get(index as usize).copied();
+        let hash = hash.ok_or_else(|| format!("{name} has no hash {index}"))?;
+        Ok(format!("evicted={}", cache.evict_hash(hash)))
+    }
+
+    fn compare(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let names = [words.next("a sequence")?, words.next("another sequence")?];
+        words.end()?;
+        let [a, b] = names.map(|name| self.sequences.of(name).id);
+        let cache = self.cache.as_ref().ok_or(NO_CACHE)?;
+        let (a, b) = (said(cache.hashes(a))?, said(cache.hashes(b))?);
+        let equal = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        Ok(format!("{} {} equal_hashes={equal} of {} and {}", names[0], names[1], a.len(), b.len()))
+    }
+}
+
+/// The commands about the whole cache.
+fn about_all(cache: &mut Cache, verb: &str) -> String {
+    match verb {
+        "free" => format!("free={}", list(cache.free_blocks())),
+        "stats" => stats(cache),
+        "copies" => sequence::copies(cache.copies()).trim_start().to_owned(),
+        "lost" => {
+            format!("lost={}", list(cache.drain_lost().map(|lost| format!("{}:{}", lost.block, lost.group))))
+        }
+        "end_step" => {
+            cache.end_step();
+            format!("step ended free={}", cache.stats().free)
+        }
+        _ => if cache.reset() { "reset" } else { "not reset, blocks are in use" }.to_owned(),
+    }
+}
+
+fn evict(cache: &mut Cache, words: Words<'_>) -> Result<String, String> {
+    let blocks: Vec<BlockId> = words.tokens()?.into_iter().map(BlockId).collect();
+    Ok(format!("evicted={}", said(cache.evict(&blocks))?))
+}
+
+fn references(cache: &Cache, words: Words<'_>) -> Result<String, String> {
+    let blocks = words.tokens()?;
+    Ok(format!("references={}", list(blocks.iter().map(|&block| cache.references(BlockId(block))))))
+}
+
+fn stats(cache: &Cache) -> String {
+    let stats = cache.stats();
+    let hits = |hits: HitStats| format!("{}/{} in {}", hits.hit_tokens, hits.tokens, hits.admissions);
+    let reserved = if stats.reserved.0 > 0 { format!(" reserved={}", stats.reserved) } else { String::new() };
+    format!(
+        "stats blocks={} free={}{reserved} used={} cached={} sequences={} evictions={} first={} again={}",
+        stats.blocks,
+        stats.free,
+        stats.used,
+        stats.cached,
+        stats.sequences,
+        stats.evictions,
+        hits(stats.first),
+        hits(stats.again),
+    )
+}
+
+fn list(items: impl IntoIterator<Item = impl Display>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    format!("[{}]", items.join(" "))
+}
+
+fn said<T>(result: Result<T, Error>) -> Result<T, String> {
+    result.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_replaced_and_what_cannot_be_read_is_answered() {
+        let text = "# why\ncache block_size=4 blocks=3\nopen A 1-5\nclaim A\n----\nold answer\n\n# alone\n\nfly A\nclaim A new=x\n";
+        let expected = "# why\ncache block_size=4 blocks=3\nopen A 1-5\nclaim A\n----\ncache free=2\nA known=5\n\
+                        A cached=0 new=[1 2] free=0\n\n# alone\n\nfly A\nclaim A new=x\n----\n\
+                        error: `fly` is no command\nerror: `x` is not a number\n";
+        assert_eq!(transcript(text), expected);
+        assert_eq!(transcript(expected), expected);
+    }
+
+    #[test]
+    fn no_line_makes_the_interpreter_fail() {
+        let lines = [
+            "",
+            "cache",
+            "free",
+            "cache block_size=0 blocks=4",
+            "cache block_size=4 blocks=1",
+            "open",
+            "open A 5-1",
+            "cache block_size=4 blocks=4",
+            "open A 1*4294967295",
+            "open A 0-4294967295",
+            "open A 1 x=2",
+            "claim A",
+            "open A",
+            "claim A",
+            "claim A new=4294967295 lookahead=4294967295",
+            "slots A 0 4294967295",
+            "compare A",
+            "compare A B",
+            "table B",
+            "references 0 3 4 4294967295",
+            "free now",
+            "reset",
+            "stats",
+            "open A 1 1=1 1=2",
+            "fork A",
+            "fork A B",
+            "fork A A",
+            "evict 0",
+            "evict 4",
+            "evict_hash A 9",
+            "settle A 4294967295",
+            "truncate A 99",
+            "rollback A 99",
+            "trim A 0",
+            "loaded A 1",
+            "load_failed A 1",
+            "encoder A 1",
+            "chunk A",
+            "cache block_size=4 blocks=4 groups=window:0",
+            "cache block_size=4 blocks=4 groups=local:0",
+            "cache block_size=4 blocks=4 groups=window:4+x",
+            "cache block_size=4 blocks=4 groups=full/0",
+            "cache block_size=4 blocks=4 groups=",
+            "cache block_size=4 blocks=4 match_unit=3",
+            "cache block_size=4 blocks=4 match_unit=0",
+            "cache block_size=4 blocks=4 retention=none",
+            "cache block_size=4 blocks=4294967295",
+        ];
+        let mut interpreter = Interpreter::new();
+        for line in lines {
+            let answer = interpreter.execute(line);
+            assert!(!answer.is_empty() && !answer.contains("VIOLATION"), "{line}: {answer}");
+        }
+    }
+}
