@@ -85,6 +85,10 @@ impl Engine {
     /// A checkpoint that is incomplete, damaged or not supported, or options that do not fit it: in one line,
     /// by name.
     pub fn load(files: &ModelFiles, options: &Options) -> Result<Self, LoadError> {
+        Self::make(files, options).map_err(|error| error.of(files))
+    }
+
+    fn make(files: &ModelFiles, options: &Options) -> Result<Self, LoadError> {
         let config = files.config()?;
         let text = Text::load(files)?;
         if text.vocab_size() as usize > config.vocab {

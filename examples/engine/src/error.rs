@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::ConfigError;
+use crate::files::ModelFiles;
 use crate::weights::WeightsError;
 
 /// Why a checkpoint could not be loaded. One line, fit to be shown to whoever typed the command.
@@ -35,6 +36,14 @@ pub enum LoadError {
     /// The kernels refused a size, or the memory for it could not be had.
     #[error(transparent)]
     Kernels(#[from] quayline_gpu_kernels::Error),
+    /// What one of the others says is wrong with a file of this directory.
+    #[error("{}: {error}", directory.display())]
+    In {
+        /// The checkpoint.
+        directory: PathBuf,
+        /// What is wrong.
+        error: Box<LoadError>,
+    },
     /// A file asks for something that this engine does not do.
     #[error("{file}: {feature} is not supported")]
     Unsupported {
@@ -65,6 +74,16 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Says in which directory the file at fault is, if there is one and the message does not say it yet.
+    pub(crate) fn of(self, files: &ModelFiles) -> Self {
+        match (self, files.directory()) {
+            (error @ (Self::Read { .. } | Self::Kernels(_) | Self::Options { .. }), _) | (error, None) => {
+                error
+            }
+            (error, Some(directory)) => Self::In { directory: directory.into(), error: Box::new(error) },
+        }
+    }
+
     /// A malformed file, by name.
     pub(crate) fn invalid(file: impl Into<String>, problem: impl ToString) -> Self {
         Self::Invalid { file: file.into(), problem: problem.to_string() }

@@ -16,6 +16,11 @@ use crate::weights::Weights;
 /// Small files (everything but weights and vocabulary) above this are refused unread.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
 
+const CONFIG: &str = "config.json";
+
+const A_GGUF_FILE: &str =
+    "GGUF files are not read; a model is a directory with config.json, tokenizer.json and safetensors";
+
 /// One checkpoint. Opening it reads nothing yet; each file is read when asked for, weights are mapped.
 #[derive(Clone)]
 pub struct ModelFiles {
@@ -36,15 +41,25 @@ impl ModelFiles {
     /// When it is no directory, or one without `config.json`.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, LoadError> {
         let directory = directory.as_ref();
-        if !fs::metadata(directory).map_err(|source| cannot_read(directory, source))?.is_dir() {
-            let source =
-                io::Error::new(io::ErrorKind::NotADirectory, "a model is a directory, this is a file");
-            return Err(cannot_read(directory, source));
+        let refuse = |kind, problem| Err(cannot_read(directory, io::Error::new(kind, problem)));
+        match fs::metadata(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return refuse(error.kind(), "no such directory (models are not downloaded)");
+            }
+            Err(error) => return Err(cannot_read(directory, error)),
+            Ok(metadata) if !metadata.is_dir() => {
+                let is_gguf = directory.extension().is_some_and(|extension| extension == "gguf");
+                let what = if is_gguf { A_GGUF_FILE } else { "a model is a directory, this is a file" };
+                return refuse(io::ErrorKind::NotADirectory, what);
+            }
+            Ok(_) => {}
         }
         let name = directory.file_name().unwrap_or(directory.as_os_str()).to_string_lossy().into_owned();
         let files = Self { name, source: Source::Directory(directory.to_owned()) };
-        files.required("config.json")?;
-        Ok(files)
+        match files.read(CONFIG)? {
+            Some(_) => Ok(files),
+            None => Err(files.missing(CONFIG, instead_of_a_model(directory))),
+        }
     }
 
     /// Files that are part of the program, by name.
@@ -118,7 +133,7 @@ impl ModelFiles {
     /// # Errors
     /// When it is absent, no JSON, or describes what is not computed here.
     pub fn config(&self) -> Result<ModelConfig, LoadError> {
-        let fields = self.json("config.json")?.ok_or_else(|| self.missing("config.json", ""))?;
+        let fields = self.json(CONFIG)?.ok_or_else(|| self.missing(CONFIG, ""))?;
         Ok(ModelConfig::from_json(&fields)?)
     }
 
@@ -163,6 +178,29 @@ impl ModelFiles {
     }
 }
 
+/// What a directory without `config.json` may be, as the end of a sentence.
+fn instead_of_a_model(directory: &Path) -> String {
+    let entries = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
+        names.sort_unstable();
+        names
+    };
+    let names = entries(directory);
+    if names.iter().any(|name| name == "adapter_config.json") {
+        return "; this is a LoRA adapter, not a model".into();
+    }
+    if let Some(file) = names.iter().find(|name| name.ends_with(".gguf")) {
+        return format!("; GGUF files like {file} are not read");
+    }
+    let snapshots = directory.join("snapshots");
+    match entries(&snapshots).into_iter().find(|name| snapshots.join(name).join(CONFIG).exists()) {
+        Some(snapshot) => format!("; there is one in {}", snapshots.join(snapshot).display()),
+        None => String::new(),
+    }
+}
+
 impl fmt::Debug for ModelFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let directory = self.directory();
@@ -185,7 +223,14 @@ fn map_file(path: &Path) -> Result<Option<WeightBytes>, LoadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
     };
-    if file.metadata().map_err(fail)?.len() == 0 {
+    let metadata = file.metadata().map_err(fail)?;
+    if metadata.is_dir() {
+        return Err(fail(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "a file is expected, this is a directory",
+        )));
+    }
+    if metadata.len() == 0 {
         return Ok(Some(Arc::new([0_u8; 0])));
     }
     #[expect(unsafe_code, reason = "mapping is the one way to use weights where they lie, without a copy")]

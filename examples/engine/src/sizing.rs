@@ -52,7 +52,7 @@ impl Sizes {
         let room = u32::try_from(u64::from(blocks) * u64::from(block_size)).unwrap_or(u32::MAX);
         if options.max_model_len.is_some() && room < wanted {
             let problem = format!("{blocks} blocks hold {room} tokens, fewer than max_model_len {wanted}");
-            return Err(LoadError::Options { option: "kv", problem });
+            return Err(LoadError::Options { option: kv_option(options.kv), problem });
         }
         let model_tokens_max = wanted.min(room);
         if model_tokens_max < 2 {
@@ -62,8 +62,13 @@ impl Sizes {
         // Whole prompts must fit into a step.
         let step = options.max_num_batched_tokens;
         let step_tokens_max = if options.chunked_prefill { step } else { step.max(model_tokens_max) };
-        if options.max_num_seqs == 0 || step_tokens_max < options.max_num_seqs {
-            let problem = format!("{step} tokens are too few for {} requests", options.max_num_seqs);
+        if options.max_num_seqs == 0 {
+            let problem = "at least one request must run".to_owned();
+            return Err(LoadError::Options { option: "max_num_seqs", problem });
+        }
+        if step_tokens_max < options.max_num_seqs {
+            let problem =
+                format!("{step} tokens are too few for {} requests (max_num_seqs)", options.max_num_seqs);
             return Err(LoadError::Options { option: "max_num_batched_tokens", problem });
         }
         let bytes = bytes_per_block * (u64::from(blocks) + 1);
@@ -115,8 +120,17 @@ fn blocks(options: &Options, wanted: u32, bytes_per_block: u64) -> Result<u32, L
         }
     };
     if blocks == 0 {
-        let problem = format!("not even one block of {bytes_per_block} bytes");
-        return Err(LoadError::Options { option: "kv", problem });
+        let problem = format!("there must be room for one block of {bytes_per_block} bytes");
+        return Err(LoadError::Options { option: kv_option(options.kv), problem });
     }
     Ok(blocks)
+}
+
+/// The command line's name, which is vLLM's.
+fn kv_option(kv: KvSize) -> &'static str {
+    match kv {
+        KvSize::Auto => "max_model_len",
+        KvSize::Bytes(_) => "kv_cache_memory_bytes",
+        KvSize::Blocks(_) => "num_gpu_blocks_override",
+    }
 }

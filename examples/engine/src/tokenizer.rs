@@ -55,8 +55,9 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, and from `tokenizer_config.json` the added tokens that it lacks.
     pub(crate) fn new(json: &[u8], config: &Value) -> Result<Self, LoadError> {
-        let mut library =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|error| LoadError::invalid(FILE, error))?;
+        let mut library = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
+            LoadError::invalid(FILE, format!("not a tokenizer that is understood: {error}"))
+        })?;
         library.with_truncation(None).map_err(|error| LoadError::invalid(FILE, error))?;
         library.with_padding(None);
         add_missing_tokens(&mut library, config)?;

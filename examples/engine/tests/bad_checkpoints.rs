@@ -178,7 +178,19 @@ fn a_directory_must_exist_and_be_one() {
     let file =
         ModelFiles::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap_err().to_string();
     assert_names(&file, &["Cargo.toml", "a model is a directory"]);
+    let gguf = Directory::new("gguf");
+    gguf.write("model.gguf", "GGUF");
+    let file = ModelFiles::open(gguf.0.join("model.gguf")).unwrap_err().to_string();
+    assert_names(&file, &["model.gguf", "GGUF files are not read", "a directory with config.json"]);
+    assert_names(&gguf.refusal(), &["config.json", "no such file", "GGUF files like model.gguf"]);
     assert_names(&Directory::new("empty").refusal(), &["config.json", "no such file"]);
+    let adapter = Directory::new("adapter");
+    adapter.write("adapter_config.json", "{}");
+    assert_names(&adapter.refusal(), &["config.json", "no such file", "LoRA adapter"]);
+    let hub = Directory::new("hub");
+    std::fs::create_dir_all(hub.0.join("snapshots/0a1b")).unwrap();
+    hub.write("snapshots/0a1b/config.json", "{}");
+    assert_names(&hub.refusal(), &["no such file", "there is one in ", "snapshots/0a1b"]);
 }
 
 #[test]

@@ -208,8 +208,12 @@ fn options_that_do_not_fit_are_refused_by_name() {
     };
     let base = Options::default;
     assert_eq!(refused(Options { max_model_len: Some(1 << 20), ..base() }), "max_model_len");
-    assert_eq!(refused(Options { max_model_len: Some(256), kv: KvSize::Blocks(3), ..base() }), "kv");
-    assert_eq!(refused(Options { kv: KvSize::Bytes(10), ..base() }), "kv");
+    assert_eq!(
+        refused(Options { max_model_len: Some(256), kv: KvSize::Blocks(3), ..base() }),
+        "num_gpu_blocks_override"
+    );
+    assert_eq!(refused(Options { kv: KvSize::Bytes(10), ..base() }), "kv_cache_memory_bytes");
+    assert_eq!(refused(Options { max_num_seqs: 0, ..base() }), "max_num_seqs");
     assert_eq!(refused(Options { max_num_batched_tokens: 1, ..base() }), "max_num_batched_tokens");
     let small = load(&Options { kv: KvSize::Blocks(3), ..base() });
     assert_eq!(small.model_tokens_max(), 48, "without a wish, the longest sequence is what fits");
@@ -228,7 +232,9 @@ fn refusal_with(name: &str, file: &str, change: impl Fn(String) -> String) -> St
     let loaded = ModelFiles::open(&directory).and_then(|files| Engine::load(&files, &Options::default()));
     // A directory left behind in the temporary folder harms nobody.
     let _ = std::fs::remove_dir_all(&directory);
-    loaded.expect_err("this must not load").to_string()
+    let message = loaded.expect_err("this must not load").to_string();
+    let told = message.strip_prefix(&format!("{}: ", directory.display()));
+    told.expect("the message names the directory").to_owned()
 }
 
 #[test]

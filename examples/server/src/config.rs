@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 use quayline_engine::{GenerationConfig, KvDtype, KvSize, LoadError, ModelFiles, Options, Order};
@@ -198,6 +198,14 @@ enum Dtype {
     Auto,
 }
 
+/// Why there is no server, with options as they are typed.
+pub(crate) fn explain(error: &LoadError) -> String {
+    match error {
+        LoadError::Options { option, problem } => format!("--{}: {problem}", option.replace('_', "-")),
+        error => error.to_string(),
+    }
+}
+
 /// Sampling defaults of the server, below what a request says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Defaults {
@@ -295,16 +303,21 @@ impl Flags {
     /// When a file or a value of them is wrong.
     pub(crate) fn defaults(&self, files: &ModelFiles) -> Result<Defaults, LoadError> {
         const FILE: &str = "generation_config.json";
-        let mut fields = match self.generation_config.as_str() {
-            "auto" => files.json(FILE)?,
-            "vllm" => None,
-            directory => ModelFiles::open(directory)?.json(FILE)?,
-        }
-        .unwrap_or_default();
+        let (directory, fields) = match self.generation_config.as_str() {
+            "auto" => (files.directory(), files.json(FILE)?),
+            "vllm" => (None, None),
+            directory => (Some(Path::new(directory)), ModelFiles::open(directory)?.json(FILE)?),
+        };
+        let read = |fields: &Map<String, Value>, source: &Path| {
+            GenerationConfig::from_json(fields).map_err(|error| LoadError::Invalid {
+                file: source.display().to_string(),
+                problem: error.to_string(),
+            })
+        };
+        let mut fields = fields.unwrap_or_default();
+        read(&fields, &directory.unwrap_or(Path::new("")).join(FILE))?;
         fields.extend(self.override_generation_config.clone().unwrap_or_default());
-        let generation = GenerationConfig::from_json(&fields)
-            .map_err(|error| LoadError::Invalid { file: FILE.into(), problem: error.to_string() })?;
-        Ok(Defaults { generation })
+        Ok(Defaults { generation: read(&fields, Path::new("--override-generation-config"))? })
     }
 
     /// The chat template that replaces the model's.

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Started};
-use crate::config::Flags;
+use crate::config::{Flags, explain};
 use crate::connection::Listener;
 use crate::shutdown::{Drained, Signals};
 
@@ -83,7 +83,7 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     let listener = Listener::bind(&flags.host, flags.port, flags.uds.as_deref())
         .await
         .map_err(|error| format!("cannot listen on {place}: {error}"))?;
-    let Started { app, engine, loaded } = app::start(flags.clone()).map_err(|error| error.to_string())?;
+    let Started { app, engine, loaded } = app::start(flags.clone()).map_err(|error| explain(&error))?;
     let (router, _) = app::routes(&app, &flags.root_path, flags.dev_mode, &flags.allowed_origins);
     let url = listener.url();
     let (close, closing) = watch::channel(false);
@@ -93,7 +93,7 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
         loaded = loaded => loaded.map_err(|_| "the engine failed while loading".to_owned())?,
         () = signals.next() => return Ok(()),
     };
-    app.begin(model.map_err(|error| error.to_string())?);
+    app.begin(model.map_err(|error| explain(&error))?);
     tracing::info!(milliseconds = begun.elapsed().as_secs_f64() * 1e3, url, model = app.names[0], "ready");
     say(&mut std::io::stdout(), &greeting(&app, &url, &flags));
 
