@@ -4,8 +4,9 @@
 //! ascending order, and whose sixteen sums end in one fixed tree. That order does not know how many rows `x` has, so
 //! one row alone and one row among hundreds get the same bits. Three ways through the same sums:
 //!
-//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers. The limit is the
-//!   bandwidth of memory, and eight streams reach it where one does not.
+//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers, by up to four rows of
+//!   `x`, and again by the others while they are near. The limit is the bandwidth of memory, and eight streams reach it
+//!   where one does not.
 //! - more rows ([`Tiled`]): eight weight rows are widened once into scratch that stays in the first-level cache, and
 //!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
 //! - bf16 weights on a machine with matrix tiles: see [`super::amx`].
@@ -24,9 +25,11 @@ use crate::Dtype;
 const GROUP: usize = 8;
 /// Rows of `x` in a tile.
 const TILE: usize = 3;
-/// Rows of `x` that may go over the weights directly: as many as leave room for sums in the registers.
+/// Rows of `x` that walk the weights at once, where registers are wide: six at once take longer than twice three.
+const PASS: usize = 4;
+/// Rows of `x` that walk the weights where they lie.
 fn few(isa: Isa) -> usize {
-    if matches!(isa.name(), "avx512" | "amx") { 2 * TILE } else { TILE }
+    if matches!(isa.name(), "avx512" | "amx") { 2 * PASS } else { TILE }
 }
 /// Elements of `in` that are widened at once: a group of them takes 16 KiB, which leaves half of a first-level cache
 /// for the rows of `x` that stream past.
@@ -153,23 +156,25 @@ impl<E: Element> Kernel for Direct<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         for from in (self.piece.from..self.piece.to).step_by(GROUP) {
-            match self.piece.rows {
-                1 => self.group::<L, 1>(lanes, from),
-                2 => self.group::<L, 2>(lanes, from),
-                3 => self.group::<L, 3>(lanes, from),
-                4 if L::WIDE => self.group::<L, 4>(lanes, from),
-                5 if L::WIDE => self.group::<L, 5>(lanes, from),
-                6 if L::WIDE => self.group::<L, 6>(lanes, from),
-                rows => unreachable!("{rows} rows are not few"),
+            let passes = self.piece.rows.div_ceil(if L::WIDE { PASS } else { TILE });
+            for pass in 0..passes {
+                let (row, end) = (pass * self.piece.rows / passes, (pass + 1) * self.piece.rows / passes);
+                match end - row {
+                    1 => self.group::<L, 1>(lanes, from, row),
+                    2 => self.group::<L, 2>(lanes, from, row),
+                    3 => self.group::<L, 3>(lanes, from, row),
+                    4 if L::WIDE => self.group::<L, 4>(lanes, from, row),
+                    rows => unreachable!("{rows} rows in one pass"),
+                }
             }
         }
     }
 }
 
 impl<E: Element> Direct<'_, E> {
-    /// Eight weight rows, as many at once as have room for their sums in the registers.
+    /// M rows of `x`, from `row` on, and eight weight rows, as many at once as have room for their sums in the registers.
     #[inline(always)]
-    fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize) {
+    fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize, row: usize) {
         let rows = row_pointers(self.product.weight, from);
         let mut sums = [[lanes.splat(0.0); GROUP]; M];
         let at_once = match (L::WIDE, M) {
@@ -179,13 +184,13 @@ impl<E: Element> Direct<'_, E> {
         };
         for first in (0..GROUP).step_by(at_once) {
             match at_once {
-                GROUP => self.rows::<L, M, GROUP>(lanes, &rows, first, &mut sums),
-                4 => self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, first, &mut sums),
-                _ => self.rows::<L, M, { GROUP / 4 }>(lanes, &rows, first, &mut sums),
+                GROUP => self.rows::<L, M, GROUP>(lanes, &rows, (first, row), &mut sums),
+                4 => self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, (first, row), &mut sums),
+                _ => self.rows::<L, M, { GROUP / 4 }>(lanes, &rows, (first, row), &mut sums),
             }
         }
         for (i, sums) in sums.into_iter().enumerate() {
-            finish(&self.product, self.piece.row + i, from, lanes.sum8(sums));
+            finish(&self.product, self.piece.row + row + i, from, lanes.sum8(sums));
         }
     }
 
@@ -195,10 +200,11 @@ impl<E: Element> Direct<'_, E> {
         &self,
         lanes: L,
         rows: &[*const u8; GROUP],
-        first: usize,
+        (first, row): (usize, usize),
         out: &mut [[L::F; GROUP]; M],
     ) {
         let cols = self.product.weight.cols;
+        let x_rows = &self.x[row * cols..(row + M) * cols];
         let (whole, rest) = (cols / WIDTH * WIDTH, cols % WIDTH);
         let ahead = N * cols * E::BYTES;
         let mut sums = [[lanes.splat(0.0); N]; M];
@@ -206,7 +212,7 @@ impl<E: Element> Direct<'_, E> {
             let mut x = [lanes.splat(0.0); M];
             for (i, x) in x.iter_mut().enumerate() {
                 // SAFETY: `k + 16 <= cols`, and `x` has at least M rows of `cols`.
-                *x = unsafe { lanes.load(self.x.as_ptr().wrapping_add(i * cols + k)) };
+                *x = unsafe { lanes.load(x_rows.as_ptr().wrapping_add(i * cols + k)) };
             }
             for j in 0..N {
                 let at = rows[first + j].wrapping_add(k * E::BYTES);
@@ -224,7 +230,7 @@ impl<E: Element> Direct<'_, E> {
                 // SAFETY: `rest` elements are left of the row.
                 let w = unsafe { E::load_first(lanes, at, rest) };
                 for i in 0..M {
-                    let at = self.x.as_ptr().wrapping_add(i * cols + whole);
+                    let at = x_rows.as_ptr().wrapping_add(i * cols + whole);
                     // SAFETY: `rest` elements are left of the row.
                     let x = unsafe { lanes.load_first(at, rest) };
                     sums[i][j] = lanes.fma(x, w, sums[i][j]);
