@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,7 +16,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+
+use crate::process;
 
 /// A connection may be silent so long before its first request.
 const SILENT_MAX: Duration = Duration::from_secs(600);
@@ -28,6 +32,10 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// Largest request head, and most bytes of one connection between us and the socket.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
+
+/// When so many busy connections have closed, the memory they leave is given back to the system, at most this often.
+const GIVE_BACK_AFTER: usize = 64;
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 
 /// Files that are not connections: the model, the log, the poller.
 const FILES_RESERVED: u64 = 64;
@@ -116,6 +124,8 @@ pub(crate) async fn serve(
 ) {
     let most = usize::try_from(files_max.saturating_sub(FILES_RESERVED)).unwrap_or(usize::MAX);
     let room = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
+    let closed = Arc::new(AtomicUsize::new(0));
+    let _keeper = JoinSet::from_iter([give_back_memory(Arc::clone(&closed))]);
     loop {
         let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
         let accepted = tokio::select! {
@@ -124,10 +134,23 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok(socket) => {
-                tokio::spawn(connection(socket, router.clone(), closing.clone(), permit));
+                let closed = Arc::clone(&closed);
+                tokio::spawn(connection(socket, router.clone(), closing.clone(), (permit, closed)));
             }
             // Out of files, or a peer that left at once: neither is cured by asking again immediately.
             Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Ten thousand connections leave a hundred megabytes in pieces that the allocator keeps.
+async fn give_back_memory(closed: Arc<AtomicUsize>) {
+    loop {
+        sleep(GIVE_BACK_EVERY).await;
+        if closed.load(Ordering::Relaxed) >= GIVE_BACK_AFTER {
+            closed.store(0, Ordering::Relaxed);
+            // Nobody waits for it.
+            drop(tokio::task::spawn_blocking(process::give_back_memory));
         }
     }
 }
@@ -137,7 +160,7 @@ async fn connection(
     socket: Socket,
     router: Router,
     mut closing: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    (_permit, closed): (OwnedSemaphorePermit, Arc<AtomicUsize>),
 ) {
     let speaks = tokio::select! {
         _ = closing.wait_for(|closing| *closing) => false,
@@ -151,6 +174,7 @@ async fn connection(
         Socket::Tcp(stream) => Box::pin(exchange(stream, router, closing)).await,
         Socket::Unix(stream) => Box::pin(exchange(stream, router, closing)).await,
     }
+    closed.fetch_add(1, Ordering::Relaxed);
 }
 
 async fn exchange<S>(stream: S, router: Router, mut closing: watch::Receiver<bool>)
@@ -264,7 +288,7 @@ mod tests {
         let room = Arc::new(Semaphore::new(1));
         let (_close, closing) = watch::channel(false);
         let permit = Arc::clone(&room).acquire_owned().await.unwrap();
-        let future = connection(socket, Router::new(), closing, permit);
+        let future = connection(socket, Router::new(), closing, (permit, Arc::default()));
         assert!(size_of_val(&future) < 1024, "{} bytes", size_of_val(&future));
     }
 
