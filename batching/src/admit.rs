@@ -57,7 +57,7 @@ impl<O: Order> Batcher<O> {
             }
         }
         while let Some(slot) = self.passed.pop() {
-            self.queue.join(&mut self.order, self.sequences.at(slot).waiting().place, slot);
+            self.queue.put(&self.order, self.sequences.at(slot).waiting().place, slot);
         }
         self.name_closed(step.plan);
         let named = step.plan.skipped.len() - skipped_before - aside;
@@ -66,13 +66,14 @@ impl<O: Order> Batcher<O> {
 
     /// Who is next: those who hold room already, then whoever has lost patience, then the order decides.
     fn next_waiting(&mut self, now: Tick) -> Option<Slot> {
-        if let Some(&slot) = self.arrived.first() {
+        let open = |class: Class| self.gates.closed(class).is_none();
+        let class = |slot: Slot| self.sequences.at(slot).waiting().place.class;
+        if let Some(&slot) = self.arrived.iter().find(|&&slot| open(class(slot))) {
             return Some(slot);
         }
-        let open = |class: Class| self.gates.closed(class).is_none();
         if let Some(ticks) = self.config.patience_ticks
             && let Some(slot) = self.queue.oldest_before(Tick(now.0.saturating_sub(ticks)))
-            && open(self.sequences.at(slot).waiting().place.class)
+            && open(class(slot))
         {
             return Some(slot);
         }
@@ -99,7 +100,7 @@ impl<O: Order> Batcher<O> {
             return self.begin_load(slot, here, later, step);
         }
         let wanted = known_tokens - here;
-        if self.too_many_longs(wanted) {
+        if !holds_room && self.too_many_longs(wanted) {
             self.wait_with_the_long(slot);
             return Entry::Left;
         }
@@ -303,11 +304,9 @@ impl<O: Order> Batcher<O> {
 
     fn wait_with_the_long(&mut self, slot: Slot) {
         let waiting = self.sequences.at_mut(slot).waiting_mut();
-        if waiting.at == At::Queue {
-            self.queue.leave(waiting.place);
-            waiting.place.class.long = true;
-            self.queue.join(&mut self.order, waiting.place, slot);
-        }
+        self.queue.leave(waiting.place);
+        waiting.place.class.long = true;
+        self.queue.put(&self.order, waiting.place, slot);
     }
 
     /// From the queue to the running.
@@ -373,9 +372,11 @@ impl<O: Order> Batcher<O> {
 
     /// Names the first of those who wait for a limit on their kind.
     fn name_closed(&mut self, plan: &mut Plan) {
-        let Batcher { queue, order, gates, sequences, .. } = self;
+        let Batcher { queue, order, gates, sequences, arrived, .. } = self;
         let open = |class: Class| gates.closed(class).is_none();
-        for (class, slot, _) in queue.heads_of_closed(order, open) {
+        let arrived = arrived.iter().map(|&slot| (sequences.at(slot).waiting().place.class, slot));
+        let arrived = arrived.filter(|&(class, _)| !open(class));
+        for (class, slot) in arrived.chain(queue.heads_of_closed(order, open)) {
             if let Some(reason) = gates.closed(class) {
                 plan.skipped.push(Note { id: sequences.at(slot).id, reason });
             }

@@ -13,7 +13,8 @@ use crate::request::{EncoderItem, Request};
 /// The encoder's step, and the cache of what it has encoded. Items are encoded whole or not at all. An item
 /// stays while a request that it was encoded for has not computed all its tokens, and then until the room
 /// is needed, the one unused for longest first.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Encoder {
     limits: Option<EncoderLimits>,
     step_tokens_left: u32,
@@ -27,7 +28,8 @@ pub(crate) struct Encoder {
     clock: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Cached {
     tokens: u32,
     users: u32,

@@ -24,6 +24,7 @@ pub(crate) struct Flight {
 
 /// A plan in flight.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Flown {
     pub(crate) step: StepId,
     pub(crate) parts: Vec<Scheduled>,
@@ -105,6 +106,14 @@ impl Flight {
 
     pub(crate) fn plans(&self) -> &VecDeque<Flown> {
         &self.plans
+    }
+
+    pub(crate) fn departed(&self) -> &[(RequestId, StepId)] {
+        &self.departed
+    }
+
+    pub(crate) fn restore(plans: VecDeque<Flown>, departed: Vec<(RequestId, StepId)>) -> Flight {
+        Flight { plans, departed, ..Flight::default() }
     }
 
     fn first_in_flight(&self) -> Option<StepId> {

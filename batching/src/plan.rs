@@ -59,6 +59,7 @@ pub struct Plan {
 ///   | known tokens | drafts | padding         |
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Scheduled {
     /// Who.
     pub id: RequestId,
@@ -168,6 +169,7 @@ pub struct Encode {
 
 /// Who, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Note {
     /// Who.
     pub id: RequestId,

@@ -49,14 +49,20 @@ impl Queue {
     }
 
     pub(crate) fn join(&mut self, order: &mut impl Order, place: Place, slot: Slot) {
+        let lane = place.lane;
+        if self.lanes.get(lane.0 as usize).is_none_or(|&waiting| waiting == 0) {
+            let lowest = self.lowest_level(order);
+            order.wakes(lane, lowest);
+        }
+        self.put(order, place, slot);
+    }
+
+    /// As [`join`](Queue::join), for one who was here before.
+    pub(crate) fn put(&mut self, order: &impl Order, place: Place, slot: Slot) {
         let Place { class, lane, key, since } = place;
         let index = lane.0 as usize;
         if self.lanes.len() <= index {
             self.lanes.resize(index + 1, 0);
-        }
-        if self.lanes[index] == 0 {
-            let lowest = self.lowest_level(order);
-            order.wakes(lane, lowest);
         }
         self.lanes[index] += 1;
         self.lines.entry(class).or_default().join(order.level(lane), lane, key, slot);
@@ -92,17 +98,14 @@ impl Queue {
         (since < moment).then_some(slot)
     }
 
-    /// The first of each class that is not `open`, and how many are behind it there.
+    /// The first of each class that is not `open`.
     pub(crate) fn heads_of_closed<'a>(
         &'a mut self,
         order: &'a impl Order,
         open: impl Fn(Class) -> bool + 'a,
-    ) -> impl Iterator<Item = (Class, Slot, usize)> + 'a {
+    ) -> impl Iterator<Item = (Class, Slot)> + 'a {
         let lines = self.lines.iter_mut().filter(move |&(&class, _)| !open(class));
-        lines.filter_map(|(&class, line)| {
-            let behind = line.len().saturating_sub(1);
-            line.first(order).map(|(_, slot)| (class, slot, behind))
-        })
+        lines.filter_map(|(&class, line)| line.first(order).map(|(_, slot)| (class, slot)))
     }
 
     /// How many are before `place`, as the order stands now. Cost: O(n).

@@ -262,7 +262,7 @@ impl fmt::Display for Reason {
                 write!(f, "{adapters_max} other adapters are in use, and no more may be")
             }
             Reason::NotThisStep { admission_interval } => {
-                write!(f, "admission is in every {admission_interval}th step only")
+                write!(f, "admission is in one of {admission_interval} steps only")
             }
             Reason::OtherMicroBatch { requests_max } => {
                 write!(f, "{requests_max} are in this micro-batch, and no more may be")

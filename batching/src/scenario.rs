@@ -38,6 +38,7 @@
 //! | `weight TENANT W` | [`Batcher::set_weight`] |
 //! | `flow open`, `draining`, `holding` or `stopped` | [`Batcher::set_flow`] |
 //! | `sleep` | [`Batcher::sleep`] |
+//! | `restart` | [`Batcher::dump`], and [`Batcher::restore`] from it |
 //! | `standing NAME` | [`Batcher::standing`] |
 //! | `lists` | who runs and who waits, in order, and the free blocks |
 //! | `stats` | [`Batcher::stats`] |
@@ -162,6 +163,7 @@ impl Interpreter {
             "weight" => self.weight(&mut words),
             "flow" => self.flow(&mut words),
             "sleep" => Ok(self.sleep()),
+            "restart" => self.restart(),
             "standing" => self.standing(&mut words),
             "lists" => Ok(self.lists()),
             "stats" => Ok(self.stats()),
@@ -482,6 +484,11 @@ impl Interpreter {
     fn sleep(&mut self) -> String {
         self.batcher.sleep(self.now, &mut self.memory, &mut self.plan);
         self.tell_sleep()
+    }
+
+    fn restart(&mut self) -> Answer {
+        self.batcher = Batcher::restore(self.batcher.dump()).map_err(|error| error.to_string())?;
+        Ok("restarted".into())
     }
 
     fn error(&self, error: Error) -> String {

@@ -11,6 +11,7 @@ use crate::request::{FinishReason, Grammar, Request};
 /// Where a sequence is kept. Lists of sequences are lists of slots; a slot on a list is occupied. A slot of
 /// a sequence that has left is told from the slot of the one that took its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Slot {
     index: u32,
     generation: u32,
@@ -324,6 +325,41 @@ impl Sequences {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = id.map_or(Unbounded, Excluded);
         self.by_id.range((from, Unbounded)).map(|(_, &slot)| (slot, self.at(slot)))
+    }
+
+    /// Generations of all slots, the vacant ones in the order in which they will be taken, last first, and
+    /// every sequence with its slot.
+    pub(crate) fn parts(&self) -> (Vec<u32>, Vec<u32>, Vec<(Slot, Sequence)>) {
+        let generations = self.slots.iter().map(|&(generation, _)| generation).collect();
+        let sequences = self.iter().map(|(slot, sequence)| (slot, sequence.clone())).collect();
+        (generations, self.vacant.clone(), sequences)
+    }
+
+    /// The table with these [`parts`](Sequences::parts); `None` if they do not belong together.
+    pub(crate) fn from_parts(
+        generations: Vec<u32>,
+        vacant: Vec<u32>,
+        sequences: Vec<(Slot, Sequence)>,
+    ) -> Option<Sequences> {
+        let slots = generations.into_iter().map(|generation| (generation, None)).collect();
+        let mut table = Sequences { slots, vacant, by_id: BTreeMap::new() };
+        if table.vacant.iter().any(|&index| index as usize >= table.slots.len()) {
+            return None;
+        }
+        for (slot, sequence) in sequences {
+            let (generation, place) = table.slots.get_mut(slot.index as usize)?;
+            if *generation != slot.generation || place.is_some() {
+                return None;
+            }
+            table.by_id.insert(sequence.id, slot);
+            *place = Some(sequence);
+        }
+        table.is_consistent().then_some(table)
+    }
+
+    /// True if a slot is one of the table, vacant or not.
+    pub(crate) fn contains(&self, slot: Slot) -> bool {
+        (slot.index as usize) < self.slots.len()
     }
 
     /// True if the occupied and the vacant slots are all slots, once each.

@@ -32,6 +32,43 @@ pub(crate) struct Part {
     pub(crate) cut: Option<Reason>,
 }
 
+/// The share of the running that one plan gets, when several are in flight: those who were in none of the
+/// other plans first.
+#[derive(Debug)]
+struct MicroBatch {
+    requests_max: usize,
+    /// Who was in a plan after this one is in flight elsewhere.
+    before: StepId,
+    /// How many of those may be in this plan too.
+    again: usize,
+}
+
+impl MicroBatch {
+    fn new<O: Order>(batcher: &Batcher<O>, step: StepId) -> MicroBatch {
+        let batches = batcher.config.micro_batches.get();
+        let before = StepId(step.0.saturating_sub(u64::from(batches) - 1));
+        if batches == 1 {
+            return MicroBatch { requests_max: usize::MAX, before, again: 0 };
+        }
+        let requests_max = batcher.running.len().div_ceil(batches as usize);
+        let turn = |&&slot: &&Slot| batcher.sequences.at(slot).last_step < before;
+        let fresh = batcher.running.iter().filter(turn).count();
+        MicroBatch { requests_max, before, again: requests_max.saturating_sub(fresh) }
+    }
+
+    fn admits(&mut self, sequence: &Sequence, scheduled: usize) -> Result<(), Reason> {
+        if self.requests_max == usize::MAX {
+            return Ok(());
+        }
+        let again = sequence.last_step >= self.before;
+        if scheduled >= self.requests_max || (again && self.again == 0) {
+            return Err(Reason::OtherMicroBatch { requests_max: count(self.requests_max) });
+        }
+        self.again -= usize::from(again);
+        Ok(())
+    }
+}
+
 impl Part {
     pub(crate) fn end(&self) -> u32 {
         self.start + self.tokens + self.drafts + self.padding
@@ -70,17 +107,14 @@ impl<O: Order> Batcher<O> {
     /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the
     /// step reaches. For one that generates, that is one token, and its drafts.
     fn schedule_running<M: Memory>(&mut self, step: &mut Step<'_, M>) {
-        let requests_max = self.running.len().div_ceil(self.config.micro_batches.get() as usize);
         let drafts_max = self.config.drafts.tokens_max(self.running.len());
+        let mut batch = MicroBatch::new(self, step.plan.step);
         let mut place = 0;
         while let Some(&slot) = self.running.get(place) {
-            let full = step.plan.scheduled.len() >= requests_max;
-            let part = if full && self.config.micro_batches.get() > 1 {
-                Err(Reason::OtherMicroBatch { requests_max: count(requests_max) })
-            } else {
-                let others = self.running.len() - place - 1;
-                self.part_of(slot, drafts_max, others, step)
-            };
+            let others = self.running.len() - place - 1;
+            let part = batch
+                .admits(self.sequences.at(slot), step.plan.scheduled.len())
+                .and_then(|()| self.part_of(slot, drafts_max, others, step));
             place = match part {
                 Ok(part) => self.extend(place, part, step),
                 Err(reason) => {
@@ -159,7 +193,10 @@ impl<O: Order> Batcher<O> {
             if end <= start {
                 return Err(Reason::ChunkTooShort { left_tokens, chunk_multiple });
             }
-            part.tokens = end - start;
+            if end < part.end() {
+                part.tokens = end - start;
+                part.cut = Some(Reason::ChunkEnd { wanted_tokens: wanted, tokens: part.tokens });
+            }
         }
         let end = memory.chunk_end(sequence.id, start, part.end()).clamp(start + 1, part.end());
         if end < part.end() {

@@ -16,6 +16,13 @@ impl Timers {
         self.due.push(Reverse((due, id)));
     }
 
+    /// All of them, in the order of their moments.
+    pub(crate) fn sorted(&self) -> Vec<(Tick, RequestId)> {
+        let mut due: Vec<(Tick, RequestId)> = self.due.iter().map(|&Reverse(due)| due).collect();
+        due.sort_unstable();
+        due
+    }
+
     /// The next one whose moment is before `now`.
     pub(crate) fn next_before(&mut self, now: Tick) -> Option<RequestId> {
         let &Reverse((due, _)) = self.due.peek()?;

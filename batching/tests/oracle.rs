@@ -442,7 +442,7 @@ impl Trial {
 
     /// Outputs that are not those of the step are refused, and change nothing.
     fn attack(&mut self, step: StepId, sampled: &[Sampled]) {
-        let before = format!("{:?}", self.batcher);
+        let before = self.batcher.dump();
         let stranger = Sampled { id: RequestId(u64::MAX), token: TokenId(1) };
         let mut wrong = vec![[sampled, &[stranger]].concat()];
         if let Some(&first) = sampled.first()
@@ -458,7 +458,7 @@ impl Trial {
         let later = StepId(step.0 + 1000);
         let error = self.batcher.apply(later, sampled, &mut self.memory, &mut finished).unwrap_err();
         assert_eq!(error, Error::NotInFlight { step: later });
-        assert!(format!("{:?}", self.batcher) == before, "a refused call changed something");
+        assert!(self.batcher.dump() == before, "a refused call changed something");
     }
 
     fn remove(&mut self, which: usize, cancel: bool) {
