@@ -15,12 +15,14 @@
 mod begin;
 mod check;
 mod config;
+mod content;
 mod dump;
 mod end;
 mod error;
 mod event;
 mod job;
 mod level;
+mod offload;
 mod order;
 mod prefetch;
 mod recent;
@@ -31,10 +33,12 @@ use std::fmt::Debug;
 pub use begin::{Occasion, Store};
 pub use check::TierViolation;
 pub use config::{Contents, Medium, TierConfig, TierEviction, Write};
+pub use content::BlockKey;
 pub use dump::Origin;
 pub use error::TierError;
 pub use event::{TierEvent, TierStats};
 pub use job::{Ended, JobId, Outcome, Place, TierId, TierSlot, Transfer};
+pub use offload::{Advice, External, Finished, LoadStart, Offload, OffloadError};
 pub use prefetch::{Fetch, Patience, Verdict, agreed};
 pub use tiers::{Lookup, Reach, Tiers};
 
