@@ -24,9 +24,15 @@ pub(crate) struct Share {
 }
 
 impl Budget {
-    /// A whole step, for `requests` that run or wait.
-    pub(crate) fn new(config: &Config, requests: usize) -> Budget {
-        let max = config.step_tokens_max;
+    /// A whole step, for `requests` that run or wait. `generated_tokens` is what those who generate will take
+    /// of it, 0 if nobody does.
+    pub(crate) fn new(config: &Config, requests: usize, generated_tokens: u32) -> Budget {
+        let max = match config.mixed_prefill() {
+            Some(prefill) if generated_tokens > 0 => {
+                config.step_tokens_max.min(generated_tokens.saturating_add(prefill))
+            }
+            _ => config.step_tokens_max,
+        };
         Budget {
             max,
             left: max,
@@ -98,7 +104,7 @@ mod tests {
     use crate::speculation::Drafts;
 
     fn budget(prefill: Prefill, requests: usize) -> Budget {
-        Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests)
+        Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests, 0)
     }
 
     fn capped(tokens: u32, adaptive: bool) -> Prefill {
@@ -138,9 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn who_generates_waits_for_few_prompt_tokens() {
+        let mixed_prefill_tokens_max = NonZeroU32::new(48);
+        let config =
+            |prefill| Config { step_tokens_max: 256, prefill, mixed_prefill_tokens_max, ..Config::new(256) };
+        let left = |prefill, generated| Budget::new(&config(prefill), 9, generated).left;
+        assert_eq!([0, 1, 8, 250].map(|generated| left(Prefill::Chunked, generated)), [256, 49, 56, 256]);
+        assert_eq!(left(Prefill::Whole, 8), 256);
+    }
+
+    #[test]
     fn a_proposer_takes_its_slots_from_the_step() {
         let drafts = Drafts { slots: 3, ..Drafts::up_to(3) };
-        let mut budget = Budget::new(&Config { step_tokens_max: 1024, drafts, ..Config::new(4096) }, 2);
+        let mut budget = Budget::new(&Config { step_tokens_max: 1024, drafts, ..Config::new(4096) }, 2, 0);
         assert_eq!(budget.share(2000).unwrap().tokens, 1021);
         budget.take(1020);
         assert_eq!(budget.share(1), Err(Reason::StepSpent { step_tokens_max: 1024 }));

@@ -19,6 +19,10 @@ pub struct Config {
     pub model_tokens_max: u32,
     /// How a prompt that does not fit into a step is cut.
     pub prefill: Prefill,
+    /// Prompt tokens in a step in which somebody generates, over all requests: what it waits between two of its
+    /// tokens. A step in which nobody generates has `step_tokens_max`. `None`, and with whole prompts: no such
+    /// limit.
+    pub mixed_prefill_tokens_max: Option<NonZeroU32>,
     /// A chunk that does not reach the end of what is known ends at a multiple of this (a block, where the
     /// state of a recurrent layer is saved).
     pub chunk_multiple: NonZeroU32,
@@ -165,6 +169,7 @@ impl Config {
             running_max: 128,
             model_tokens_max,
             prefill: Prefill::Chunked,
+            mixed_prefill_tokens_max: None,
             chunk_multiple: NonZeroU32::MIN,
             long_prefills: None,
             admission_interval: NonZeroU32::MIN,
@@ -185,6 +190,11 @@ impl Config {
             handover_ticks_max: None,
             patience_ticks: None,
         }
+    }
+
+    /// The limit on prompt tokens beside those who generate, where there is one.
+    pub(crate) fn mixed_prefill(&self) -> Option<u32> {
+        self.mixed_prefill_tokens_max.filter(|_| self.prefill != Prefill::Whole).map(NonZeroU32::get)
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
@@ -216,6 +226,7 @@ impl Config {
             Prefill::Capped { tokens_max, .. } => tokens_max.get().min(self.step_tokens_max),
             Prefill::Whole | Prefill::Chunked => self.step_tokens_max,
         };
+        let chunk_tokens = self.mixed_prefill().map_or(chunk_tokens, |mixed| mixed.min(chunk_tokens));
         if chunk_multiple > 1 && chunk_tokens < chunk_multiple {
             return Err(ConfigError::StepBelowChunk { chunk_tokens, chunk_multiple });
         }

@@ -97,11 +97,26 @@ impl<O: Order> Batcher<O> {
         self.look_up(memory);
         self.encoder.begin_step();
         let eligible = self.running.len() + self.queue.len() + self.arrived.len();
-        let budget = Budget::new(&self.config, eligible);
+        let budget = Budget::new(&self.config, eligible, self.generated_tokens());
         let mut step = Step { now, memory, budget, plan };
         self.schedule_running(&mut step);
         self.admit_waiting(&mut step);
         self.close(plan);
+    }
+
+    /// What those who generate will take of this step: one token each, and its drafts. Not counted, and 0, where
+    /// nothing depends on it.
+    fn generated_tokens(&self) -> u32 {
+        if self.config.mixed_prefill().is_none() {
+            return 0;
+        }
+        let wants_one = |&&slot: &&Slot| {
+            let sequence = self.sequences.at(slot);
+            sequence.pending <= self.config.outputs_ahead
+                && sequence.expected_tokens() == sequence.running().computed_tokens + 1
+        };
+        let each = 1 + self.config.drafts.tokens_max(self.running.len()) + self.config.drafts.slots;
+        count(self.running.iter().filter(wants_one).count()).saturating_mul(each)
     }
 
     /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the

@@ -103,14 +103,27 @@ impl Oracle {
         }
     }
 
+    /// The tokens of a step: fewer prompt tokens while somebody generates.
+    fn step_tokens(&self) -> u32 {
+        let naive = self.running.iter().map(|id| &self.requests[id]);
+        let generating =
+            naive.filter(|naive| !naive.pending && naive.computed + 1 == naive.known).count() as u32;
+        match self.config.mixed_prefill_tokens_max {
+            Some(prefill) if generating > 0 && self.config.prefill != Prefill::Whole => {
+                self.config.step_tokens_max.min(generating + prefill.get())
+            }
+            _ => self.config.step_tokens_max,
+        }
+    }
+
     fn step(&mut self) -> Decision {
         let mut decision = Decision::default();
-        let cap = self.cap();
+        let (cap, step_tokens) = (self.cap(), self.step_tokens());
         let mut done = Vec::new();
         while let Some(&id) = self.running.iter().find(|id| !done.contains(*id)) {
             done.push(id);
             let spent: u32 = decision.scheduled.iter().map(|&(_, _, tokens)| tokens).sum();
-            let left = self.config.step_tokens_max - spent;
+            let left = step_tokens - spent;
             let naive = &self.requests[&id];
             let tokens = (naive.known - naive.computed).min(cap).min(left);
             if self.flow == Flow::Stopped || naive.pending || tokens == 0 {
@@ -125,7 +138,7 @@ impl Oracle {
             };
             self.grow(id, need, &mut decision);
         }
-        self.admit(cap, &mut decision);
+        self.admit((cap, step_tokens), &mut decision);
         for &(id, from, tokens) in &decision.scheduled {
             let naive = self.requests.get_mut(&id).unwrap();
             naive.pending = from + tokens == naive.known;
@@ -172,11 +185,11 @@ impl Oracle {
         decision.preempted.push(victim);
     }
 
-    fn admit(&mut self, cap: u32, decision: &mut Decision) {
+    fn admit(&mut self, (cap, step_tokens): (u32, u32), decision: &mut Decision) {
         decision.skipped.extend(self.aside());
         for id in self.queue() {
             let spent: u32 = decision.scheduled.iter().map(|&(_, _, tokens)| tokens).sum();
-            let left = self.config.step_tokens_max - spent;
+            let left = step_tokens - spent;
             let closed = matches!(self.flow, Flow::Holding | Flow::Stopped)
                 || !decision.preempted.is_empty()
                 || self.running.len() == self.config.running_max as usize
@@ -605,6 +618,17 @@ proptest! {
         acts in prop::collection::vec(acts(), 1..120),
     ) {
         trial(config, order, memory, &acts);
+    }
+
+    #[test]
+    fn prompts_are_read_slowly_beside_those_who_generate(
+        config in configs(),
+        mixed_prefill in 1u32..16,
+        memory in memories(),
+        acts in prop::collection::vec(acts(), 1..120),
+    ) {
+        let mixed_prefill_tokens_max = NonZeroU32::new(mixed_prefill);
+        trial(Config { mixed_prefill_tokens_max, ..config }, Policy::FirstCome, memory, &acts);
     }
 
     #[test]

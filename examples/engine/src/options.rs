@@ -16,9 +16,11 @@ pub struct Options {
     pub max_model_len: Option<u32>,
     /// Most requests in one step.
     pub max_num_seqs: u32,
-    /// Most tokens in one step. On a CPU longer steps compute no faster, but take memory and keep others
-    /// waiting.
+    /// Most tokens in one step.
     pub max_num_batched_tokens: u32,
+    /// Most prompt tokens in a step in which somebody generates; 0 is no limit. More keep those who generate
+    /// waiting and bring no higher rate, fewer read the weights too often.
+    pub mixed_prefill_tokens: u32,
     /// Whether a prompt may be spread over several steps.
     pub chunked_prefill: bool,
     /// Most prompt tokens of one request in one step while others run; 0 is no limit.
@@ -45,7 +47,8 @@ impl Default for Options {
             kv_dtype: KvDtype::Auto,
             max_model_len: None,
             max_num_seqs: 64,
-            max_num_batched_tokens: 128,
+            max_num_batched_tokens: 256,
+            mixed_prefill_tokens: 48,
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
             prefix_caching: true,

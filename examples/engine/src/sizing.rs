@@ -92,6 +92,7 @@ impl Sizes {
                 (true, None) => batching::Prefill::Chunked,
                 (true, Some(tokens_max)) => batching::Prefill::Capped { tokens_max, adaptive: false },
             },
+            mixed_prefill_tokens_max: NonZeroU32::new(options.mixed_prefill_tokens),
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
             ..batching::Config::new(self.model_tokens_max)

@@ -146,6 +146,7 @@ fn random_options(dice: &mut Dice) -> Options {
         prefix_caching: dice.below(4) != 0,
         order: dice.pick(&[Order::FirstCome, Order::Priority]),
         seed: dice.next(),
+        mixed_prefill_tokens: dice.pick(&[0, 1, 7, 48]),
         ..options()
     }
 }

@@ -105,6 +105,9 @@ pub(crate) struct Flags {
     /// Most tokens in one step
     #[arg(long, value_parser = count_u32, help_heading = "Engine")]
     max_num_batched_tokens: Option<u32>,
+    /// Most prompt tokens in a step in which somebody generates; 0 is no limit
+    #[arg(long, value_parser = count_u32, help_heading = "Engine")]
+    mixed_prefill_tokens: Option<u32>,
     /// Spread a long prompt over several steps (the default)
     #[arg(long, overrides_with = "no_enable_chunked_prefill", help_heading = "Engine")]
     enable_chunked_prefill: bool,
@@ -281,6 +284,7 @@ impl Flags {
             max_num_batched_tokens: self
                 .max_num_batched_tokens
                 .unwrap_or(base.max_num_batched_tokens.max(max_num_seqs)),
+            mixed_prefill_tokens: self.mixed_prefill_tokens.unwrap_or(base.mixed_prefill_tokens),
             chunked_prefill: !self.no_enable_chunked_prefill,
             long_prefill_token_threshold: self
                 .long_prefill_token_threshold
