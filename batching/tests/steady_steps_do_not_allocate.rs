@@ -7,7 +7,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quayline_batching::{
-    Batcher, Config, Memory, Need, Plan, Request, RequestId, Room, Sampled, StopRules, Tick, TokenId,
+    Batcher, Config, Drafts, Memory, Need, Plan, Policy, Request, RequestId, Room, Sampled, StopRules,
+    TenantId, Tick, TokenId,
 };
 
 struct Counting;
@@ -45,27 +46,51 @@ impl Memory for Endless {
     fn release(&mut self, _: RequestId) {}
 }
 
-#[test]
-fn steady_steps_do_not_allocate() {
-    let mut batcher = Batcher::new(Config { running_max: 64, ..Config::new(4096) }).unwrap();
+/// 64 requests of eight tenants generate, 16 wait; steps and outputs until 1000 are counted.
+fn allocations_in_steady_steps(config: Config, order: Policy) -> u64 {
+    let name = format!("{order:?} {config:?}");
+    let mut batcher = Batcher::with_order(Config { running_max: 64, ..config }, order).unwrap();
     for id in 0..80 {
-        let stop = StopRules { eos: Some(TokenId(2)), ..StopRules::after(2000) };
-        batcher.add(Request::new(RequestId(id), 30, stop)).unwrap();
+        let stop = StopRules { eos: Some(TokenId(2)), ..StopRules::after(3000) };
+        let request = Request { tenant: TenantId(id % 8), ..Request::new(RequestId(id), 30, stop) };
+        batcher.add(request).unwrap();
     }
-    let (mut plan, mut sampled, mut finished) = (Plan::new(), Vec::with_capacity(64), Vec::new());
+    let (mut plan, mut sampled, mut finished) = (Plan::new(), Vec::with_capacity(256), Vec::new());
     let mut step = |batcher: &mut Batcher| {
         batcher.step(Tick(0), &mut Endless, &mut plan);
         sampled.clear();
-        let samples = plan.scheduled.iter().filter(|scheduled| scheduled.samples);
-        sampled.extend(samples.map(|scheduled| Sampled { id: scheduled.id, token: TokenId(5) }));
+        for scheduled in plan.scheduled.iter().filter(|scheduled| scheduled.samples) {
+            let tokens = 1 + scheduled.drafts / 2;
+            sampled.extend((0..tokens).map(|_| Sampled { id: scheduled.id, token: TokenId(5) }));
+        }
         batcher.apply(plan.step, &sampled, &mut Endless, &mut finished).unwrap();
-        plan.tokens
+        for id in 0..64 {
+            batcher.propose(RequestId(id), 3);
+        }
+        assert!(plan.tokens >= 64, "64 requests generate");
     };
-    step(&mut batcher);
-    step(&mut batcher);
+    (0..20).for_each(|_| step(&mut batcher));
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    let tokens: u32 = (0..1000).map(|_| step(&mut batcher)).sum();
+    (0..1000).for_each(|_| step(&mut batcher));
     let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-    assert_eq!(tokens, 64 * 1000, "64 requests generate, 16 wait");
-    assert_eq!(allocations, 0);
+    assert_eq!(batcher.stats().running, 64, "{name}");
+    allocations
+}
+
+#[test]
+fn steady_steps_do_not_allocate() {
+    let orders = [
+        Policy::FirstCome,
+        Policy::Priority,
+        Policy::Deadline,
+        Policy::ShortestJob,
+        Policy::LongestPrefix { lookups_max: 8 },
+        Policy::fair(),
+    ];
+    for order in orders {
+        let allocations = allocations_in_steady_steps(Config::new(4096), order.clone());
+        assert_eq!(allocations, 0, "{order:?}");
+    }
+    let drafts = Config { drafts: Drafts { adaptive: true, ..Drafts::up_to(3) }, ..Config::new(4096) };
+    assert_eq!(allocations_in_steady_steps(drafts, Policy::FirstCome), 0, "with drafts");
 }
