@@ -60,6 +60,7 @@ impl Memory for Paged {
             }
             Admission::Wait { need, free, .. } => Room::Short { need: need.get(), free: free.get() },
             Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
+            Admission::OverLimit(_) => unreachable!("there are no quotas"),
             Admission::NextStep => unreachable!("there is no group with a state"),
         }
     }

@@ -60,10 +60,10 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         });
     }
 
-    /// Hands out one block, for `content` if that is known.
-    pub(crate) fn take_one(&mut self, content: Option<u32>) -> BlockId {
+    /// Hands out one block.
+    pub(crate) fn take_one(&mut self, wanted: Wanted) -> BlockId {
         let mut taken = BlockId::NULL;
-        self.take(std::iter::once(Wanted { content, ..Wanted::default() }), |block| taken = block);
+        self.take(std::iter::once(wanted), |block| taken = block);
         taken
     }
 

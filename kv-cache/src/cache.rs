@@ -10,12 +10,13 @@ use crate::id::count;
 use crate::kept::Kept;
 use crate::keys::in_order;
 use crate::kind::Holds;
+use crate::pin::Pins;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::sequence::{Sequence, Sequences};
 use crate::{
-    Admission, BlockCount, BlockId, BlockTable, Claim, Config, Error, GroupId, Hit, Media, Reservation,
-    Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+    Admission, BlockCount, BlockId, BlockTable, Claim, Config, Error, GroupId, Hit, Media, OverLimit,
+    Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
 /// Decides which physical block holds which tokens of which sequence.
@@ -43,6 +44,7 @@ pub struct KvCache<H: BlockHasher = Xxh3, E: Eviction = Lru> {
     /// Blocks that transfers are at work on.
     pub(crate) kept: Kept,
     pub(crate) counted: Stats,
+    pub(crate) pins: Pins,
     hasher: H,
 }
 
@@ -94,6 +96,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             settled: Vec::new(),
             kept: Kept::new(),
             counted: Stats::default(),
+            pins: Pins::default(),
             hasher,
             groups,
             config,
@@ -229,6 +232,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             self.must_have_room_before(place, claim)?;
         }
         let need = self.need(place, claim, first);
+        if let Err(refusal) = self.within_limit(place, claim, need, first) {
+            return Ok(Admission::OverLimit(refusal));
+        }
         let (free, sequence) = (self.blocks.pool.free(), self.sequences.at(place));
         let reserved = BlockCount(self.reserved.0 - sequence.set_aside.0);
         let must_be_free = u64::from(need.blocks()) + u64::from(claim.watermark.0) + u64::from(reserved.0);
@@ -344,7 +350,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Stats {
             blocks,
             free,
-            used: BlockCount(blocks.0 - free.0),
+            used: BlockCount(blocks.0 - free.0 - self.pins.blocks().0),
+            pinned: self.pins.blocks(),
             cached: self.blocks.prefix.blocks(),
             reserved: self.reserved,
             sequences: self.sequences.len(),
@@ -415,7 +422,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// The longest usable prefix, looked up unless the last answer still holds.
-    fn find_prefix(&mut self, place: u32) {
+    pub(crate) fn find_prefix(&mut self, place: u32) {
         if self.sequences.at(place).found_at != Some(self.blocks.prefix.version()) {
             self.find_prefix_within(place, TokenCount(u32::MAX));
             self.sequences.at_mut(place).found_at = Some(self.blocks.prefix.version());
@@ -483,6 +490,18 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 let state = table.found.last().filter(|_| group.holds == Holds::State);
                 state.is_some_and(|state| self.fresh.contains(state))
             })
+    }
+
+    /// Whether the tenant of a sequence may have what it claims.
+    #[inline]
+    fn within_limit(&self, place: u32, claim: Claim, need: Need, first: bool) -> Result<(), OverLimit> {
+        let (sequence, pool) = (self.sequences.at(place), &self.blocks.pool);
+        let found =
+            sequence.tables.iter().filter(|_| first).zip(&self.groups.all).flat_map(|(table, group)| {
+                table.found.iter().take(group.hit_blocks(claim.computed) as usize).copied()
+            });
+        let revived = found.filter(|&block| block != BlockId::NULL && pool.references(block) == 0);
+        pool.policy.admits(sequence.keys.tenant, BlockCount(need.beyond + need.copies), revived)
     }
 
     /// What a claim comes to, all groups together.

@@ -33,15 +33,25 @@ pub enum Violation {
         /// Whether the free list has it.
         free: bool,
     },
-    /// A reference count that is not the number of tables that hold the block, and of copies to be made of it.
-    #[error("block {block} is in {tables} tables and copies, its reference count is {references}")]
+    /// A reference count that is not the number of tables and pins that hold the block, and of copies to be made of it.
+    #[error(
+        "block {block} is in {tables} tables and copies and {pins} pins, its reference count is {references}"
+    )]
     References {
         /// The block.
         block: BlockId,
         /// Tables that hold it, and copies.
         tables: u32,
+        /// Pins that hold it.
+        pins: u32,
         /// Its reference count.
         references: u32,
+    },
+    /// The counts of the pins are not what the pins hold.
+    #[error("{pinned} blocks are counted as pinned, the pins hold others")]
+    Pins {
+        /// The count.
+        pinned: BlockCount,
     },
     /// A published block that its hash does not lead to, or a ring of copies that is broken.
     #[error("block {block} is published but not found under its hash")]
@@ -167,10 +177,14 @@ fn check_references<H: BlockHasher, E: Eviction>(
     for block in held.chain(copied).chain(transferred).filter(|&block| block != BlockId::NULL) {
         tables[block.index()] += 1;
     }
+    if !cache.pins.is_sound() {
+        return Err(Violation::Pins { pinned: cache.pins.blocks() });
+    }
     for (block, (&tables, &free)) in (0..).map(BlockId).zip(tables.iter().zip(free)) {
         let references = cache.blocks.pool.references(block);
-        if tables != references {
-            return Err(Violation::References { block, tables, references });
+        let pins = cache.pins.of(block);
+        if tables + pins != references {
+            return Err(Violation::References { block, tables, pins, references });
         }
         if free != (references == 0) && block != BlockId::NULL {
             return Err(Violation::FreeUse { block, references, free });

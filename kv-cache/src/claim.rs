@@ -1,7 +1,7 @@
 //! Asking for room: a claim is answered by an admission, an admission is committed.
 
 use crate::sequence::{Table, Tables};
-use crate::{BlockCount, BlockHasher, BlockId, Eviction, GroupId, KvCache, Lru, TokenCount, Xxh3};
+use crate::{BlockCount, BlockHasher, BlockId, Eviction, GroupId, KvCache, Lru, OverLimit, TokenCount, Xxh3};
 
 /// Whether a sequence may read what others left in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +83,9 @@ pub enum Admission<'a, H: BlockHasher = Xxh3, E: Eviction = Lru> {
         /// Blocks that are free.
         free: BlockCount,
     },
+    /// Not now: the limit of the sequence's tenant forbids it ([`Fair`](crate::evict::Fair)), whatever is free. Nothing
+    /// has changed.
+    OverLimit(OverLimit),
     /// Not ever: the sequence alone would hold more blocks than there are. Nothing has changed.
     Never {
         /// Blocks it would hold.

@@ -36,7 +36,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             let unneeded = group.unneeded(claim, sequence.prompt);
             extend(table, after, blocks, unneeded, |index| {
                 let end = (index as usize + 1) * (group.size.get() / groups.unit.get()) as usize;
-                sequence.hashes.get(end - 1).map(|hash| name(id, hash))
+                let content = sequence.hashes.get(end - 1).map(|hash| name(id, hash));
+                Wanted { content, tenant: sequence.keys.tenant }
             });
         }
         if claim.external > TokenCount(0) {
@@ -88,7 +89,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 let Written { index, block: from, .. } = written;
                 let start = group.size.tokens_in(BlockCount(index)).get();
                 let tokens = claim.computed.get().saturating_sub(start).min(group.size.get());
-                let to = self.blocks.take_one(None);
+                let tenant = self.sequences.at(place).keys.tenant;
+                let to = self.blocks.take_one(Wanted { content: None, tenant });
                 let tables = &mut self.sequences.at_mut(place).tables;
                 tables.get_mut(id).blocks[index as usize] = to;
                 self.copies.push(BlockCopy { group: id, index, from, to, tokens: TokenCount(tokens) });
@@ -113,24 +115,23 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 }
 
-/// Adds new blocks up to the length `after`, and the null block where none is needed. `name` says what a block is
-/// wanted for.
+/// Adds new blocks up to the length `after`, and the null block where none is needed. `wanted` says what a
+/// block is wanted for.
 #[inline]
 fn extend<D: Digest>(
     table: &mut Table,
     after: u32,
     blocks: &mut Blocks<D, impl Eviction>,
     unneeded: Unneeded,
-    name: impl Fn(u32) -> Option<u32>,
+    wanted: impl Fn(u32) -> Wanted,
 ) {
-    let wanted = |index| Wanted { content: name(index), ..Wanted::default() };
     let before = table.held();
     if unneeded.is_empty() {
-        blocks.take((before..after).map(wanted), |block| table.blocks.push(block));
+        blocks.take((before..after).map(&wanted), |block| table.blocks.push(block));
         return;
     }
     for index in before..after {
-        let block = if unneeded.contains(index) { BlockId::NULL } else { blocks.take_one(name(index)) };
+        let block = if unneeded.contains(index) { BlockId::NULL } else { blocks.take_one(wanted(index)) };
         table.blocks.push(block);
     }
 }

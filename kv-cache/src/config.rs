@@ -35,13 +35,16 @@ pub struct Config {
     /// The most tokens of one sequence that a step computes. Bounds what a sequence of a windowed group ever holds at
     /// once, and with it what [`Claim::whole_sequence`](crate::Claim::whole_sequence) asks for.
     pub step_tokens_max: TokenCount,
+    /// The most blocks that [pins](crate::KvCache::pin) may hold together.
+    pub pinned_blocks_max: BlockCount,
     /// Whether content that is lost is listed for [`KvCache::drain_lost`](crate::KvCache::drain_lost), by whoever
     /// keeps it elsewhere.
     pub report_lost: bool,
 }
 
 impl Config {
-    /// One group of full attention, prefix caching on, hash seed 0, sequences and steps of any length.
+    /// One group of full attention, prefix caching on, hash seed 0, sequences and steps of any length, a quarter of the
+    /// blocks for pins.
     pub fn new(block_size: BlockSize, block_count: BlockCount) -> Config {
         Config {
             block_size,
@@ -55,6 +58,7 @@ impl Config {
             hash_lookahead: TokenCount(0),
             sequence_tokens_max: TokenCount(u32::MAX),
             step_tokens_max: TokenCount(u32::MAX),
+            pinned_blocks_max: BlockCount(block_count.0 / 4),
             report_lost: false,
         }
     }

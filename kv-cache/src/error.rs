@@ -1,6 +1,6 @@
 //! What the cache says to wrong input. No error changes the cache.
 
-use crate::{BlockCount, BlockId, BlockSize, GroupId, SequenceId, TokenCount, TokenIndex};
+use crate::{BlockCount, BlockId, BlockSize, GroupId, PinId, SequenceId, TokenCount, TokenIndex};
 
 /// Wrong input, with its numbers. "Not now" is not an error but [`Admission::Wait`](crate::Admission::Wait).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -231,5 +231,12 @@ pub enum Error {
         block: BlockId,
         /// The last block.
         last: BlockId,
+    },
+
+    /// No pin has this name, or it has expired.
+    #[error("there is no pin {pin}")]
+    NoSuchPin {
+        /// The name given.
+        pin: PinId,
     },
 }

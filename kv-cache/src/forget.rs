@@ -1,9 +1,12 @@
 //! What is given up: tokens that nobody attends to any more, and content that must not be found again.
 
+use crate::blocks::Blocks;
 use crate::evict::Eviction;
 use crate::hash::BlockHasher;
 use crate::kind::Holds;
-use crate::{BlockCount, BlockId, Error, KvCache, Lost, SequenceId, TokenCount};
+use crate::pool::Pool;
+use crate::prefix::Prefix;
+use crate::{BlockCount, BlockId, Digest, Error, KvCache, Lost, SequenceId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// The steps that compute a sequence's first `tokens` tokens are done: blocks of windowed groups that no later
@@ -34,7 +37,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Makes `blocks` unfindable: their content is not what their hash says, as after a load that failed. They keep
-    /// their users and their place among the free. Answers how many could be found before.
+    /// their users and pins and, under LRU, their place among the free. Answers how many could be found before.
     ///
     /// # Errors
     /// [`Error::NoSuchBlock`], and then none is forgotten.
@@ -43,10 +46,10 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             let last = BlockId(self.config.block_count.get() - 1);
             return Err(Error::NoSuchBlock { block, last });
         }
-        let prefix = &mut self.blocks.prefix;
+        let Blocks { pool, prefix, .. } = &mut self.blocks;
         let before = prefix.blocks();
         for &block in blocks {
-            prefix.remove(block);
+            forget(block, pool, prefix);
         }
         Ok(BlockCount(before.get() - prefix.blocks().get()))
     }
@@ -57,18 +60,18 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let before = blocks.prefix.blocks();
         for (group, _) in groups.iter() {
             while let Some(block) = blocks.prefix.get(group, hash) {
-                blocks.prefix.remove(block);
+                forget(block, &mut blocks.pool, &mut blocks.prefix);
             }
         }
         BlockCount(before.get() - blocks.prefix.blocks().get())
     }
 
     /// Forgets all cached content, as after a change of weights. Refuses, with `false` and no change, while
-    /// any sequence holds a block. The order of the free blocks stays as it is.
+    /// any sequence holds a block. Pins end. The order of the free blocks stays as it is under LRU.
     pub fn reset(&mut self) -> bool {
-        let unused = self.blocks.pool.free().get() + self.only_kept();
-        let idle = unused == self.blocks.pool.usable().get();
+        let idle = self.copies.is_empty() && self.sequences.iter().all(|of| of.tables.are_empty());
         if idle {
+            self.unpin_all();
             self.blocks.prefix.clear();
             self.blocks.pool.policy.reset();
         }
@@ -79,5 +82,15 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// elsewhere copies it before the step writes. Empty unless [`Config::report_lost`](crate::Config::report_lost).
     pub fn drain_lost(&mut self) -> impl Iterator<Item = Lost<H::Digest>> + '_ {
         self.blocks.lost.drain(..)
+    }
+}
+
+/// Makes a block unfindable, and tells the policy if it has it.
+fn forget<D: Digest>(block: BlockId, pool: &mut Pool<impl Eviction>, prefix: &mut Prefix<D>) {
+    if prefix.contains(block) {
+        prefix.remove(block);
+        if pool.references(block) == 0 {
+            pool.policy.forget(block);
+        }
     }
 }

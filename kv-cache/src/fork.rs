@@ -27,7 +27,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         sequence.may_share_tail = true;
         let blocks = sequence.tables.iter().flat_map(|table| &table.blocks);
         for &block in blocks.filter(|&&block| block != BlockId::NULL) {
-            self.blocks.pool.share(block);
+            self.blocks.pool.hold(block);
         }
         Ok(())
     }

@@ -28,11 +28,4 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
         self.blocks.release([leaving].into_iter());
     }
-
-    /// Blocks that nobody has but transfers.
-    pub(crate) fn only_kept(&self) -> u32 {
-        let only =
-            self.kept.iter().filter(|(block, (times, _))| self.blocks.pool.references(**block) == *times);
-        crate::id::count(only.count())
-    }
 }

@@ -1,7 +1,7 @@
 //! What a sequence is besides its tokens, as the caller says it and as the cache keeps it.
 
 use crate::hash::{Adapter, EmbedsDigest, Extra, Media, NO_EMBEDS};
-use crate::{Error, SequenceId, TokenCount, TokenIndex};
+use crate::{Error, SequenceId, TenantId, TokenCount, TokenIndex};
 
 /// What else, besides its tokens, makes a block's content: sequences share blocks only if all of it is equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,9 @@ pub struct SequenceKey<'a> {
     pub media: &'a [Media],
     /// Of a sequence that is given as embeddings: the digest of each block's.
     pub embeds: Option<&'a [EmbedsDigest]>,
+    /// Who pays for the blocks, where there are [quotas](crate::evict::Fair). Unlike all of the above it makes no
+    /// difference to what is shared.
+    pub tenant: TenantId,
 }
 
 /// A [`SequenceKey`] that belongs to the cache. Its buffers serve one sequence after another.
@@ -24,6 +27,7 @@ pub(crate) struct Keys {
     salt: Option<String>,
     media: Vec<Media>,
     embeds: Option<Vec<EmbedsDigest>>,
+    pub(crate) tenant: TenantId,
 }
 
 impl Keys {
@@ -33,6 +37,7 @@ impl Keys {
         self.media.clear();
         self.media.extend_from_slice(key.media);
         self.embeds = key.embeds.map(<[_]>::to_vec);
+        self.tenant = key.tenant;
     }
 
     pub(crate) fn add(&mut self, media: &[Media]) {

@@ -22,6 +22,7 @@ mod keys;
 pub mod kind;
 pub mod layout;
 mod load;
+mod pin;
 mod pool;
 mod prefix;
 pub mod scenario;
@@ -36,12 +37,13 @@ pub use check::Violation;
 pub use claim::{Admission, BlockCopy, Claim, Grant, Hit, Lost, Reservation, Reuse};
 pub use config::{Config, Group, Retention};
 pub use error::Error;
-pub use evict::{Eviction, Lru};
+pub use evict::{Eviction, Lru, OverLimit};
 pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};
 pub use id::{
-    BlockCount, BlockId, BlockSize, GroupId, SequenceId, Slot, TenantId, Tick, TokenCount, TokenId,
+    BlockCount, BlockId, BlockSize, GroupId, PinId, SequenceId, Slot, TenantId, Tick, TokenCount, TokenId,
     TokenIndex,
 };
 pub use keys::SequenceKey;
+pub use pin::Pinned;
 pub use stats::{HitStats, Stats};
 pub use table::BlockTable;

@@ -61,6 +61,15 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()] += 1;
     }
 
+    /// One more user of `block`, whose content nobody asked for: a fork, a pin.
+    pub(crate) fn hold(&mut self, block: BlockId) {
+        if self.references[block.index()] == 0 {
+            self.policy.revive(block);
+            self.free -= 1;
+        }
+        self.references[block.index()] += 1;
+    }
+
     /// One user less of each of `blocks`. Those that nobody
     /// uses any more are free, and `facts` says what the policy may know of them, if they can be found.
     #[inline]

@@ -5,12 +5,14 @@ use crate::BlockCount;
 /// How full the cache is, and what sharing has brought so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Blocks that can be handed out: all but the null block. Always `free + used`.
+    /// Blocks that can be handed out: all but the null block. Always `free + used + pinned`.
     pub blocks: BlockCount,
-    /// Blocks that no sequence holds. Some of them are still `cached`.
+    /// Blocks that nobody holds. Some of them are still `cached`.
     pub free: BlockCount,
-    /// Blocks that sequences hold, a shared one counted once.
+    /// Blocks that sequences hold and no pin, a shared one counted once.
     pub used: BlockCount,
+    /// Blocks that pins hold, used by sequences as well or not, each counted once.
+    pub pinned: BlockCount,
     /// Blocks whose content can be found by others, free or used.
     pub cached: BlockCount,
     /// Free blocks that are set aside for sequences whose K and V are on their way.

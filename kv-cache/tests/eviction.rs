@@ -4,12 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "the pools of this test are tiny")]
 
-use quayline_kv_cache::evict::{Arc, CostAware, Fair, LeafFirst, Policy, PolicyName, Slru};
+use quayline_kv_cache::evict::{Arc, CostAware, Fair, LeafFirst, Policy, PolicyName, Quota, Slru};
 use quayline_kv_cache::*;
 
 mod plain;
 
-use plain::{PlainArc, PlainCost, PlainLeafFirst, PlainLru, PlainSlru};
+use plain::{PlainArc, PlainCost, PlainFair, PlainLeafFirst, PlainLru, PlainSlru};
 
 const SIZE: u32 = 2;
 
@@ -47,6 +47,39 @@ fn cost_aware_does_what_its_plain_twin_does() {
 }
 
 #[test]
+fn fair_does_what_its_plain_twin_does_over_any_policy() {
+    let size = BlockSize::new(SIZE).unwrap();
+    compare_with_quotas(20, Lru::new, PlainLru::new);
+    compare_with_quotas(21, LeafFirst::new, PlainLeafFirst::new);
+    compare_with_quotas(22, |blocks| Slru::new(blocks, 30), |blocks| PlainSlru::new(blocks, 30));
+    compare_with_quotas(23, Arc::new, PlainArc::new);
+    compare_with_quotas(
+        24,
+        |blocks| CostAware::with_cost(blocks, size, TokenCount(12)),
+        |blocks| PlainCost::new(blocks, 12 / SIZE),
+    );
+}
+
+fn compare_with_quotas<A: Eviction, B: Eviction>(
+    seed: u64,
+    policy: impl Fn(BlockCount) -> A,
+    plain: impl Fn(BlockCount) -> B,
+) {
+    // Quotas are set with the policy, before anybody has a block.
+    let quotas = |blocks: BlockCount| {
+        let quota = |share, limit| Quota { share: BlockCount(share), limit: BlockCount(limit) };
+        let part = blocks.0 / 3;
+        [(TenantId(0), quota(part, 2 * part + 1)), (TenantId(1), quota(part / 2, u32::MAX))]
+    };
+    let fair = |blocks| {
+        let mut fair = Fair::new(blocks, policy(blocks));
+        quotas(blocks).into_iter().for_each(|(tenant, quota)| fair.set_quota(tenant, quota));
+        fair
+    };
+    compare(seed, fair, |blocks| PlainFair::new(blocks, plain(blocks), &quotas(blocks)));
+}
+
+#[test]
 fn without_quotas_fair_leaves_the_choice_to_its_policy() {
     for (seed, name) in (11..).zip(PolicyName::ALL) {
         let size = BlockSize::new(SIZE).unwrap();
@@ -70,7 +103,7 @@ fn compare<A: Eviction, B: Eviction>(
     policy: impl Fn(BlockCount) -> A,
     plain: impl Fn(BlockCount) -> B,
 ) {
-    for run in 0..60 {
+    for run in 0..25 {
         let mut random = Random(seed * 1000 + run);
         let blocks = BlockCount(2 + random.below(24));
         let config = Config::new(BlockSize::new(SIZE).unwrap(), blocks);
@@ -83,7 +116,10 @@ fn compare<A: Eviction, B: Eviction>(
             assert_eq!(call.on(&mut a), call.on(&mut b), "{at}: {call:?}");
             let order = [a.free_blocks().collect::<Vec<_>>(), b.free_blocks().collect()];
             assert_eq!(order[0], order[1], "{at}: free blocks after {call:?}");
-            assert_eq!(a.stats(), b.stats(), "{at}");
+            let stats = a.stats();
+            assert_eq!(stats, b.stats(), "{at}");
+            assert_eq!(stats.free.0 + stats.used.0 + stats.pinned.0, stats.blocks.0, "{at}: {call:?}");
+            assert!(stats.pinned <= a.config().pinned_blocks_max, "{at}: {call:?}");
             assert_eq!(a.check(), Ok(()), "{at}: after {call:?}");
         }
     }
@@ -91,37 +127,50 @@ fn compare<A: Eviction, B: Eviction>(
 
 #[derive(Debug)]
 enum Call {
-    Open { sequence: SequenceId, tokens: Vec<TokenId>, reuse: Reuse },
+    Open { sequence: SequenceId, tenant: TenantId, tokens: Vec<TokenId>, reuse: Reuse },
     Push { sequence: SequenceId, tokens: Vec<TokenId> },
     Claim { sequence: SequenceId, new: u32 },
     Withdraw { sequence: SequenceId },
     Release { sequence: SequenceId },
     Close { sequence: SequenceId },
+    Evict { block: BlockId },
+    Pin { pin: PinId, sequence: SequenceId, tokens: u32, until: Option<Tick> },
+    PinHashes { pin: PinId, sequence: SequenceId },
+    Unpin { pin: PinId },
+    Expire { now: Tick },
     Reset,
 }
 
 impl Call {
     fn random(random: &mut Random) -> Call {
         let sequence = SequenceId(random.below(5).into());
-        match random.below(20) {
+        let pin = PinId(random.below(3).into());
+        match random.below(25) {
+            20 => Call::Evict { block: BlockId(random.below(26)) },
+            21 => {
+                let until = (random.below(2) == 0).then(|| Tick(random.below(100).into()));
+                Call::Pin { pin, sequence, tokens: random.below(14), until }
+            }
+            22 => Call::PinHashes { pin, sequence },
+            23 => Call::Unpin { pin },
+            24 => Call::Expire { now: Tick(random.below(100).into()) },
             0..5 => {
                 let reuse = if random.below(6) == 0 { Reuse::WriteOnly } else { Reuse::ReadWrite };
-                Call::Open { sequence, tokens: prompt(random), reuse }
+                Call::Open { sequence, tenant: TenantId(random.below(3)), tokens: prompt(random), reuse }
             }
             5 => Call::Push { sequence, tokens: vec![random.below(3); random.below(4) as usize] },
             6..13 => Call::Claim { sequence, new: random.below(12) },
             13 => Call::Withdraw { sequence },
             14 => Call::Release { sequence },
-            15..19 => Call::Close { sequence },
-            _ if random.below(8) == 0 => Call::Reset,
+            15 if random.below(4) == 0 => Call::Reset,
             _ => Call::Close { sequence },
         }
     }
 
     fn on<E: Eviction>(&self, cache: &mut KvCache<Xxh3, E>) -> String {
         match self {
-            Call::Open { sequence, tokens, reuse } => {
-                let key = SequenceKey::default();
+            Call::Open { sequence, tenant, tokens, reuse } => {
+                let key = SequenceKey { tenant: *tenant, ..SequenceKey::default() };
                 format!("{:?}", cache.open(*sequence, key, tokens, *reuse))
             }
             Call::Push { sequence, tokens } => format!("{:?}", cache.push(*sequence, tokens)),
@@ -129,6 +178,16 @@ impl Call {
             Call::Withdraw { sequence } => format!("{:?}", cache.withdraw(*sequence)),
             Call::Release { sequence } => format!("{:?}", cache.release(*sequence)),
             Call::Close { sequence } => format!("{:?}", cache.close(*sequence)),
+            Call::Evict { block } => format!("{:?}", cache.evict(&[*block])),
+            Call::Pin { pin, sequence, tokens, until } => {
+                format!("{:?}", cache.pin(*pin, *sequence, TokenCount(*tokens), *until))
+            }
+            Call::PinHashes { pin, sequence } => match cache.hashes(*sequence).map(<[_]>::to_vec) {
+                Ok(hashes) => format!("{:?}", cache.pin_hashes(*pin, &hashes, None)),
+                Err(error) => error.to_string(),
+            },
+            Call::Unpin { pin } => format!("{:?}", cache.unpin(*pin)),
+            Call::Expire { now } => format!("{:?}", cache.expire(*now)),
             Call::Reset => cache.reset().to_string(),
         }
     }

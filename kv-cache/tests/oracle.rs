@@ -12,9 +12,15 @@ use quayline_kv_cache::*;
 
 /// The keys that sequences are opened with; content is shared only under the same one.
 const KEYS: [SequenceKey<'static>; 3] = [
-    SequenceKey { adapter: None, salt: None, media: &[], embeds: None },
-    SequenceKey { adapter: None, salt: Some("a"), media: &[], embeds: None },
-    SequenceKey { adapter: Some(Adapter { name: "a", path: "" }), salt: None, media: &[], embeds: None },
+    SequenceKey { adapter: None, salt: None, media: &[], embeds: None, tenant: TenantId(0) },
+    SequenceKey { adapter: None, salt: Some("a"), media: &[], embeds: None, tenant: TenantId(0) },
+    SequenceKey {
+        adapter: Some(Adapter { name: "a", path: "" }),
+        salt: None,
+        media: &[],
+        embeds: None,
+        tenant: TenantId(0),
+    },
 ];
 
 /// One call. Sequences are numbers below [`SEQUENCES`], so that calls meet open and closed ones.
@@ -157,6 +163,7 @@ impl Pair {
             (Ok(Admission::Wait { need, free, .. }), expected) => {
                 assert_eq!(Ok(Verdict::Wait(need.0, free.0)), expected)
             }
+            (Ok(Admission::OverLimit(_)), _) => unreachable!("there are no quotas"),
             (Ok(Admission::NextStep), _) => unreachable!("there is no state to wait for"),
             (Ok(Admission::Never { need, .. }), expected) => assert_eq!(Ok(Verdict::Never(need.0)), expected),
             (Ok(Admission::Admit(reservation)), expected) => {

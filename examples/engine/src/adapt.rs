@@ -41,6 +41,7 @@ impl Memory for PagedMemory {
             Admission::Wait { need, watermark, reserved, free } => {
                 Room::Short { need: need.get() + watermark.get() + reserved.get(), free: free.get() }
             }
+            Admission::OverLimit(_) => unreachable!("this engine sets no quotas"),
             Admission::NextStep => unreachable!("no model of this engine keeps a state"),
             Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
         }

@@ -83,8 +83,8 @@ pub fn replay(prompts: &Prompts, capacity: u32, policy: PolicyName) -> Result<Sh
     let blocks = BlockCount(capacity.saturating_add(2));
     let config = Config::new(size, blocks);
     let block_size = BlockSize::new(BLOCK_TOKENS)?;
-    let mut cache =
-        KvCache::with(config, Xxh3::new(config.hash_seed), |n| Policy::new(policy, n, block_size))?;
+    let hasher = Xxh3::new(config.hash_seed);
+    let mut cache = KvCache::with(config, hasher, |n| Policy::new(policy, n, block_size))?;
     let mut share = Share::default();
     let mut tokens: Vec<TokenId> = Vec::new();
     for (number, prompt) in (1..).zip(prompts.iter()) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::heap::Heap;
 use super::links::Links;
 use super::{Eviction, Facts, OverLimit, Wanted, order_by_picking};
-use crate::{BlockCount, BlockId, TenantId};
+use crate::{BlockCount, BlockHasher, BlockId, KvCache, TenantId};
 
 /// How many blocks a tenant may have. Without a quota a tenant may have all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,5 +301,17 @@ impl<E: Eviction> Eviction for Fair<E> {
     fn check(&self) -> Result<(), BlockId> {
         self.policy.check()?;
         self.ledger.broken().map_or(Ok(()), Err)
+    }
+}
+
+impl<H: BlockHasher, E: Eviction> KvCache<H, Fair<E>> {
+    /// Sets what a tenant may have from now on. What it has above that it keeps until others want it.
+    pub fn set_quota(&mut self, tenant: TenantId, quota: Quota) {
+        self.blocks.pool.policy.set_quota(tenant, quota);
+    }
+
+    /// What a tenant has, and what it may have.
+    pub fn tenant(&self, tenant: TenantId) -> TenantUse {
+        self.blocks.pool.policy.tenant(tenant)
     }
 }

@@ -53,12 +53,12 @@ impl Leaves {
         self.leaves.first().map(BlockId)
     }
 
-    /// Enters a block that hangs on `before`.
+    /// Enters a block that hangs on `before`, which is still in use.
     pub(crate) fn insert(&mut self, block: BlockId, before: Option<BlockId>, rank: Rank) {
         self.leaves.set_rank(block.get(), rank);
         (self.here[block.index()], self.len) = (true, self.len + 1);
+        let before = before.filter(|&before| !self.here[before.index()]);
         self.before[block.index()] = before.map_or((0, 0), |before| {
-            self.leaves.remove(before.get());
             self.hanging[before.index()] += 1;
             (before.get(), self.life[before.index()])
         });

@@ -2,8 +2,9 @@
 
 use super::words::{Words, number};
 use super::{Cache, said};
+use crate::evict::{CostAware, Fair, Policy, PolicyName, Slru, UnknownPolicy};
 use crate::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
-use crate::{BlockCount, BlockSize, Config, Group, KvCache, Retention, TokenCount};
+use crate::{BlockCount, BlockSize, Config, Group, KvCache, Retention, TokenCount, Xxh3};
 
 /// A cache as the words say.
 pub(super) fn begin(mut words: Words<'_>) -> Result<Cache, String> {
@@ -18,12 +19,40 @@ pub(super) fn begin(mut words: Words<'_>) -> Result<Cache, String> {
     config.retention = words.option("retention").map_or(Ok(Retention::default()), retention)?;
     config.draft_head = words.flag("draft_head");
     config.report_lost = words.flag("report_lost");
+    if let Some(blocks) = words.number("pinned_max")? {
+        config.pinned_blocks_max = BlockCount(blocks);
+    }
+    let (name, setting) = policy(words.option("policy").unwrap_or("lru"))?;
     config.hash_seed = words.number("seed")?.unwrap_or(0).into();
     config.hash_lookahead = TokenCount(words.number("hash_lookahead")?.unwrap_or(0));
     config.sequence_tokens_max = TokenCount(words.number("tokens_max")?.unwrap_or(u32::MAX));
     config.step_tokens_max = TokenCount(words.number("step_max")?.unwrap_or(u32::MAX));
     words.end()?;
-    said(KvCache::new(config))
+    let (size, hasher) = (config.block_size, Xxh3::new(config.hash_seed));
+    let policy = |blocks| Fair::new(blocks, chosen(name, setting, blocks, size));
+    said(KvCache::with(config, hasher, policy))
+}
+
+/// `slru:30`: a policy, and the number that it may have.
+fn policy(word: &str) -> Result<(PolicyName, Option<u32>), String> {
+    let (name, setting) = word.split_once(':').map_or((word, None), |(name, setting)| (name, Some(setting)));
+    let setting = setting.map(number).transpose()?;
+    match (name.parse().map_err(|error: UnknownPolicy| error.to_string())?, setting) {
+        (name @ (PolicyName::Lru | PolicyName::LeafFirst | PolicyName::Arc), Some(_)) => {
+            Err(format!("{name} has nothing to set"))
+        }
+        policy => Ok(policy),
+    }
+}
+
+fn chosen(name: PolicyName, setting: Option<u32>, blocks: BlockCount, size: BlockSize) -> Policy {
+    match (name, setting) {
+        (PolicyName::Slru, Some(percent)) => Policy::Slru(Slru::new(blocks, percent)),
+        (PolicyName::Cost, Some(tokens)) => {
+            Policy::Cost(CostAware::with_cost(blocks, size, TokenCount(tokens)))
+        }
+        _ => Policy::new(name, blocks, size),
+    }
 }
 
 /// `window:8+sinks:2/32`: a kind with its numbers, and tokens per block.

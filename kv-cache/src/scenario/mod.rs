@@ -24,7 +24,8 @@
 //! | ` groups=KIND,KIND` | one of `full`, `window:N`, `window:N+sinks:N`, `window:N+prompt`, `local:N`, `state`, `cross` per group, each with `/N` for a block size of its own |
 //! | ` [caching=off] [match_unit=N] [retention=prompt\|dense\|every:N] [draft_head] [report_lost]` | [`Config`](crate::Config) |
 //! | ` [seed=N] [hash_lookahead=N] [tokens_max=N] [step_max=N]` | the same |
-//! | `open NAME TOKENS [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
+//! | ` [policy=NAME] [pinned_max=N]` | `lru`, `leaf-first`, `slru`, `slru:PERCENT`, `arc`, `cost` or `cost:TOKENS`, see [`evict`](crate::evict); [`Config::pinned_blocks_max`](crate::Config::pinned_blocks_max) |
+//! | `open NAME TOKENS [tenant=N] [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
 //! | `encoder NAME N` | [`KvCache::encoder`] |
 //! | `media NAME ID@FIRST+TOKENS,...` | [`KvCache::add_media`] |
 //! | `push NAME TOKENS` | [`KvCache::push`] |
@@ -39,6 +40,9 @@
 //! | `withdraw NAME`, `release NAME`, `close NAME` | the calls of these names |
 //! | `copies`, `end_step` | what the step copies first; the step has begun |
 //! | `evict BLOCKS`, `evict_hash NAME INDEX` | [`KvCache::evict`]; [`KvCache::evict_hash`] of a hash of the sequence |
+//! | `pin NAME TOKENS as=N [until=N]`, `pin_hashes NAME COUNT as=N [until=N]` | [`KvCache::pin`]; [`KvCache::pin_hashes`] of the sequence's first `COUNT` hashes |
+//! | `unpin N`, `expire NOW`, `pins` | [`KvCache::unpin`], [`KvCache::expire`], [`KvCache::pins`] |
+//! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`], [`KvCache::tenant`] |
 //! | `lost` | [`KvCache::drain_lost`], as `block:group` |
 //! | `reset` | [`KvCache::reset`] |
 //! | `table NAME` | the blocks held, per group; 0 where none is needed, `*` marks those that others can find |
@@ -53,6 +57,7 @@
 //! sequence that holds nothing) and `new` is all other known tokens. The cache is audited after every command.
 
 mod begin;
+mod keep;
 mod sequence;
 mod words;
 
@@ -60,7 +65,8 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use self::words::Words;
-use crate::{BlockId, Error, HitStats, KvCache, SequenceId};
+use crate::evict::{Fair, Policy};
+use crate::{BlockCount, BlockId, Error, HitStats, KvCache, SequenceId, Xxh3};
 
 /// Runs a scenario and returns it with the answers written under the commands. Answers that the text already
 /// has are replaced, so a scenario is right when its transcript is the scenario itself.
@@ -86,7 +92,7 @@ pub fn transcript(scenario: &str) -> String {
 }
 
 /// The cache that is spoken to.
-type Cache = KvCache;
+type Cache = KvCache<Xxh3, Fair<Policy>>;
 
 /// A cache that is spoken to in commands, one line each.
 #[derive(Debug, Default)]
@@ -157,6 +163,8 @@ impl Interpreter {
             "evict_hash" => self.evict_hash(words),
             "fork" => self.fork(words),
             "compare" => self.compare(words),
+            "unpin" | "expire" | "pins" => keep::pins(cache, verb, words),
+            "quota" | "tenant" => keep::tenant(cache, verb, words),
             "free" | "reset" | "stats" | "copies" | "end_step" | "lost" => {
                 words.end()?;
                 Ok(about_all(cache, verb))
@@ -231,9 +239,13 @@ fn references(cache: &Cache, words: Words<'_>) -> Result<String, String> {
 fn stats(cache: &Cache) -> String {
     let stats = cache.stats();
     let hits = |hits: HitStats| format!("{}/{} in {}", hits.hit_tokens, hits.tokens, hits.admissions);
-    let reserved = if stats.reserved.0 > 0 { format!(" reserved={}", stats.reserved) } else { String::new() };
+    let unusual = |name: &str, blocks: BlockCount| match blocks {
+        BlockCount(0) => String::new(),
+        blocks => format!(" {name}={blocks}"),
+    };
+    let (reserved, pinned) = (unusual("reserved", stats.reserved), unusual("pinned", stats.pinned));
     format!(
-        "stats blocks={} free={}{reserved} used={} cached={} sequences={} evictions={} first={} again={}",
+        "stats blocks={} free={}{reserved} used={}{pinned} cached={} sequences={} evictions={} first={} again={}",
         stats.blocks,
         stats.free,
         stats.used,
@@ -318,6 +330,20 @@ mod tests {
             "cache block_size=4 blocks=4 match_unit=0",
             "cache block_size=4 blocks=4 retention=none",
             "cache block_size=4 blocks=4294967295",
+            "cache block_size=4 blocks=4 policy=lfu",
+            "cache block_size=4 blocks=4 policy=arc:3",
+            "cache block_size=4 blocks=4 policy=cost:0 pinned_max=4294967295",
+            "open A 1*9",
+            "claim A",
+            "pin A 4294967295 as=4294967295 until=4294967295",
+            "pin A 1",
+            "pin B 1 as=1",
+            "pin_hashes A 4294967295 as=2",
+            "unpin 3",
+            "expire 4294967295",
+            "quota 4294967295 limit=0",
+            "tenant 4294967295",
+            "quota 1 share=1 limit=0 x",
         ];
         let mut interpreter = Interpreter::new();
         for line in lines {

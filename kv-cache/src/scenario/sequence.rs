@@ -1,10 +1,10 @@
 //! The commands about one sequence.
 
 use super::words::{Words, number};
-use super::{Cache, Progress, list, said};
+use super::{Cache, Progress, keep, list, said};
 use crate::{
-    Adapter, Admission, BlockCopy, BlockCount, Claim, EmbedsDigest, Error, GroupId, Media, Reuse, SequenceId,
-    SequenceKey, TokenCount, TokenIndex,
+    Adapter, Admission, BlockCopy, BlockCount, Claim, EmbedsDigest, Error, GroupId, Media, OverLimit, Reuse,
+    SequenceId, SequenceKey, TenantId, TokenCount, TokenIndex,
 };
 
 /// Carries out a command, and answers without the sequence's name.
@@ -49,6 +49,7 @@ pub(super) fn run(
             (progress.computed, progress.computed_before) = (0, 0);
             format!("{verb}d free={}", cache.stats().free)
         }
+        "pin" | "pin_hashes" => keep::pin(cache, id, verb, words)?,
         "media" => {
             let items = media(words.next("ID@FIRST+TOKENS")?)?;
             words.end()?;
@@ -108,7 +109,8 @@ fn open(cache: &mut Cache, id: SequenceId, mut words: Words<'_>) -> Result<Strin
     let salt = words.option("salt");
     let media = words.option("media").map_or(Ok(Vec::new()), media)?;
     let embeds = words.option("embeds").map(embeds).transpose()?;
-    let key = SequenceKey { adapter, salt, media: &media, embeds: embeds.as_deref() };
+    let tenant = TenantId(words.number("tenant")?.unwrap_or(0));
+    let key = SequenceKey { adapter, salt, media: &media, embeds: embeds.as_deref(), tenant };
     let reuse = if words.flag("write_only") { Reuse::WriteOnly } else { Reuse::ReadWrite };
     let tokens = words.tokens()?;
     said(cache.open(id, key, &tokens, reuse))?;
@@ -151,6 +153,9 @@ fn claim(
         Admission::Wait { need, watermark, reserved, free } => {
             let reserved = if reserved.0 > 0 { format!(" reserved={reserved}") } else { String::new() };
             return Ok(format!("waits: need={need} watermark={watermark}{reserved} free={free}"));
+        }
+        Admission::OverLimit(OverLimit { need, used, limit, .. }) => {
+            return Ok(format!("over its limit: need={need} used={used} limit={limit}"));
         }
         Admission::Never { need, blocks } => return Ok(format!("never: need={need} blocks={blocks}")),
         Admission::Admit(room) if !commit => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quayline_kv_cache::evict::{Facts, Wanted};
+use quayline_kv_cache::evict::{Facts, OverLimit, Quota, Wanted};
 use quayline_kv_cache::*;
 
 /// The blocks 1 to n - 1, which a fresh policy holds.
@@ -108,6 +108,18 @@ impl PlainLeafFirst {
 }
 
 impl Eviction for PlainLeafFirst {
+    fn take(&mut self, block: BlockId, _wanted: Wanted) {
+        without(&mut self.worthless, block);
+        self.tree.remove(block);
+        self.tree.cut(block);
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        self.tree.remove(block);
+        self.tree.cut(block);
+        self.worthless.insert(0, block);
+    }
+
     fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
         let (worthless, kept) = split(blocks);
         worthless.iter().for_each(|&block| self.tree.cut(block));
@@ -123,11 +135,9 @@ impl Eviction for PlainLeafFirst {
     }
 
     fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for _ in wanted {
+        for wanted in wanted {
             let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
-            without(&mut self.worthless, block);
-            self.tree.remove(block);
-            self.tree.cut(block);
+            self.take(block, wanted);
             show(block);
         }
     }
@@ -167,6 +177,18 @@ impl PlainSlru {
 }
 
 impl Eviction for PlainSlru {
+    fn take(&mut self, block: BlockId, _wanted: Wanted) {
+        for list in [&mut self.worthless, &mut self.probation, &mut self.protected] {
+            without(list, block);
+        }
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        without(&mut self.probation, block);
+        without(&mut self.protected, block);
+        self.worthless.insert(0, block);
+    }
+
     fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
         let (worthless, kept) = split(blocks);
         self.asked_again.retain(|block| !worthless.contains(block));
@@ -284,6 +306,12 @@ impl PlainArc {
 }
 
 impl Eviction for PlainArc {
+    fn forget(&mut self, block: BlockId) {
+        self.t1.retain(|&(free, _)| free != block);
+        self.t2.retain(|&(free, _)| free != block);
+        self.worthless.insert(0, block);
+    }
+
     fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
         let (worthless, kept) = split(blocks);
         self.again.retain(|block| !worthless.contains(block));
@@ -391,6 +419,27 @@ impl PlainCost {
 }
 
 impl Eviction for PlainCost {
+    fn take(&mut self, block: BlockId, wanted: Wanted) {
+        let known = self.lost.iter().position(|&(name, _)| Some(name) == wanted.content);
+        let uses = known.map_or(0, |place| self.lost.remove(place).1);
+        if !without(&mut self.worthless, block) {
+            self.tree.remove(block);
+            let name = self.content[&block];
+            self.lost.retain(|&(lost, _)| lost != name);
+            self.lost.push((name, self.uses[&block]));
+            let above = self.lost.len().saturating_sub(self.lost_max);
+            self.lost.drain(..above);
+        }
+        self.tree.cut(block);
+        self.uses.insert(block, (uses + 1).min(255));
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        self.tree.remove(block);
+        self.tree.cut(block);
+        self.worthless.insert(0, block);
+    }
+
     fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
         let (worthless, kept) = split(blocks);
         worthless.iter().for_each(|&block| self.tree.cut(block));
@@ -417,19 +466,11 @@ impl Eviction for PlainCost {
     fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
         for wanted in wanted {
             let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
-            let known = self.lost.iter().position(|&(name, _)| Some(name) == wanted.content);
-            let uses = known.map_or(0, |place| self.lost.remove(place).1);
-            if !without(&mut self.worthless, block) {
-                let (rank, _) = self.tree.remove(block).unwrap();
-                self.floor = self.floor.max(rank);
-                let name = self.content[&block];
-                self.lost.retain(|&(lost, _)| lost != name);
-                self.lost.push((name, self.uses[&block]));
-                let above = self.lost.len().saturating_sub(self.lost_max);
-                self.lost.drain(..above);
+            if self.worthless.is_empty() {
+                let (.., (rank, _)) = self.tree.0.iter().find(|&&(here, ..)| here == block).unwrap();
+                self.floor = self.floor.max(*rank);
             }
-            self.tree.cut(block);
-            self.uses.insert(block, (uses + 1).min(255));
+            self.take(block, wanted);
             show(block);
         }
     }
@@ -445,5 +486,131 @@ impl Eviction for PlainCost {
         }
         self.lost.clear();
         self.floor = 0;
+    }
+}
+
+/// Who pays for each block, in a map; everything else is counted when it is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct PlainFair<E> {
+    policy: E,
+    quotas: BTreeMap<TenantId, Quota>,
+    /// In the order in which they were first heard of, which decides between tenants who are equally far above.
+    tenants: Vec<TenantId>,
+    payer: BTreeMap<BlockId, TenantId>,
+    worthless: Vec<BlockId>,
+    /// Free blocks with content, the least recently used first.
+    cached: Vec<BlockId>,
+}
+
+impl<E: Eviction> PlainFair<E> {
+    pub(crate) fn new(blocks: BlockCount, policy: E, quotas: &[(TenantId, Quota)]) -> Self {
+        PlainFair {
+            policy,
+            quotas: quotas.iter().copied().collect(),
+            tenants: quotas.iter().map(|&(tenant, _)| tenant).collect(),
+            payer: BTreeMap::new(),
+            worthless: all(blocks),
+            cached: Vec::new(),
+        }
+    }
+
+    fn quota(&self, tenant: TenantId) -> Quota {
+        self.quotas.get(&tenant).copied().unwrap_or_default()
+    }
+
+    fn charged(&self, tenant: TenantId) -> u32 {
+        self.payer.values().filter(|&&payer| payer == tenant).count() as u32
+    }
+
+    fn oldest(&self, tenant: TenantId) -> Option<BlockId> {
+        self.cached.iter().copied().find(|block| self.payer[block] == tenant)
+    }
+
+    fn victim(&self, tenant: TenantId) -> Option<BlockId> {
+        if self.charged(tenant) >= self.quota(tenant).limit.0 {
+            return self.oldest(tenant);
+        }
+        let above = |tenant| self.charged(tenant).saturating_sub(self.quota(tenant).share.0);
+        let losers = self.tenants.iter().copied().filter(|&t| above(t) > 0 && self.oldest(t).is_some());
+        // Of equals, max_by_key takes the last.
+        let loser = losers.rev().max_by_key(|&tenant| above(tenant))?;
+        self.worthless.first().copied().or(self.oldest(loser))
+    }
+}
+
+impl<E: Eviction> Eviction for PlainFair<E> {
+    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+        let blocks: Vec<_> = blocks.collect();
+        self.policy.free(blocks.iter().copied());
+        let (worthless, kept) = split(blocks.into_iter());
+        self.payer.retain(|block, _| !worthless.contains(block));
+        in_front(worthless, &mut self.worthless);
+        self.cached.extend(kept.into_iter().map(|(block, _)| block));
+    }
+
+    fn revive(&mut self, block: BlockId) {
+        without(&mut self.cached, block);
+        self.policy.revive(block);
+    }
+
+    fn reused(&mut self, block: BlockId) {
+        self.policy.reused(block);
+    }
+
+    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+        for wanted in wanted {
+            if !self.tenants.contains(&wanted.tenant) {
+                self.tenants.push(wanted.tenant);
+            }
+            let mut picked = BlockId::NULL;
+            match self.victim(wanted.tenant) {
+                Some(block) => {
+                    picked = block;
+                    self.policy.take(block, wanted);
+                }
+                None => self.policy.pick(std::iter::once(wanted), |block| picked = block),
+            }
+            without(&mut self.worthless, picked);
+            without(&mut self.cached, picked);
+            self.payer.insert(picked, wanted.tenant);
+            show(picked);
+        }
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        without(&mut self.cached, block);
+        self.payer.remove(&block);
+        self.worthless.insert(0, block);
+        self.policy.forget(block);
+    }
+
+    fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
+        picked(self, self.worthless.len() + self.cached.len())
+    }
+
+    fn reset(&mut self) {
+        for tenant in self.tenants.clone() {
+            while let Some(block) = self.oldest(tenant) {
+                without(&mut self.cached, block);
+                self.payer.remove(&block);
+                self.worthless.insert(0, block);
+            }
+        }
+        self.policy.reset();
+    }
+
+    fn admits(
+        &self,
+        tenant: TenantId,
+        new: BlockCount,
+        revived: impl Iterator<Item = BlockId>,
+    ) -> Result<(), OverLimit> {
+        let own = revived.filter(|block| self.payer.get(block) == Some(&tenant)).count() as u32;
+        let cached = self.cached.iter().filter(|block| self.payer[block] == tenant).count() as u32;
+        let (need, used, limit) = (new.0 + own, self.charged(tenant) - cached, self.quota(tenant).limit);
+        if u64::from(used) + u64::from(need) <= u64::from(limit.0) {
+            return Ok(());
+        }
+        Err(OverLimit { tenant, need: BlockCount(need), used: BlockCount(used), limit })
     }
 }
