@@ -97,6 +97,9 @@ fn audit(text: &str) -> Result<(Option<u64>, Vec<String>), Failure> {
     Ok((used, violations))
 }
 
+/// A server may give memory back some seconds after it has fallen idle.
+pub const MEMORY_RETURNS: Duration = Duration::from_secs(15);
+
 /// Whether memory grew between two idle moments by more than noise: two in a hundred and four mebibytes.
 #[must_use]
 pub const fn memory_is_flat(before: Resident, after: Resident) -> bool {

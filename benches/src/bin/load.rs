@@ -370,6 +370,7 @@ async fn storm(
         if !state.is_idle() {
             complaints.push(format!("after {name} the server did not come to rest: {state:?}"));
         }
+        tokio::time::sleep(soak::MEMORY_RETURNS).await;
         memory.extend(arguments.server_pid.and_then(resident));
     }
     if let [before, after] = memory[..] {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,8 +33,7 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 /// Largest request head, and most bytes of one connection between us and the socket.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 
-/// When so many busy connections have closed, the memory they leave is given back to the system, at most this often.
-const GIVE_BACK_AFTER: usize = 64;
+/// The memory that closed connections leave is given back to the system at most this often.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 
 /// Files that are not connections: the model, the log, the poller.
@@ -124,7 +123,7 @@ pub(crate) async fn serve(
 ) {
     let most = usize::try_from(files_max.saturating_sub(FILES_RESERVED)).unwrap_or(usize::MAX);
     let room = Arc::new(Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)));
-    let closed = Arc::new(AtomicUsize::new(0));
+    let closed = Arc::new(AtomicBool::new(false));
     let _keeper = JoinSet::from_iter([give_back_memory(Arc::clone(&closed))]);
     loop {
         let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
@@ -144,11 +143,10 @@ pub(crate) async fn serve(
 }
 
 /// Ten thousand connections leave a hundred megabytes in pieces that the allocator keeps.
-async fn give_back_memory(closed: Arc<AtomicUsize>) {
+async fn give_back_memory(closed: Arc<AtomicBool>) {
     loop {
         sleep(GIVE_BACK_EVERY).await;
-        if closed.load(Ordering::Relaxed) >= GIVE_BACK_AFTER {
-            closed.store(0, Ordering::Relaxed);
+        if closed.swap(false, Ordering::Relaxed) {
             // Nobody waits for it.
             drop(tokio::task::spawn_blocking(process::give_back_memory));
         }
@@ -160,7 +158,7 @@ async fn connection(
     socket: Socket,
     router: Router,
     mut closing: watch::Receiver<bool>,
-    (_permit, closed): (OwnedSemaphorePermit, Arc<AtomicUsize>),
+    (_permit, closed): (OwnedSemaphorePermit, Arc<AtomicBool>),
 ) {
     let speaks = tokio::select! {
         _ = closing.wait_for(|closing| *closing) => false,
@@ -174,7 +172,7 @@ async fn connection(
         Socket::Tcp(stream) => Box::pin(exchange(stream, router, closing)).await,
         Socket::Unix(stream) => Box::pin(exchange(stream, router, closing)).await,
     }
-    closed.fetch_add(1, Ordering::Relaxed);
+    closed.store(true, Ordering::Relaxed);
 }
 
 async fn exchange<S>(stream: S, router: Router, mut closing: watch::Receiver<bool>)

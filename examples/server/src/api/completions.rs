@@ -31,6 +31,7 @@ const PROMPTS_MAX: usize = 1024;
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct CompletionFields {
     /// Text, texts, tokens or lists of tokens.
+    #[schema(value_type = Prompt)]
     prompt: Option<Prompt>,
     /// Begin the answer with the prompt. With `max_tokens: 0` the prompt is only scored.
     echo: Option<bool>,

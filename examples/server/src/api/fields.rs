@@ -88,6 +88,7 @@ pub(crate) struct Shared {
     /// Lower runs first, if the server schedules by priority.
     priority: Option<i32>,
     /// Becomes part of the answer's `id`.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     pub(crate) request_id: Option<String>,
     /// Cached prefixes are shared only among equal salts.
     cache_salt: Option<String>,

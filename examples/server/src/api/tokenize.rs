@@ -55,6 +55,7 @@ pub(crate) struct DetokenizeRequest {
     /// One of the names in `/v1/models`.
     model: Option<String>,
     /// The ids.
+    #[schema(value_type = Vec<u32>)]
     tokens: Option<Vec<u32>>,
 }
 
