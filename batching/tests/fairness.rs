@@ -3,6 +3,7 @@
 //! with time. And no order starves anybody who has patience.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::cast_possible_truncation, reason = "a trial has a few thousand requests")]
 
 use quayline_batching::{
     Batcher, Config, Fair, Memory, Need, Order, Plan, Policy, Request, RequestId, Room, Sampled, StopRules,

@@ -2,6 +2,7 @@
 //! allocation. This file holds a single test: the counter counts whatever happens in the process.
 
 #![expect(unsafe_code, reason = "counting allocations takes an allocator, and that trait is unsafe")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
