@@ -452,7 +452,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let sequence = self.sequences.at(place).id;
         if computed < cached && self.groups.align(computed) == computed {
             // Groups that keep every token have all shorter prefixes as well; others must be asked again.
-            if self.groups.all.iter().all(|group| group.holds == Holds::EveryToken) {
+            if self.groups.all.iter().all(|group| group.holds == Holds::EveryToken && group.entries() == 1) {
                 return Ok(());
             }
             self.find_prefix_within(place, computed.plus(self.groups.margin));
@@ -530,11 +530,10 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             } else {
                 new
             };
-            if first || sequence.may_share_tail {
+            if first || sequence.shared_from.is_some() {
                 let held = if first { &table.found[..length as usize] } else { &table.blocks[..] };
-                let published =
-                    if first { group.entry.full_blocks(claim.computed).0 } else { table.published };
-                let written = group.written_blocks(claim, held, published);
+                let published = if first { group.hit_entries(claim.computed) } else { table.published };
+                let written = group.written_blocks(claim, sequence.shared_from, held, published);
                 let own = u32::from(!first);
                 need.copies += count(written.filter(|written| self.is_shared(*written, own)).count());
             }

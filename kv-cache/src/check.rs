@@ -290,7 +290,7 @@ fn check_table<H: BlockHasher, E: Eviction>(
             let entry = index * group.entries() + part;
             let own = sequence.hashes.get(((entry + 1) * stride - 1) as usize).filter(|_| entry < published);
             let found_as = cache.blocks.prefix.hash(block, part);
-            let is_cut = own.is_none() && sequence.may_share_tail;
+            let is_cut = own.is_none() && sequence.shared_from.is_some();
             if found_as.is_some() && found_as.as_ref() != own && !is_cut {
                 return Err(Violation::WrongHash { sequence: id, block });
             }

@@ -29,7 +29,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
         let KvCache { config, groups, blocks, sequences, reserved, fresh, .. } = self;
         let sequence = sequences.at_mut(place);
-        sequence.may_share_tail = false;
+        sequence.shared_from = None;
         for ((id, group), table) in groups.iter().zip(sequence.tables.iter_mut()) {
             table.length_before = table.held();
             let after = group.length_after(table.held(), claim, sequence.encoder, config.sequence_tokens_max);
@@ -75,7 +75,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             for &block in table.blocks.iter().filter(|&&block| block != BlockId::NULL) {
                 blocks.pool.share(block);
             }
-            table.published = group.entry.full_blocks(tokens).get();
+            table.published = group.hit_entries(tokens);
         }
     }
 
@@ -100,8 +100,11 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     fn next_shared(&self, place: u32, id: GroupId, claim: Claim, next: u32) -> Option<Written> {
-        let table = self.sequences.at(place).tables.get(id)?;
-        let mut written = self.groups.all[id.index()].written_blocks(claim, &table.blocks, table.published);
+        let sequence = self.sequences.at(place);
+        let table = sequence.tables.get(id)?;
+        let group = &self.groups.all[id.index()];
+        let from = sequence.shared_from;
+        let mut written = group.written_blocks(claim, from, &table.blocks, table.published);
         written.find(|written| written.index >= next && self.is_shared(*written, 1))
     }
 

@@ -33,7 +33,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 blocks.release(table.drop_blocks(skipped).inspect(|leaving| settled.push(leaving.block)));
             }
         }
-        Ok(settled)
+        self.drop_unwanted_copies();
+        Ok(&self.settled)
     }
 
     /// Makes `blocks` unfindable: their content is not what their hash says, as after a load that failed. They keep

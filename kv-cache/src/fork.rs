@@ -22,9 +22,13 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             return Err(Error::AlreadyOpen { sequence: child });
         }
         let new = self.sequences.fork(place, child);
-        self.sequences.at_mut(place).may_share_tail = true;
+        // What is not known yet, each will learn for itself; and names cover the tokens ahead.
+        let ahead = self.config.hash_lookahead.get();
+        let sequence = self.sequences.at_mut(place);
+        let shared = TokenCount(sequence.known.get().saturating_sub(ahead));
+        sequence.share_from(shared);
         let sequence = self.sequences.at_mut(new);
-        sequence.may_share_tail = true;
+        sequence.share_from(shared);
         let blocks = sequence.tables.iter().flat_map(|table| &table.blocks);
         for &block in blocks.filter(|&&block| block != BlockId::NULL) {
             self.blocks.pool.hold(block);
@@ -47,8 +51,10 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             return Err(Error::PastTheStart { sequence, tokens: keep, known });
         }
         self.must_go_on_from(place, keep)?;
-        self.keep_room(place, keep);
         let (unit, lookahead) = (self.groups.unit, self.config.hash_lookahead);
+        // Names cover the tokens ahead, which will be others: what was named by them is named, and written, anew.
+        let named = TokenCount(keep.get().saturating_sub(if keep < known { lookahead.get() } else { 0 }));
+        self.keep_room(place, keep, named);
         self.sequences.at_mut(place).forget_tokens(keep, unit, lookahead);
         Ok(())
     }
@@ -73,7 +79,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     pub fn trim(&mut self, sequence: SequenceId, room: TokenCount) -> Result<(), Error> {
         let place = self.settled_place(sequence)?;
         self.must_go_on_from(place, room)?;
-        self.keep_room(place, room);
+        self.keep_room(place, room, room);
         Ok(())
     }
 
@@ -94,34 +100,36 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Gives back, in reverse, all blocks of a sequence behind those that `keep` names for each group: how many blocks,
     /// and how many entries of the index.
     pub(crate) fn give_back(&mut self, place: u32, keep: impl Fn(&Group) -> (u32, u32)) {
-        let KvCache { groups, blocks, sequences, copies, .. } = self;
+        let KvCache { groups, blocks, sequences, .. } = self;
         for (group, table) in groups.all.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
             let (keep, published_max) = keep(group);
             blocks.release(table.backwards(keep));
             table.truncate(keep, published_max);
         }
-        if copies.is_empty() {
-            return;
-        }
-        // A copy into a block that nobody holds any more is not made.
-        copies.retain(|copy| {
-            let is_wanted = blocks.pool.references(copy.to) > 0;
-            if !is_wanted {
-                blocks.release([Leaving::source(*copy)].into_iter());
-            }
-            is_wanted
-        });
+        self.drop_unwanted_copies();
     }
 
-    /// Gives back what lies behind the first `room` tokens.
-    pub(crate) fn keep_room(&mut self, place: u32, room: TokenCount) {
+    /// A copy into a block that nobody holds any more is not made.
+    pub(crate) fn drop_unwanted_copies(&mut self) {
+        let KvCache { blocks, copies, .. } = self;
+        // Later ones may have been made of the block of an earlier one.
+        for index in (0..copies.len()).rev() {
+            if blocks.pool.references(copies[index].to) == 0 {
+                let source = Leaving::source(copies.remove(index));
+                blocks.release(std::iter::once(source));
+            }
+        }
+    }
+
+    /// Gives back what lies behind the first `room` tokens, of which the first `named` keep their names.
+    pub(crate) fn keep_room(&mut self, place: u32, room: TokenCount, named: TokenCount) {
         self.give_back(place, |group| match group.holds {
             Holds::Encoder => (u32::MAX, u32::MAX),
-            _ => (group.size.blocks_for(room).get(), group.entry.full_blocks(room).get()),
+            _ => (group.size.blocks_for(room).get(), group.entry.full_blocks(named).get()),
         });
         let sequence = self.sequences.at_mut(place);
         sequence.computed = sequence.computed.min(room);
-        sequence.may_share_tail = true;
+        sequence.share_from(named);
     }
 
     /// The place of a sequence of which nothing is on its way.

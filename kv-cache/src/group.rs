@@ -73,6 +73,11 @@ impl Groups {
         self.alignment.tokens_in(self.alignment.full_blocks(tokens))
     }
 
+    /// Whether no group holds anything of the tokens themselves.
+    pub(crate) fn share_nothing(&self) -> bool {
+        self.all.iter().all(|group| group.holds == Holds::Encoder)
+    }
+
     /// The first length of at least `tokens` at which a prefix is to stay usable.
     fn retained_from(&self, tokens: TokenCount, marks: Landmarks) -> Option<TokenCount> {
         let next = |step: BlockSize| step.tokens_in(step.blocks_for(tokens));
@@ -154,6 +159,11 @@ impl Group {
         if self.holds == Holds::Encoder { 0 } else { self.size.blocks_for(tokens).get() }
     }
 
+    /// Entries of the index that such a hit covers.
+    pub(crate) fn hit_entries(&self, tokens: TokenCount) -> u32 {
+        if self.holds == Holds::Encoder { 0 } else { self.entry.full_blocks(tokens).get() }
+    }
+
     /// How long a table of `length` blocks is once a claim is granted.
     #[inline]
     pub(crate) fn length_after(
@@ -206,11 +216,15 @@ impl Group {
     pub(crate) fn written_blocks<'a>(
         &self,
         claim: Claim,
+        shared_from: Option<TokenCount>,
         held: &'a [BlockId],
         published: u32,
     ) -> impl Iterator<Item = Written> + use<'a> {
         let first = match self.holds {
-            Holds::EveryToken | Holds::NeededTokens => self.size.full_blocks(claim.computed).get(),
+            Holds::EveryToken | Holds::NeededTokens => {
+                let from = shared_from.map_or(claim.computed, |from| from.min(claim.computed));
+                self.size.full_blocks(from).get()
+            }
             Holds::State => self.last_block(claim.computed_after()),
             Holds::Encoder => u32::MAX,
         };

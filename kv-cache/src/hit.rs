@@ -25,7 +25,7 @@ impl<D: Digest> Search<'_, D> {
     /// The longest hit of at most `limit` tokens. Its blocks are left in the tables as found.
     pub(crate) fn longest(self, limit: TokenCount, tables: &mut Tables) -> Hit {
         tables.iter_mut().for_each(|table| table.found.clear());
-        let limit = self.groups.align(limit);
+        let limit = self.groups.align(if self.groups.share_nothing() { TokenCount(0) } else { limit });
         let (mut whole, mut is_known) = (limit, false);
         for ((id, group), table) in self.groups.iter().zip(tables.iter_mut()) {
             if group.holds == Holds::EveryToken {
@@ -105,9 +105,11 @@ impl<D: Digest> Search<'_, D> {
             let index = group.size.full_blocks(TokenCount(seen.get() - 1)).get();
             let start = group.size.tokens_in(BlockCount(index));
             let skipped = group.skipped_blocks(tokens, self.prompt);
+            // A hit that ends in a block, before its margin, ends with what is found there.
+            let ends = [seen, if tokens > start { tokens.min(seen) } else { seen }];
             if skipped.contains(&index) {
                 seen = group.size.tokens_in(BlockCount(skipped.start));
-            } else if self.block_to(id, seen).is_some() {
+            } else if ends.iter().all(|&end| self.block_to(id, end).is_some()) {
                 seen = start;
             } else {
                 top = self.shorter(seen);
@@ -121,7 +123,13 @@ impl<D: Digest> Search<'_, D> {
     fn gather(self, id: GroupId, group: &Group, tokens: TokenCount, table: &mut Table) {
         let length = group.size.blocks_for(tokens).get();
         match group.holds {
-            Holds::EveryToken => table.found.truncate(length as usize),
+            Holds::EveryToken => {
+                table.found.truncate(length as usize);
+                let is_cut = !tokens.get().is_multiple_of(group.size.get());
+                if let (true, Some(last)) = (is_cut, table.found.last_mut()) {
+                    *last = self.block_to(id, tokens).expect("what is found in full is found in parts");
+                }
+            }
             Holds::Encoder => (),
             Holds::State | Holds::NeededTokens => {
                 let skipped = match group.holds {

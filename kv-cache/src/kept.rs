@@ -14,7 +14,7 @@ pub(crate) type Kept = BTreeMap<BlockId, (u32, Leaving)>;
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Keeps a block that a sequence has in its table, for a transfer.
     pub(crate) fn keep(&mut self, leaving: Leaving) {
-        self.blocks.pool.share(leaving.block);
+        self.blocks.pool.hold(leaving.block);
         self.kept.entry(leaving.block).or_insert((0, leaving)).0 += 1;
     }
 

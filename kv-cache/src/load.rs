@@ -45,7 +45,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
         let good = good.max(loading.from);
         let free_before = self.blocks.pool.free().get();
-        self.keep_room(place, good);
+        self.keep_room(place, good, good);
         let gone = self.blocks.pool.free().get() - free_before;
         let KvCache { blocks, sequences, groups, config, reserved, .. } = self;
         let sequence = sequences.at_mut(place);

@@ -45,8 +45,9 @@ pub(crate) struct Sequence<D> {
     pub(crate) found_at: Option<u64>,
     /// Whether it held blocks once and had to give them back.
     pub(crate) was_released: bool,
-    /// Whether a block that it may write into is, perhaps, also somebody else's.
-    pub(crate) may_share_tail: bool,
+    /// Blocks that hold tokens from here on, or from the computed ones on, are written into by the next claim and are,
+    /// perhaps, also somebody else's.
+    pub(crate) shared_from: Option<TokenCount>,
     /// Tokens whose K and V are still on their way from elsewhere.
     pub(crate) loading: Option<Loading>,
     /// Free blocks that nobody else gets, because it will need them once its load is there.
@@ -238,6 +239,11 @@ impl<D: Digest> Sequence<D> {
         self.hit.junction = parent.hit.junction;
     }
 
+    /// Notes that what it writes from `tokens` on may be in blocks that others hold, or find.
+    pub(crate) fn share_from(&mut self, tokens: TokenCount) {
+        self.shared_from = Some(self.shared_from.map_or(tokens, |from| from.min(tokens)));
+    }
+
     /// Forgets what it held; it may start over.
     pub(crate) fn release(&mut self) {
         for table in self.tables.iter_mut() {
@@ -245,7 +251,7 @@ impl<D: Digest> Sequence<D> {
         }
         self.computed = TokenCount(0);
         self.loading = None;
-        self.may_share_tail = false;
+        self.shared_from = None;
     }
 
     /// Forgets all but the buffers' memory.
@@ -321,7 +327,7 @@ impl<D: Digest> Sequences<D> {
             hit: Hit::default(),
             found_at: None,
             was_released: false,
-            may_share_tail: false,
+            shared_from: None,
             loading: None,
             set_aside: BlockCount(0),
         });

@@ -1,0 +1,418 @@
+//! What changes the model: claims that are carried out, blocks that come and go, content that is found or forgotten.
+
+use quayline_kv_cache::*;
+
+use super::{Content, Granted, Kind, Model, Planned, Retention, Sequence};
+
+impl Model {
+    pub(crate) fn commit(&mut self, id: u64, claim: Claim) -> Granted {
+        let Planned { blocks, copies, rest, new } = std::mem::take(&mut self.planned);
+        let mut granted = Granted { cached: 0, new: Vec::new(), copies: Vec::new() };
+        if self.sequences[&id].is_empty() {
+            granted.cached = claim.computed.0;
+            self.count_admission(id, claim.computed.0);
+            self.free.retain(|block| !blocks.iter().flatten().any(|shared| shared == block));
+            for (group, blocks) in blocks.into_iter().enumerate() {
+                let published = self.hit_entries(group, claim.computed.0);
+                let table = &mut self.of(id).tables[group];
+                (table.blocks, table.published) = (blocks, published);
+            }
+        }
+        for group in (0..self.groups.len()).filter(|_| copies > 0) {
+            let shared_from = self.sequences[&id].shared_from;
+            let table = self.sequences[&id].tables[group].clone();
+            for index in self.to_copy(group, &table.blocks, table.published, claim, shared_from, 1) {
+                let (from, to) = (table.blocks[index as usize], self.take());
+                self.of(id).tables[group].blocks[index as usize] = to;
+                let size = self.groups[group].size;
+                let tokens = TokenCount(claim.computed.0.saturating_sub(index * size).min(size));
+                let copy = BlockCopy { group: GroupId(group as u8), index, from, to, tokens };
+                self.copies.push(copy);
+                granted.copies.push(copy);
+            }
+        }
+        for group in 0..self.groups.len() {
+            let length = self.sequences[&id].tables[group].blocks.len();
+            for is_real in self.added(group, &self.sequences[&id], length as u32, claim) {
+                let block = if is_real { self.take() } else { BlockId::NULL };
+                self.of(id).tables[group].blocks.push(block);
+            }
+            granted.new.push(self.sequences[&id].tables[group].blocks[length..].to_vec());
+        }
+        let sequence = self.of(id);
+        sequence.shared_from = None;
+        if claim.external.0 > 0 {
+            sequence.loading = Some((claim.computed.0, claim.computed.0 + claim.external.0));
+        }
+        sequence.set_aside = if claim.external.0 > 0 { rest } else { sequence.set_aside.saturating_sub(new) };
+        sequence.computed = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
+        sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
+        self.publish(id, self.sequences[&id].computed, true);
+        granted
+    }
+
+    /// The last number of computed tokens that neither fills a block nor needs one.
+    pub(crate) fn covered(&self, id: u64) -> u32 {
+        let sequence = &self.sequences[&id];
+        let changes_something = |tokens: u32| {
+            let groups = (0..self.groups.len()).filter(|&group| self.groups[group].kind != Kind::Cross);
+            groups.into_iter().any(|group| {
+                let table = &sequence.tables[group];
+                let fills = self.config.prefix_caching && tokens >= (table.published + 1) * self.entry(group);
+                fills || tokens > table.blocks.len() as u32 * self.groups[group].size
+            })
+        };
+        let mut all = sequence.computed + 1..sequence.computed + 1000;
+        all.find(|&tokens| changes_something(tokens)).map_or(u32::MAX, |tokens| tokens - 1)
+    }
+
+    pub(crate) fn withdraw(&mut self, id: u64) -> Result<(), Error> {
+        self.get(id)?;
+        for group in 0..self.groups.len() {
+            let parts = self.parts(group);
+            let table = &mut self.of(id).tables[group];
+            let taken_back = table.published_before..table.published;
+            table.published = table.published_before;
+            let blocks = table.blocks.clone();
+            for entry in taken_back {
+                let block = blocks[(entry / parts) as usize];
+                self.content[block.0 as usize][(entry % parts) as usize] = None;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, id: u64) -> Result<(), Error> {
+        let was_empty = self.get(id)?.is_empty();
+        self.give_back(id, |_, _| (0, 0));
+        let sequence = self.of(id);
+        sequence.was_released |= !was_empty;
+        (sequence.computed, sequence.set_aside, sequence.loading) = (0, 0, None);
+        sequence.shared_from = None;
+        Ok(())
+    }
+
+    pub(crate) fn close(&mut self, id: u64) -> Result<(), Error> {
+        self.release(id)?;
+        self.sequences.remove(&id);
+        Ok(())
+    }
+
+    pub(crate) fn fork(&mut self, parent: u64, child: u64) -> Result<(), Error> {
+        self.must_be_settled(parent)?;
+        if self.sequences.contains_key(&child) {
+            return Err(Error::AlreadyOpen { sequence: SequenceId(child) });
+        }
+        let of = &self.sequences[&parent];
+        let named = of.known().saturating_sub(self.config.hash_lookahead.0);
+        let from = of.shared_from.map_or(named, |from| from.min(named));
+        self.of(parent).shared_from = Some(from);
+        let mut sequence = self.sequences[&parent].clone();
+        sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
+        (sequence.set_aside, sequence.was_released) = (0, false);
+        self.sequences.insert(child, sequence);
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, id: u64, keep: u32) -> Result<(), Error> {
+        self.must_be_settled(id)?;
+        let known = self.sequences[&id].known();
+        if keep > known {
+            let (tokens, known) = (TokenCount(keep), TokenCount(known));
+            return Err(Error::PastTheStart { sequence: SequenceId(id), tokens, known });
+        }
+        self.must_go_on_from(id, keep)?;
+        let ahead = if keep < known { self.config.hash_lookahead.0 } else { 0 };
+        self.keep_room(id, keep, keep.saturating_sub(ahead));
+        let sequence = self.of(id);
+        sequence.tokens.truncate(keep as usize);
+        sequence.prompt = sequence.prompt.min(keep);
+        Ok(())
+    }
+
+    pub(crate) fn rollback(&mut self, id: u64, tokens: u32) -> Result<(), Error> {
+        let known = self.get(id)?.known();
+        if tokens > known {
+            let (tokens, known) = (TokenCount(tokens), TokenCount(known));
+            return Err(Error::PastTheStart { sequence: SequenceId(id), tokens, known });
+        }
+        self.truncate(id, known - tokens)
+    }
+
+    pub(crate) fn trim(&mut self, id: u64, room: u32) -> Result<(), Error> {
+        self.must_be_settled(id)?;
+        self.must_go_on_from(id, room)?;
+        self.keep_room(id, room, room);
+        Ok(())
+    }
+
+    pub(crate) fn settle(&mut self, id: u64, tokens: u32) -> Result<Vec<BlockId>, Error> {
+        let sequence = self.get(id)?;
+        let computed = sequence.loading.map_or(sequence.computed, |(from, _)| from);
+        if tokens > computed {
+            let (tokens, computed) = (TokenCount(tokens), TokenCount(computed));
+            return Err(Error::NotComputed { sequence: SequenceId(id), tokens, computed });
+        }
+        let mut settled = Vec::new();
+        for group in 0..self.groups.len() {
+            let super::Group { kind, size } = self.groups[group];
+            let prompt = self.sequences[&id].prompt;
+            let table = &mut self.of(id).tables[group];
+            let done = |index: u32| {
+                !(index * size..(index + 1) * size).any(|token| kind.needs(token, tokens, prompt))
+            };
+            let mut gone = Vec::new();
+            for index in (0..table.blocks.len()).rev().filter(|&index| done(index as u32)) {
+                gone.push(std::mem::take(&mut table.blocks[index]));
+            }
+            gone.retain(|&block| block != BlockId::NULL);
+            self.let_go(&gone);
+            settled.extend(gone);
+        }
+        self.drop_unwanted_copies();
+        Ok(settled)
+    }
+
+    pub(crate) fn loaded(&mut self, id: u64, tokens: u32) -> Result<(), Error> {
+        let (_, to) = self.must_be_loading(id, tokens)?;
+        self.of(id).loading = None;
+        self.publish(id, tokens, false);
+        self.of(id).tables.iter_mut().for_each(|table| table.published_before = table.published);
+        if tokens == to {
+            self.publish(id, self.sequences[&id].computed, false);
+        } else {
+            self.of(id).loading = Some((tokens, to));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn load_failed(&mut self, id: u64, tokens: u32) -> Result<TokenCount, Error> {
+        let (from, _) = self.must_be_loading(id, tokens)?;
+        let aligned = (from..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
+        let good = aligned.into_iter().find(|&good| good == from || self.must_go_on_from(id, good).is_ok());
+        let good = good.unwrap_or(from);
+        let free_before = self.free.len();
+        self.keep_room(id, good, good);
+        let gone = (self.free.len() - free_before) as u32;
+        let sequence = self.of(id);
+        sequence.loading = None;
+        if sequence.set_aside > 0 {
+            sequence.set_aside += gone;
+        }
+        self.publish(id, good, false);
+        self.of(id).tables.iter_mut().for_each(|table| table.published_before = table.published);
+        Ok(TokenCount(good))
+    }
+
+    pub(crate) fn evict(&mut self, blocks: &[BlockId]) -> Result<BlockCount, Error> {
+        let last = BlockId(self.content.len() as u32 - 1);
+        if let Some(&block) = blocks.iter().find(|&&block| block == BlockId::NULL || block > last) {
+            return Err(Error::NoSuchBlock { block, last });
+        }
+        let before = self.cached();
+        for block in blocks {
+            self.content[block.0 as usize].fill(None);
+        }
+        Ok(BlockCount(before - self.cached()))
+    }
+
+    /// Forgets all copies of what the first hashes of a sequence, up to the one at `index`, are for.
+    pub(crate) fn evict_hash(&mut self, id: u64, index: usize) -> BlockCount {
+        let sequence = &self.sequences[&id];
+        let covered = (index + 1) * self.unit as usize + self.config.hash_lookahead.0 as usize;
+        let wanted = (sequence.key, sequence.tokens[..covered].to_vec());
+        let before = self.cached();
+        for parts in &mut self.content {
+            if parts.iter().flatten().any(|content| content.tokens == wanted) {
+                parts.fill(None);
+            }
+        }
+        BlockCount(before - self.cached())
+    }
+
+    pub(crate) fn reset(&mut self) -> bool {
+        let idle = self.copies.is_empty() && self.sequences.values().all(Sequence::is_empty);
+        if idle {
+            self.content.iter_mut().for_each(|parts| parts.fill(None));
+        }
+        idle
+    }
+
+    pub(crate) fn end_step(&mut self) {
+        self.fresh.clear();
+        let sources: Vec<BlockId> = self.copies.drain(..).map(|copy| copy.from).collect();
+        self.let_go(&sources);
+    }
+
+    pub(crate) fn cached(&self) -> u32 {
+        (0..self.content.len() as u32).filter(|&block| self.is_cached(BlockId(block))).count() as u32
+    }
+
+    fn of(&mut self, id: u64) -> &mut Sequence {
+        self.sequences.get_mut(&id).expect("the call has checked that it is open")
+    }
+
+    fn take(&mut self) -> BlockId {
+        let block = self.free.remove(0);
+        self.evictions += u64::from(self.is_cached(block));
+        self.content[block.0 as usize].fill(None);
+        block
+    }
+
+    /// Blocks of which a user has gone, in this order. What holds nothing goes first, what is cached last.
+    fn let_go(&mut self, blocks: &[BlockId]) {
+        let gone = |index: &usize| {
+            let block = blocks[*index];
+            self.users(block) == 0 && !blocks[index + 1..].contains(&block)
+        };
+        let gone: Vec<BlockId> = (0..blocks.len()).filter(gone).map(|index| blocks[index]).collect();
+        let (kept, worthless): (Vec<_>, Vec<_>) = gone.into_iter().partition(|&block| self.is_cached(block));
+        self.free = worthless.into_iter().chain(self.free.drain(..)).chain(kept).collect();
+    }
+
+    /// Gives back all blocks behind as many as `keep` says for each group, and forgets that more was published.
+    fn give_back(&mut self, id: u64, keep: impl Fn(&Model, usize) -> (usize, u32)) {
+        for group in 0..self.groups.len() {
+            let (keep, published_max) = keep(self, group);
+            let table = &mut self.of(id).tables[group];
+            let mut gone = table.blocks.split_off(keep.min(table.blocks.len()));
+            table.published = table.published.min(published_max);
+            table.published_before = table.published_before.min(published_max);
+            gone.retain(|&block| block != BlockId::NULL);
+            gone.reverse();
+            self.let_go(&gone);
+        }
+        self.drop_unwanted_copies();
+    }
+
+    fn drop_unwanted_copies(&mut self) {
+        for index in (0..self.copies.len()).rev() {
+            if self.users(self.copies[index].to) == 0 {
+                let copy = self.copies.remove(index);
+                self.let_go(&[copy.from]);
+            }
+        }
+    }
+
+    fn keep_room(&mut self, id: u64, room: u32, named: u32) {
+        self.give_back(id, |model, group| match model.groups[group].kind {
+            Kind::Cross => (usize::MAX, u32::MAX),
+            _ => (room.div_ceil(model.groups[group].size) as usize, named / model.entry(group)),
+        });
+        let sequence = self.of(id);
+        sequence.computed = sequence.computed.min(room);
+        sequence.shared_from = Some(sequence.shared_from.map_or(named, |from| from.min(named)));
+    }
+
+    fn must_be_settled(&mut self, id: u64) -> Result<(), Error> {
+        match self.get(id)?.loading {
+            Some((from, to)) => {
+                Err(Error::Loading { sequence: SequenceId(id), from: TokenCount(from), to: TokenCount(to) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn must_be_loading(&mut self, id: u64, tokens: u32) -> Result<(u32, u32), Error> {
+        let loading = self.get(id)?.loading;
+        if let Some((from, to)) = loading.filter(|&(from, to)| from <= tokens && tokens <= to) {
+            return Ok((from, to));
+        }
+        let (from, to) = loading.unwrap_or((0, 0));
+        let (tokens, from, to) = (TokenCount(tokens), TokenCount(from), TokenCount(to));
+        Err(Error::NotLoading { sequence: SequenceId(id), tokens, from, to })
+    }
+
+    fn must_go_on_from(&self, id: u64, tokens: u32) -> Result<(), Error> {
+        let sequence = &self.sequences[&id];
+        for (group, table) in sequence.tables.iter().enumerate().filter(|_| tokens < sequence.computed) {
+            let super::Group { kind, size } = self.groups[group];
+            let is_missing = |start: u32| {
+                let block = table.blocks.get((start / size) as usize).copied().unwrap_or(BlockId::NULL);
+                let is_state = kind != Kind::State || (tokens.is_multiple_of(size) && self.is_cached(block));
+                block == BlockId::NULL || !is_state
+            };
+            let needed =
+                |start: u32| (start..start + size).any(|token| kind.needs(token, tokens, sequence.prompt));
+            if kind.drops()
+                && (0..tokens).step_by(size as usize).any(|start| needed(start) && is_missing(start))
+            {
+                return Err(Error::Gone {
+                    sequence: SequenceId(id),
+                    tokens: TokenCount(tokens),
+                    computed: TokenCount(sequence.computed),
+                    group: GroupId(group as u8),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, id: u64, computed: u32, in_this_step: bool) {
+        if !self.config.prefix_caching {
+            return;
+        }
+        let sequence = self.sequences[&id].clone();
+        let ahead = self.config.hash_lookahead.0;
+        let there = sequence.loading.map_or(computed, |(from, _)| from);
+        let tokens = there.min(sequence.known().saturating_sub(ahead) / self.unit * self.unit);
+        for group in 0..self.groups.len() {
+            let (parts, entry) = (self.parts(group), self.entry(group));
+            if self.groups[group].kind == Kind::Cross {
+                continue;
+            }
+            for published in sequence.tables[group].published..tokens / entry {
+                let end = (published + 1) * entry;
+                self.of(id).tables[group].published = published + 1;
+                let block = sequence.tables[group].blocks[(published / parts) as usize];
+                if block == BlockId::NULL || !self.retains(group, end, there, &sequence) {
+                    continue;
+                }
+                let place = &mut self.content[block.0 as usize][(published % parts) as usize];
+                if place.is_none() {
+                    let tokens = (sequence.key, sequence.tokens[..(end + ahead) as usize].to_vec());
+                    *place = Some(Content { group, tokens, published_as: self.publications });
+                    self.publications += 1;
+                }
+                if self.groups[group].kind == Kind::State && in_this_step {
+                    self.fresh.push(block);
+                }
+            }
+        }
+    }
+
+    /// Whether what ends at `end` tokens is worth keeping, when the tokens up to `computed` are there.
+    fn retains(&self, group: usize, end: u32, computed: u32, sequence: &Sequence) -> bool {
+        let kind = self.groups[group].kind;
+        match kind {
+            Kind::Full => true,
+            Kind::State => end == computed && self.is_retained(end, sequence),
+            _ => (end..end + 200).any(|length| {
+                let needed = |token| kind.needs(token, length, sequence.prompt);
+                self.is_retained(length, sequence) && (end - self.entry(group)..end).any(needed)
+            }),
+        }
+    }
+
+    /// Whether a prefix of this length is to stay usable.
+    fn is_retained(&self, length: u32, sequence: &Sequence) -> bool {
+        let align = |tokens: u32| tokens / self.alignment * self.alignment;
+        let of_prompt = [align(sequence.prompt.saturating_sub(1)), align(sequence.prompt), sequence.junction];
+        let periodic = match self.config.retention {
+            Retention::Prompt => false,
+            Retention::Dense => true,
+            Retention::Every(every) => length.is_multiple_of(every.0.max(1)),
+        };
+        length.is_multiple_of(self.alignment) && (periodic || of_prompt.contains(&length))
+    }
+
+    fn count_admission(&mut self, id: u64, cached: u32) {
+        let sequence = &self.sequences[&id];
+        if self.config.prefix_caching && sequence.reuse == Reuse::ReadWrite {
+            let stats = if sequence.was_released { &mut self.again } else { &mut self.first };
+            stats.admissions += 1;
+            stats.tokens += u64::from(sequence.known());
+            stats.hit_tokens += u64::from(cached);
+        }
+    }
+}
