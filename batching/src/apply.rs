@@ -86,8 +86,9 @@ impl<O: Order> Batcher<O> {
             && same_life
         {
             running.in_flight_tokens -= part.tokens;
-            if !sequence.request.encoder_items.is_empty() {
-                self.encoder.settle(part.id, running.computed_tokens - running.in_flight_tokens);
+            let settled = running.computed_tokens - running.in_flight_tokens;
+            if sequence.has_items() {
+                self.encoder.settle(part.id, settled);
             }
         }
         if !part.samples {

@@ -43,11 +43,13 @@ impl Budget {
     }
 
     /// The reason why nobody gets anything any more.
+    #[inline]
     pub(crate) fn is_spent(&self) -> Option<Reason> {
         (self.left <= self.slots).then_some(Reason::StepSpent { step_tokens_max: self.max })
     }
 
     /// The piece that a request gets if it wants `wanted` tokens: first the cap, then what is left.
+    #[inline]
     pub(crate) fn share(&self, wanted: u32) -> Result<Share, Reason> {
         if let Some(reason) = self.is_spent() {
             return Err(reason);
@@ -69,12 +71,14 @@ impl Budget {
     }
 
     /// How many tokens may go beyond a piece of `tokens`, if each of `others` must have one.
+    #[inline]
     pub(crate) fn beyond(&self, tokens: u32, others: usize) -> u32 {
         let others = u32::try_from(others).unwrap_or(u32::MAX).saturating_mul(1 + self.slots);
         let left = self.left.saturating_sub(tokens + self.slots).saturating_sub(others);
         left.min(self.cap.saturating_sub(tokens))
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, tokens: u32) {
         self.left -= tokens + self.slots;
     }

@@ -144,8 +144,8 @@ fn fits(parts: &[Scheduled], sampled: &[Sampled], sequences: &Sequences) -> Resu
     let mut next = 0;
     for part in parts.iter().filter(|part| part.samples) {
         let tokens = burst(&sampled[next..], part.id);
-        let here = sequences.get(part.slot).is_some_and(|sequence| part.life >= sequence.lives_from);
-        if tokens == 0 && here {
+        let here = || sequences.get(part.slot).is_some_and(|sequence| part.life >= sequence.lives_from);
+        if tokens == 0 && here() {
             return Err(Error::Missing { id: part.id });
         }
         let tokens_max = part.outputs_max();
@@ -159,6 +159,7 @@ fn fits(parts: &[Scheduled], sampled: &[Sampled], sequences: &Sequences) -> Resu
 }
 
 /// How many of the outputs, from the first on, are of this request.
+#[inline]
 pub(crate) fn burst(sampled: &[Sampled], id: RequestId) -> usize {
     sampled.iter().take_while(|output| output.id == id).count()
 }

@@ -92,11 +92,13 @@ pub struct Scheduled {
 
 impl Scheduled {
     /// One past its last token in this step.
+    #[inline]
     pub fn end(&self) -> u32 {
         self.start + self.tokens
     }
 
     /// Tokens that this part may bring, if it samples.
+    #[inline]
     pub(crate) fn outputs_max(&self) -> u32 {
         if self.samples { 1 + self.drafts } else { 0 }
     }

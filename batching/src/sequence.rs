@@ -64,6 +64,7 @@ pub(crate) struct Limits {
     eos: Option<TokenId>,
     stop_ids: bool,
     grammar: bool,
+    items: bool,
 }
 
 /// What is true of a sequence now.
@@ -166,34 +167,47 @@ impl Sequence {
     }
 
     /// Tokens generated so far.
+    #[inline]
     pub(crate) fn new_tokens(&self) -> u32 {
         self.known_tokens - self.request.prompt_tokens
     }
 
     /// Tokens that it will know when the steps in flight have been applied, at least.
+    #[inline]
     pub(crate) fn expected_tokens(&self) -> u32 {
         self.known_tokens + self.pending
     }
 
     /// True if the steps in flight bring its last token, whatever they bring.
+    #[inline]
     pub(crate) fn ends_in_flight(&self) -> bool {
         self.pending > 0 && self.expected_tokens() >= self.limits.known_tokens_max
     }
 
     /// True while stops must not be sampled.
+    #[inline]
     pub(crate) fn masks_stops(&self) -> bool {
         self.expected_tokens() < self.limits.known_tokens_min
     }
 
+    #[inline]
     pub(crate) fn needs_mask(&self) -> bool {
         self.limits.grammar
     }
 
+    /// True if an encoder must see parts of its prompt.
+    #[inline]
+    pub(crate) fn has_items(&self) -> bool {
+        self.limits.items
+    }
+
     /// Drafts that can be of use: behind them comes one more token, and then there must be room for it.
+    #[inline]
     pub(crate) fn drafts_useful(&self) -> u32 {
         self.limits.known_tokens_max.saturating_sub(self.expected_tokens() + 1)
     }
 
+    #[inline]
     pub(crate) fn running(&self) -> &Running {
         match &self.state {
             State::Running(running) => running,
@@ -201,6 +215,7 @@ impl Sequence {
         }
     }
 
+    #[inline]
     pub(crate) fn running_mut(&mut self) -> &mut Running {
         match &mut self.state {
             State::Running(running) => running,
@@ -222,6 +237,7 @@ impl Sequence {
         }
     }
 
+    #[inline]
     pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
     }
@@ -232,6 +248,7 @@ impl Sequence {
     }
 
     /// Takes a generated token, and says whether it was the last.
+    #[inline]
     pub(crate) fn append(&mut self, token: TokenId, model_tokens_max: u32) -> Option<FinishReason> {
         self.known_tokens += 1;
         let Limits { known_tokens_max, eos, stop_ids, .. } = self.limits;
@@ -244,13 +261,14 @@ impl Sequence {
 
 impl Limits {
     fn new(request: &Request, model_tokens_max: u32) -> Limits {
-        let Request { prompt_tokens, stop, grammar, .. } = request;
+        let Request { prompt_tokens, stop, grammar, encoder_items, .. } = request;
         Limits {
             known_tokens_max: prompt_tokens.saturating_add(stop.new_tokens_max).min(model_tokens_max),
             known_tokens_min: prompt_tokens.saturating_add(stop.new_tokens_min),
             eos: stop.eos,
             stop_ids: !stop.stop_ids.is_empty(),
             grammar: *grammar != Grammar::None,
+            items: !encoder_items.is_empty(),
         }
     }
 }
@@ -273,20 +291,24 @@ impl Sequences {
     }
 
     /// The sequence of a slot, if it has not left meanwhile.
+    #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Sequence> {
         let (generation, sequence) = &self.slots[slot.index as usize];
         sequence.as_ref().filter(|_| *generation == slot.generation)
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Sequence> {
         let (generation, sequence) = &mut self.slots[slot.index as usize];
         sequence.as_mut().filter(|_| *generation == slot.generation)
     }
 
+    #[inline]
     pub(crate) fn at(&self, slot: Slot) -> &Sequence {
         self.get(slot).expect("a slot on a list is occupied")
     }
 
+    #[inline]
     pub(crate) fn at_mut(&mut self, slot: Slot) -> &mut Sequence {
         self.get_mut(slot).expect("a slot on a list is occupied")
     }

@@ -44,22 +44,20 @@ struct MicroBatch {
 }
 
 impl MicroBatch {
-    fn new<O: Order>(batcher: &Batcher<O>, step: StepId) -> MicroBatch {
+    /// `None` if there is one plan at a time, which all the running share.
+    fn new<O: Order>(batcher: &Batcher<O>, step: StepId) -> Option<MicroBatch> {
         let batches = batcher.config.micro_batches.get();
-        let before = StepId(step.0.saturating_sub(u64::from(batches) - 1));
         if batches == 1 {
-            return MicroBatch { requests_max: usize::MAX, before, again: 0 };
+            return None;
         }
+        let before = StepId(step.0.saturating_sub(u64::from(batches) - 1));
         let requests_max = batcher.running.len().div_ceil(batches as usize);
         let turn = |&&slot: &&Slot| batcher.sequences.at(slot).last_step < before;
         let fresh = batcher.running.iter().filter(turn).count();
-        MicroBatch { requests_max, before, again: requests_max.saturating_sub(fresh) }
+        Some(MicroBatch { requests_max, before, again: requests_max.saturating_sub(fresh) })
     }
 
     fn admits(&mut self, sequence: &Sequence, scheduled: usize) -> Result<(), Reason> {
-        if self.requests_max == usize::MAX {
-            return Ok(());
-        }
         let again = sequence.last_step >= self.before;
         if scheduled >= self.requests_max || (again && self.again == 0) {
             return Err(Reason::OtherMicroBatch { requests_max: count(self.requests_max) });
@@ -127,9 +125,12 @@ impl<O: Order> Batcher<O> {
         let mut place = 0;
         while let Some(&slot) = self.running.get(place) {
             let others = self.running.len() - place - 1;
-            let part = batch
-                .admits(self.sequences.at(slot), step.plan.scheduled.len())
-                .and_then(|()| self.part_of(slot, drafts_max, others, step));
+            let part = match &mut batch {
+                None => self.part_of(slot, drafts_max, others, step),
+                Some(batch) => batch
+                    .admits(self.sequences.at(slot), step.plan.scheduled.len())
+                    .and_then(|()| self.part_of(slot, drafts_max, others, step)),
+            };
             place = match part {
                 Ok(part) => self.extend(place, part, step),
                 Err(reason) => {
@@ -218,7 +219,7 @@ impl<O: Order> Batcher<O> {
             part.tokens = end - start;
             part.cut = Some(Reason::ChunkEnd { wanted_tokens: wanted, tokens: part.tokens });
         }
-        if sequence.request.encoder_items.is_empty() {
+        if !sequence.has_items() {
             return Ok(part);
         }
         match self.encoder.end_of_chunk(&sequence.request, start, part.end()) {
@@ -335,7 +336,7 @@ impl<O: Order> Batcher<O> {
             masks_stops,
             needs_mask,
         });
-        if !sequence.request.encoder_items.is_empty() {
+        if sequence.has_items() {
             self.encoder.schedule(&sequence.request, start, part.end(), step.plan);
         }
         if samples && sequence.followers > 0 {

@@ -43,7 +43,8 @@ impl Memory for Slab {
     }
 }
 
-/// Tenants who always have more requests waiting than could run at once, each with its own lengths of prompt and answer.
+/// Tenants who always have more requests waiting than could run at once, each with its own lengths of prompt
+/// and answer.
 struct Crowd {
     batcher: Batcher,
     memory: Slab,

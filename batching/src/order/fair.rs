@@ -1,6 +1,8 @@
 //! Fair shares of tokens among tenants: the virtual token counter of Sheng et al., *Fairness in Serving
 //! Large Language Models*, OSDI 2024 (arXiv 2401.00588).
 
+use std::collections::BTreeMap;
+
 use crate::error::WeightError;
 use crate::id::TenantId;
 use crate::order::{Candidate, Lane, Order, Rank, Service};
@@ -23,8 +25,9 @@ pub struct Fair {
     input_cost: u32,
     output_cost: u32,
     accounts: Vec<Account>,
-    /// The account of each tenant, in the order of tenants.
-    by_tenant: Vec<(TenantId, u32)>,
+    by_tenant: BTreeMap<TenantId, u32>,
+    /// With so many tenants it is time to forget some.
+    tenants_max: usize,
     /// Places in `accounts` that belong to nobody.
     vacant: Vec<u32>,
     prices: Vec<(TenantId, u64)>,
@@ -62,7 +65,8 @@ impl Fair {
             input_cost,
             output_cost,
             accounts: Vec::new(),
-            by_tenant: Vec::new(),
+            by_tenant: BTreeMap::new(),
+            tenants_max: 64,
             vacant: Vec::new(),
             prices: Vec::new(),
             last: 0,
@@ -84,9 +88,8 @@ impl Fair {
             Ok(place) => self.prices[place].1 = price,
             Err(place) => self.prices.insert(place, (tenant, price)),
         }
-        if let Ok(place) = self.find(tenant) {
-            let account = self.by_tenant[place].1;
-            self.accounts[account as usize].price = price;
+        if let Some(&index) = self.by_tenant.get(&tenant) {
+            self.accounts[index as usize].price = price;
         }
         Ok(())
     }
@@ -94,18 +97,12 @@ impl Fair {
     /// What a tenant was served, in token costs divided by its weight, lifts included. `None` if it is not
     /// known here (any more).
     pub fn counter(&self, tenant: TenantId) -> Option<f64> {
-        let place = self.find(tenant).ok()?;
-        let account = &self.accounts[self.by_tenant[place].1 as usize];
+        let account = &self.accounts[*self.by_tenant.get(&tenant)? as usize];
         Some(account.counter as f64 / SCALE as f64)
-    }
-
-    fn find(&self, tenant: TenantId) -> Result<usize, usize> {
-        self.by_tenant.binary_search_by_key(&tenant, |&(tenant, _)| tenant)
     }
 
     fn open(&mut self, tenant: TenantId) -> u32 {
         self.forget_idle();
-        let place = self.find(tenant).expect_err("a tenant without an account");
         let price = self.prices.binary_search_by_key(&tenant, |&(tenant, _)| tenant);
         let price = price.map_or(SCALE, |place| self.prices[place].1);
         let account = Account { tenant, counter: 0, price, requests: 0 };
@@ -116,19 +113,19 @@ impl Fair {
             self.accounts.push(account);
             u32::try_from(self.accounts.len() - 1).expect("fewer than 2^32 tenants")
         };
-        self.by_tenant.insert(place, (tenant, index));
+        self.by_tenant.insert(tenant, index);
         index
     }
 
     /// Forgets tenants that have nothing here and would be lifted anyway, once they are the larger part.
     fn forget_idle(&mut self) {
-        if self.by_tenant.len() < self.by_tenant.capacity().max(64) {
+        if self.by_tenant.len() < self.tenants_max {
             return;
         }
         let active = self.accounts.iter().filter(|account| account.requests > 0);
         let lowest = active.map(|account| account.counter).min().unwrap_or(self.last).min(self.last);
         let Fair { accounts, by_tenant, vacant, .. } = self;
-        by_tenant.retain(|&(_, index)| {
+        by_tenant.retain(|_, &mut index| {
             let account = &accounts[index as usize];
             let keep = account.requests > 0 || account.counter > lowest;
             if !keep {
@@ -136,6 +133,7 @@ impl Fair {
             }
             keep
         });
+        self.tenants_max = (2 * self.by_tenant.len()).max(64);
     }
 
     fn account_mut(&mut self, lane: Lane) -> &mut Account {
@@ -151,9 +149,9 @@ impl Default for Fair {
 
 impl Order for Fair {
     fn lane(&mut self, request: &Request) -> Lane {
-        let index = match self.find(request.tenant) {
-            Ok(place) => self.by_tenant[place].1,
-            Err(_) => self.open(request.tenant),
+        let index = match self.by_tenant.get(&request.tenant) {
+            Some(&index) => index,
+            None => self.open(request.tenant),
         };
         self.accounts[index as usize].requests += 1;
         Lane(index)
