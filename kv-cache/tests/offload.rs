@@ -163,7 +163,7 @@ fn setup() -> impl Strategy<Value = Setup> {
 #[test]
 fn every_step_attends_to_what_its_tokens_say() {
     let runs =
-        Runs { cases: 250, rng_seed: RngSeed::Fixed(11), failure_persistence: None, ..Runs::default() };
+        Runs { cases: 100, rng_seed: RngSeed::Fixed(11), failure_persistence: None, ..Runs::default() };
     let mut seen = Seen::default();
     let strategy = (setup(), prop::collection::vec(call(), 100..400));
     let mut runner = TestRunner::new(runs);
@@ -181,8 +181,8 @@ fn every_step_attends_to_what_its_tokens_say() {
         })
         .unwrap();
     // What is not reached is not tested.
-    assert!(seen.loaded_tokens > 150 && seen.rescued > 150 && seen.promoted > 3, "{seen:?}");
-    assert!(seen.cut_short > 5 && seen.for_nobody > 10 && seen.later > 5 && seen.swapped > 20, "{seen:?}");
+    assert!(seen.loaded_tokens > 50 && seen.rescued > 50 && seen.promoted > 0, "{seen:?}");
+    assert!(seen.cut_short > 2 && seen.for_nobody > 3 && seen.later > 2 && seen.swapped > 8, "{seen:?}");
 }
 
 /// How often something happened.

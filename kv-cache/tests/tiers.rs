@@ -711,6 +711,11 @@ impl Model {
     }
 
     fn room_for(&self, tier: u8, keys: &[Content]) -> Result<Plan, TierError> {
+        self.room_beside(tier, keys, keys)
+    }
+
+    /// Room for what of `keys` is not there, given up by others than `kept`.
+    fn room_beside(&self, tier: u8, keys: &[Content], kept: &[Content]) -> Result<Plan, TierError> {
         let index = usize::from(tier);
         let tier = &self.tiers[index];
         let mut new: Vec<Content> = Vec::new();
@@ -724,7 +729,7 @@ impl Model {
         }
         let free = tier.free();
         let needed = new.len().saturating_sub(free);
-        let victims = tier.victims(needed, |key| !keys.contains(&key) && self.may_go(index, key));
+        let victims = tier.victims(needed, |key| !kept.contains(&key) && self.may_go(index, key));
         if victims.len() < needed {
             return Ok(Plan::NoRoom([new.len(), free, victims.len()]));
         }
@@ -744,7 +749,7 @@ impl Model {
             }
             new.push(key);
         }
-        self.room_for(tier, &new)
+        self.room_beside(tier, &new, keys)
     }
 
     fn flush(&mut self, tier: u8, most: usize) -> Result<Plan, TierError> {

@@ -52,6 +52,24 @@
 //! | `references BLOCKS` | how many sequences hold each block |
 //! | `stats` | [`KvCache::stats`] |
 //!
+//! Commands about tiers name content by the sequence that knows it: `A.0` is the first hash of `A`, `A.0-3` the first
+//! four, `A.0:1` the first in group 1.
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `tiers MEDIUM:SLOTS[+OPTION...] ... [load_min=N] [promote_min=N] [patience=best_effort\|wait_complete\|timeout:N+N] [generation=N]` | puts empty tiers behind the cache, nearest first; a medium is `host`, `disk` or `remote` |
+//! | ` OPTION` | `arc`, `staged`, `direct`, `after:OFFERS/TRACKED`, `back:AHEAD`, `asked:REMEMBERED`, `identity:N`: [`TierConfig`](crate::tier::TierConfig) |
+//! | `elsewhere NAME [now=N]`, `load NAME` | [`Offload::external`](crate::tier::Offload::external), [`Offload::load`](crate::tier::Offload::load) |
+//! | `computed NAME N`, `swap_out NAME N`, `rescue` | the calls of these names; `release`, `close` and `reset` are those of [`Offload`](crate::tier::Offload) as well |
+//! | `done JOB [first=N \| bad=N,N]`, `made JOB N` | [`Offload::complete`](crate::tier::Offload::complete), all well if not told otherwise; [`Offload::progress`](crate::tier::Offload::progress) |
+//! | `where CONTENT`, `reach CONTENT` | [`Tiers::lookup`](crate::tier::Tiers::lookup) of each; [`Tiers::reach`](crate::tier::Tiers::reach) |
+//! | `store TIER CONTENT`, `offer CONTENT [leaving]`, `promote TIER CONTENT`, `flush TIER [most=N]` | the calls of [`Tiers`](crate::tier::Tiers) of these names |
+//! | `touch CONTENT`, `settle_order CONTENT`, `keep CONTENT` | a use; the order at the end of a sequence; kept until `done` |
+//! | `questions`, `answer TIER CONTENT yes\|no`, `forget_answers TIER` | what a shared store is asked, and says |
+//! | `dump TIER`, `restore TIER CONTENT@SLOT ... [identity=N] [generation=N]` | what it holds, next to go first |
+//! | `tier_events`, `tier_stats` | what happened since the last time; numbers |
+//! | `judge [patience=...] wanted=N arrived=N began=N now=N`, `agree N ...` | [`Patience::judge`](crate::tier::Patience::judge), [`agreed`](crate::tier::agreed) |
+//!
 //! Tokens are numbers: `7` is one token, `7*16` sixteen of them, `0-15` the sixteen from 0 to 15. A claim says
 //! only what differs from the usual: by default `computed` is what was claimed before (or the hit, for a
 //! sequence that holds nothing) and `new` is all other known tokens. The cache is audited after every command.
@@ -59,6 +77,7 @@
 mod begin;
 mod keep;
 mod sequence;
+mod tiers;
 mod words;
 
 use std::collections::BTreeMap;
@@ -99,6 +118,7 @@ type Cache = KvCache<Xxh3, Fair<Policy>>;
 pub struct Interpreter {
     cache: Option<Cache>,
     sequences: Named,
+    behind: Option<tiers::Behind>,
 }
 
 /// What the interpreter, like any caller, remembers of a sequence.
@@ -142,8 +162,11 @@ impl Interpreter {
             Ok(answer) => answer,
             Err(reason) => format!("error: {}", self.sequences.named(reason)),
         };
-        match self.cache.as_ref().map(Cache::check) {
-            Some(Err(violation)) => format!("{answer} VIOLATION: {violation}"),
+        let of_tiers = self.cache.as_ref().zip(self.behind.as_ref());
+        let of_tiers = of_tiers.map(|(cache, behind)| behind.offload.check(cache));
+        match (self.cache.as_ref().map(Cache::check), of_tiers) {
+            (Some(Err(violation)), _) => format!("{answer} VIOLATION: {violation}"),
+            (_, Some(Err(violation))) => format!("{answer} VIOLATION: {violation}"),
             _ => answer,
         }
     }
@@ -153,10 +176,23 @@ impl Interpreter {
         if verb == "cache" {
             let cache = begin::begin(words)?;
             let free = cache.stats().free;
-            *self = Interpreter { cache: Some(cache), sequences: Named::default() };
+            *self = Interpreter { cache: Some(cache), ..Interpreter::default() };
             return Ok(format!("cache free={free}"));
         }
         let cache = self.cache.as_mut().ok_or(NO_CACHE)?;
+        if verb == "tiers" {
+            self.behind = Some(tiers::begin(words)?);
+            return Ok("tiers".to_owned());
+        }
+        if tiers::understands(verb) {
+            let behind = self.behind.as_mut().ok_or("there are no tiers, `tiers` makes some")?;
+            return tiers::run(cache, behind, &mut self.sequences, verb, words);
+        }
+        if let Some(behind) = &mut self.behind
+            && let "release" | "close" | "reset" = verb
+        {
+            return behind.part(cache, &mut self.sequences, verb, words);
+        }
         match verb {
             "references" => references(cache, words),
             "evict" => evict(cache, words),
@@ -344,6 +380,38 @@ mod tests {
             "quota 4294967295 limit=0",
             "tenant 4294967295",
             "quota 1 share=1 limit=0 x",
+            "store 0 A.0",
+            "tiers host:4",
+            "cache block_size=4 blocks=4",
+            "tiers",
+            "tiers host",
+            "tiers host:0",
+            "tiers host:4+x",
+            "tiers tape:4",
+            "tiers host:4+after:0",
+            "tiers host:4 patience=none",
+            "tiers host:4 remote:4+asked:1",
+            "open A 1-9",
+            "store 0 A",
+            "store 0 A.9",
+            "store 0 A.0",
+            "store 9 A.0",
+            "store 4294967295 A.0",
+            "where A.0-4294967295",
+            "where B.0",
+            "where A.1-0",
+            "load A",
+            "elsewhere A now=4294967295",
+            "done 0",
+            "done 1 bad=x",
+            "made 1 4294967295",
+            "restore 0 A.0@x",
+            "dump 7",
+            "flush 0",
+            "answer 0 A.0 yes",
+            "computed A 4294967295",
+            "judge patience=timeout:4294967295+4294967295 wanted=4294967295",
+            "agree",
         ];
         let mut interpreter = Interpreter::new();
         for line in lines {

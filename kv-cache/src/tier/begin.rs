@@ -74,7 +74,7 @@ impl<K: Key> Tiers<K> {
     pub fn store(&mut self, tier: TierId, items: &[(K, BlockId)]) -> Result<Store, TierError> {
         self.must_exist(tier)?;
         self.must_be_readable(items)?;
-        Ok(self.bring(tier, items.iter().map(|&(key, block)| (key, Place::Device(block)))))
+        Ok(self.bring(tier, items.iter().map(|&(key, block)| (key, Place::Device(block))), &[]))
     }
 
     /// The device offers content; what the nearest tier wants of it ([`Write`]) is stored there.
@@ -94,7 +94,7 @@ impl<K: Key> Tiers<K> {
     }
 
     /// Begins to copy content from farther tiers up to `tier`, all that is not there or nearer yet, or none of it.
-    /// What it was copied from stays where it is.
+    /// What it was copied from stays where it is, and none of the keys is given up for the others.
     ///
     /// # Errors
     /// [`TierError::NoTier`]; [`TierError::NotThere`] for content that cannot be read anywhere.
@@ -109,7 +109,7 @@ impl<K: Key> Tiers<K> {
             let source = self.source_below(tier, key).ok_or(TierError::NotThere { index })?;
             items.push((*key, source));
         }
-        Ok(self.bring(tier, items.into_iter()))
+        Ok(self.bring(tier, items.into_iter(), keys))
     }
 
     /// Begins to copy down to `tier` what it should have of the tier above it, at most `most` copies and no more than
@@ -130,7 +130,7 @@ impl<K: Key> Tiers<K> {
         let level = self.level(tier);
         let victims = level.victims(items.len(), &offered, |key| self.may_leave(tier, key));
         items.truncate(level.free.len() + victims.len());
-        Ok(self.bring(tier, items.into_iter()))
+        Ok(self.bring(tier, items.into_iter(), &[]))
     }
 
     /// Keeps content where it is, nearest place each, until the pin is completed like a job: it can be read as long as
@@ -160,8 +160,9 @@ impl<K: Key> Tiers<K> {
         Ok(())
     }
 
-    /// Stores in `tier` what of the items is not there, from where the items say.
-    fn bring(&mut self, tier: TierId, items: impl Iterator<Item = (K, Place)>) -> Store {
+    /// Stores in `tier` what of the items is not there, from where the items say. Neither they nor what is to be kept
+    /// make room for them.
+    fn bring(&mut self, tier: TierId, items: impl Iterator<Item = (K, Place)>, keep: &[K]) -> Store {
         let mut offered = BTreeSet::new();
         let level = self.level(tier);
         let items: Vec<(K, Place)> =
@@ -169,6 +170,7 @@ impl<K: Key> Tiers<K> {
         if items.is_empty() {
             return Store::Nothing;
         }
+        offered.extend(keep);
         let evicted = match self.make_room(tier, items.len(), &offered) {
             Ok(evicted) => evicted,
             Err(no_room) => return no_room,

@@ -38,10 +38,15 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         size.tokens_in(size.full_blocks(tokens))
     }
 
+    /// How far the blocks of a sequence have names.
+    pub(super) fn named_to(&self, sequence: &Sequence<H::Digest>) -> TokenCount {
+        self.whole_blocks_in(self.groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))))
+    }
+
     /// How far a sequence could be loaded: its last token is computed.
     pub(super) fn loadable_to(&self, sequence: &Sequence<H::Digest>) -> TokenCount {
-        let named = self.groups.unit.tokens_in(BlockCount(count(sequence.hashes.len())));
-        self.whole_blocks_in(TokenCount(sequence.known.get().saturating_sub(1)).min(named))
+        let before_last = TokenCount(sequence.known.get().saturating_sub(1));
+        self.whole_blocks_in(before_last).min(self.named_to(sequence))
     }
 
     /// The groups that tiers care for, and whether each needs every block up to the end, or only some.

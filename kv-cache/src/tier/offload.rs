@@ -285,6 +285,9 @@ impl<D: Digest> Offload<D> {
         let store = self.tiers.offer(Occasion::Leaving, &lost)?;
         let Store::NoRoom { free, evictable, .. } = store else { return Ok(store) };
         let room = (free.get() + evictable.get()) as usize;
+        if room == 0 {
+            return Ok(store);
+        }
         Ok(self.tiers.offer(Occasion::Leaving, &lost[lost.len() - room.min(lost.len())..])?)
     }
 
@@ -393,7 +396,7 @@ impl<D: Digest> Offload<D> {
         sequence: SequenceId,
     ) -> Result<(), OffloadError> {
         let view = cache.sequences.get(sequence)?;
-        let all = Path { cache, view, from: TokenCount(0), to: cache.loadable_to(view) };
+        let all = Path { cache, view, from: TokenCount(0), to: cache.named_to(view) };
         self.tiers.settle(&self.keys(all, all.to));
         cache.release(sequence)?;
         if let Some(afar) = self.sequences.get_mut(&sequence) {
