@@ -119,7 +119,8 @@ impl BatchTables {
         &self.slots
     }
 
-    /// Where each sequence's tokens begin in [`slots`](BatchTables::slots), and where the last one's end (`cu_seqlens`).
+    /// Where each sequence's tokens begin in [`slots`](BatchTables::slots), and where the last one's end
+    /// (`cu_seqlens`).
     pub fn token_starts(&self) -> &[u32] {
         &self.token_starts
     }

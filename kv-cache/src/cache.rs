@@ -64,8 +64,8 @@ impl KvCache {
 }
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
-    /// An empty cache whose blocks are named by `hasher`, which is given [`Config::hash_unit`] tokens at a time, and chosen by the policy that `eviction` makes for so
-    /// many blocks.
+    /// An empty cache whose blocks are named by `hasher`, which is given [`Config::hash_unit`] tokens at a time, and
+    /// chosen by the policy that `eviction` makes for so many blocks.
     ///
     /// # Errors
     /// As for [`new`](KvCache::new).
@@ -365,8 +365,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         self.blocks.pool.free_blocks()
     }
 
-    /// How many sequences hold `block`, copies that are to be made of it, and transfers that are at work on it; 0 for the null block and for one that
-    /// does not exist.
+    /// How many sequences hold `block`, copies that are to be made of it, and transfers that are at work on it; 0 for
+    /// the null block and for one that does not exist.
     pub fn references(&self, block: BlockId) -> u32 {
         if self.exists(block) { self.blocks.pool.references(block) } else { 0 }
     }

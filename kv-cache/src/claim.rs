@@ -42,8 +42,8 @@ pub struct Claim {
     /// Tokens behind those whose K and V come from elsewhere (another tier, another machine). They get room, and
     /// nothing from them on is shared before [`KvCache::loaded`] says that they are there.
     pub external: TokenCount,
-    /// Tokens to compute in this step; at least one, unless something is loaded. May reach past the known tokens (drafts): those get
-    /// room and are not shared.
+    /// Tokens to compute in this step; at least one, unless something is loaded. May reach past the known tokens
+    /// (drafts): those get room and are not shared.
     pub new_tokens: TokenCount,
     /// Further tokens to have room for, such as those a draft model will propose.
     pub lookahead: TokenCount,

@@ -24,8 +24,9 @@ pub struct Config {
     /// Whether a draft head (EAGLE, MTP) shares the blocks. Its K and V of a token depend on the token after it, so
     /// of what is found the last part is computed again. Not needed where hashes cover the tokens that follow.
     pub draft_head: bool,
-    /// Key of the default block hash, [`Xxh3`](crate::Xxh3). Processes that are to agree on hashes share it. Where tenants must not be able
-    /// to construct colliding prompts it is random and secret: the hash is keyed, yet not cryptographic.
+    /// Key of the default block hash, [`Xxh3`](crate::Xxh3). Processes that are to agree on hashes share it. Where
+    /// tenants must not be able to construct colliding prompts it is random and secret: the hash is keyed, yet not
+    /// cryptographic.
     pub hash_seed: u64,
     /// Tokens behind a block that its hash covers as well: as many as a draft head (EAGLE, MTP) reads ahead, whose K
     /// and V stand in the same blocks. A block is named, and shared, once they are known.

@@ -42,8 +42,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// What others can find of the blocks given back, or of the one that is cut, they still can.
     ///
     /// # Errors
-    /// [`Error::NotOpen`]; [`Error::PastTheStart`] when it knows fewer; [`Error::Gone`] when a group has given back what
-    /// would be needed to go on from there; [`Error::Loading`].
+    /// [`Error::NotOpen`]; [`Error::PastTheStart`] when it knows fewer; [`Error::Gone`] when a group has given back
+    /// what would be needed to go on from there; [`Error::Loading`].
     pub fn truncate(&mut self, sequence: SequenceId, keep: TokenCount) -> Result<(), Error> {
         let place = self.settled_place(sequence)?;
         let known = self.sequences.at(place).known;

@@ -140,8 +140,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Ok(self.pin_blocks(pin, blocks, until))
     }
 
-    /// Keeps the blocks of `hashes`, which are those of a sequence's beginning, as far as they are cached: in groups that
-    /// keep every token up to the first that is not. Otherwise as [`pin`](KvCache::pin).
+    /// Keeps the blocks of `hashes`, which are those of a sequence's beginning, as far as they are cached: in groups
+    /// that keep every token up to the first that is not. Otherwise as [`pin`](KvCache::pin).
     pub fn pin_hashes(&mut self, pin: PinId, hashes: &[H::Digest], until: Option<Tick>) -> Pinned {
         let mut blocks = Vec::new();
         for (id, group) in self.groups.iter() {

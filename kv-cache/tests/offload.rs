@@ -1,6 +1,7 @@
-//! A cache and its tiers over real bytes: arrays for the device, the host and a disk. A block's bytes are what an honest
-//! model would have computed for its tokens, so that every step can check all that it attends to. Copies are made one by
-//! one, as late as their jobs allow, and some fail; sequences yield and end in the middle of it; the process restarts.
+//! A cache and its tiers over real bytes: arrays for the device, the host and a disk. A block's bytes are what an
+//! honest model would have computed for its tokens, so that every step can check all that it attends to. Copies are
+//! made one by one, as late as their jobs allow, and some fail; sequences yield and end in the middle of it; the
+//! process restarts.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "the caches of this test are tiny")]
@@ -82,8 +83,10 @@ fn call() -> impl Strategy<Value = Call> {
     let sequence = || 0..SEQUENCES;
     let reuse = prop_oneof![5 => Just(Reuse::ReadWrite), 1 => Just(Reuse::WriteOnly)];
     prop_oneof![
-        48 => (sequence(), tokens(16), reuse).prop_map(|(sequence, tokens, reuse)| Call::Open { sequence, tokens, reuse }),
-        96 => (sequence(), 1u32..25, prop::bool::weighted(0.2)).prop_map(|(sequence, new, whole)| Call::Admit { sequence, new, whole }),
+        48 => (sequence(), tokens(16), reuse)
+            .prop_map(|(sequence, tokens, reuse)| Call::Open { sequence, tokens, reuse }),
+        96 => (sequence(), 1u32..25, prop::bool::weighted(0.2))
+            .prop_map(|(sequence, new, whole)| Call::Admit { sequence, new, whole }),
         30 => (sequence(), 1u32..9).prop_map(|(sequence, new)| Call::Step { sequence, new }),
         24 => (sequence(), tokens(5)).prop_map(|(sequence, tokens)| Call::Push { sequence, tokens }),
         6 => sequence().prop_map(|sequence| Call::SwapOut { sequence }),

@@ -3,7 +3,8 @@
 //! A pickle is a program for a stack machine. What makes the bytes of a value unique is how CPython writes it:
 //!
 //! - The opcodes stand in frames of 64 KiB and a little: a frame ends before the first value that begins behind its
-//!   64 KiB. A text or byte string of 64 KiB or more stands between frames. A frame of less than four bytes has no header.
+//!   64 KiB. A text or byte string of 64 KiB or more stands between frames. A frame of less than four bytes has no
+//!   header.
 //! - Each string, byte string and tuple is put into a memo, numbered in the order of their ends. An object that comes
 //!   a second time is fetched from there. Identity counts, not equality: of what vLLM hashes, its own tags
 //!   ("mm" of several images) and strings of at most one Latin-1 character (which CPython has once each) are the same

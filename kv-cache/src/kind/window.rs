@@ -31,7 +31,8 @@ impl SlidingWindow {
         Ok(SlidingWindow { window, keeps: Keeps::First(TokenCount(0)) })
     }
 
-    /// The first `sinks` tokens are attended to for ever (StreamingLLM, [arXiv 2309.17453](https://arxiv.org/abs/2309.17453)).
+    /// The first `sinks` tokens are attended to for ever
+    /// ([arXiv 2309.17453](https://arxiv.org/abs/2309.17453), section 3.2).
     #[must_use]
     pub const fn with_sinks(self, sinks: TokenCount) -> SlidingWindow {
         SlidingWindow { keeps: Keeps::First(sinks), ..self }

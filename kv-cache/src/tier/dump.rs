@@ -1,7 +1,8 @@
 //! A tier that outlives the process: what it holds, written down and taken up again.
 //!
 //! Keys are hashes that mean the same in every process of equal configuration, so a tier whose bytes survive (a file,
-//! a drive) needs only the list of its keys and slots to be as good as before. Which bytes a list takes is yours to say.
+//! a drive) needs only the list of its keys and slots to be as good as before. Which bytes a list takes is yours to
+//! say.
 
 use std::collections::BTreeSet;
 

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! [`Tiers`] says which copy to make and when a slot may be used again. It copies nothing, waits for nothing and knows
-//! no clock: you make the [`Transfer`]s of a job, in any order and as slowly as you like, and say how it ended. It knows
-//! content by a key of your choice, such as the hash of a block and its group.
+//! no clock: you make the [`Transfer`]s of a job, in any order and as slowly as you like, and say how it ended. It
+//! knows content by a key of your choice, such as the hash of a block and its group.
 
 mod begin;
 mod check;

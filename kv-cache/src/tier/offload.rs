@@ -420,8 +420,8 @@ impl<D: Digest> Offload<D> {
         Ok(cache.close(sequence)?)
     }
 
-    /// Forgets all content, in the cache and in the tiers, pins included. Refuses, with `false` and no change, while any
-    /// sequence holds a block. Jobs under way end late and change nothing.
+    /// Forgets all content, in the cache and in the tiers, pins included. Refuses, with `false` and no change, while
+    /// any sequence holds a block. Jobs under way end late and change nothing.
     pub fn reset<H: BlockHasher<Digest = D>, E: Eviction>(&mut self, cache: &mut KvCache<H, E>) -> bool {
         let idle = cache.reset();
         if idle {

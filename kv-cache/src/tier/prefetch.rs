@@ -40,8 +40,8 @@ pub enum Verdict {
 }
 
 impl Patience {
-    /// What a sequence does that asked for `wanted` consecutive blocks at the time `began`, of which the first `arrived`
-    /// have arrived by `now`.
+    /// What a sequence does that asked for `wanted` consecutive blocks at the time `began`, of which the first
+    /// `arrived` have arrived by `now`.
     pub fn judge(self, wanted: BlockCount, arrived: BlockCount, began: Tick, now: Tick) -> Verdict {
         let deadline = match self {
             Patience::BestEffort => return Verdict::Begin(arrived),
