@@ -16,7 +16,7 @@ use proptest::test_runner::RngSeed;
 use quayline_batching::scenario::BlockMemory;
 use quayline_batching::{
     Batcher, Config, Error, FinishReason, Finished, Flow, Memory, Need, Plan, Policy, Prefill, Reason,
-    Request, RequestId, Room, Sampled, StepId, StopRules, Tick, TokenId,
+    Request, RequestId, Room, Sampled, StepId, StopRules, Targets, Tick, TokenId,
 };
 
 /// A request as the naive scheduler sees it.
@@ -59,17 +59,39 @@ impl Oracle {
         self.sort_waiting();
     }
 
-    fn key(&self, id: RequestId) -> (i32, Tick, RequestId) {
-        let request = &self.requests[&id].request;
-        (request.priority, request.arrival, id)
+    /// The place of a request in the order, but for who came first. Lowest first.
+    fn rank(&self, id: RequestId) -> (i128, u64) {
+        let Naive { request, known, .. } = &self.requests[&id];
+        let new_tokens = i128::from(known - request.prompt_tokens);
+        let first = match self.order {
+            Policy::Priority => i128::from(request.priority),
+            Policy::Deadline => request.targets.map_or(i128::MAX, |targets| {
+                let first = request.arrival.0 + targets.first_token_ticks;
+                i128::from(first) + i128::from(targets.token_ticks) * new_tokens
+            }),
+            Policy::ShortestJob => {
+                i128::from(request.expected_new_tokens.unwrap_or(request.stop.new_tokens_max)) - new_tokens
+            }
+            _ => return (0, 0),
+        };
+        (first.max(if self.order == Policy::ShortestJob { 0 } else { i128::MIN }), request.arrival.0)
     }
 
     fn sort_waiting(&mut self) {
-        if self.order == Policy::Priority {
+        if self.order != Policy::FirstCome {
             let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.sort_by_key(|&id| self.key(id));
+            waiting.sort_by_key(|&id| (self.rank(id), id));
             self.waiting = waiting;
         }
+    }
+
+    /// The last by the order, of equals the one admitted last.
+    fn victim(&self) -> RequestId {
+        let rank = |&&id: &&RequestId| match self.order {
+            Policy::ShortestJob => (self.rank(id).0, 0),
+            _ => self.rank(id),
+        };
+        *self.running.iter().max_by_key(rank).unwrap()
     }
 
     fn remove(&mut self, id: RequestId) {
@@ -159,10 +181,7 @@ impl Oracle {
                     return self.remove(id);
                 }
                 Room::Short { .. } => {
-                    let victim = match self.order {
-                        Policy::Priority => *self.running.iter().max_by_key(|&&id| self.key(id)).unwrap(),
-                        _ => *self.running.last().unwrap(),
-                    };
+                    let victim = self.victim();
                     self.preempt(victim, decision);
                     if victim == id {
                         return;
@@ -228,6 +247,12 @@ impl Oracle {
     }
 
     fn apply(&mut self, sampled: &[Sampled]) -> Vec<Finished> {
+        let finished = self.learn(sampled);
+        self.sort_waiting();
+        finished
+    }
+
+    fn learn(&mut self, sampled: &[Sampled]) -> Vec<Finished> {
         let mut finished = Vec::new();
         for &Sampled { id, token } in sampled {
             let Some(naive) = self.requests.get_mut(&id) else { continue };
@@ -329,8 +354,15 @@ impl Trial {
                 self.next_id += 1;
                 let eos = eos.then_some(TokenId(2));
                 let stop = StopRules { eos, stop_ids: vec![TokenId(3)], ..StopRules::after(new_tokens) };
-                let request =
-                    Request { priority, arrival: Tick(arrival), ..Request::new(id, shared + own, stop) };
+                let targets =
+                    Targets { first_token_ticks: 5 * arrival, token_ticks: priority.unsigned_abs().into() };
+                let request = Request {
+                    priority,
+                    arrival: Tick(arrival),
+                    targets: (priority != 0).then_some(targets),
+                    expected_new_tokens: (priority != 0).then_some(new_tokens / 2),
+                    ..Request::new(id, shared + own, stop)
+                };
                 let own = (0..u64::from(own)).map(|place| (id.0 + 1) << 32 | place);
                 let tokens: Vec<u64> =
                     (0..u64::from(shared)).map(|place| 1 << 20 | place).chain(own).collect();
@@ -613,7 +645,12 @@ proptest! {
     #[test]
     fn any_caller_gets_what_the_naive_scheduler_says(
         config in configs(),
-        order in prop_oneof![Just(Policy::FirstCome), Just(Policy::Priority)],
+        order in prop_oneof![
+            Just(Policy::FirstCome),
+            Just(Policy::Priority),
+            Just(Policy::Deadline),
+            Just(Policy::ShortestJob),
+        ],
         memory in memories(),
         acts in prop::collection::vec(acts(), 1..120),
     ) {
