@@ -1,7 +1,6 @@
 //! A dump goes through a file and back: `cargo test -p quayline-batching --features serde --test dump`.
 
 #![cfg(feature = "serde")]
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use quayline_batching::scenario::BlockMemory;
 use quayline_batching::{
