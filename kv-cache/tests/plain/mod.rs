@@ -446,8 +446,8 @@ impl Eviction for PlainCost {
         in_front(worthless, &mut self.worthless);
         for (block, facts) in kept {
             self.freed += 1;
-            let cost = (1 << 20) + (u64::from(facts.index) << 20) / self.doubles_after;
-            let rank = self.floor + self.uses[&block] * cost;
+            let cost = self.uses[&block] * (self.doubles_after + u64::from(facts.index)) / self.doubles_after;
+            let rank = self.floor + cost;
             self.content.insert(block, facts.content);
             self.tree.0.push((block, facts.before, (rank, self.freed)));
         }
