@@ -92,7 +92,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 let tenant = self.sequences.at(place).keys.tenant;
                 let to = self.blocks.take_one(Wanted { content: None, tenant });
                 let tables = &mut self.sequences.at_mut(place).tables;
-                tables.get_mut(id).blocks[index as usize] = to;
+                let table = tables.get_mut(id);
+                table.blocks[index as usize] = to;
+                table.published = table.published.min(index * group.entries());
                 self.copies.push(BlockCopy { group: id, index, from, to, tokens: TokenCount(tokens) });
                 next = index + 1;
             }

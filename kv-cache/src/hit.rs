@@ -34,10 +34,8 @@ impl<D: Digest> Search<'_, D> {
             }
         }
         let whole = TokenCount(self.groups.align(whole).get().saturating_sub(self.margin.get()));
-        let mut tokens = whole;
-        if self.groups.all.iter().any(|group| group.holds != Holds::EveryToken) {
-            tokens = self.agreed(whole);
-        }
+        let whole = self.agreed(whole, |holds| holds == Holds::EveryToken);
+        let tokens = self.agreed(whole, |_| true);
         let mut blocks = 0;
         for ((id, group), table) in self.groups.iter().zip(tables.iter_mut()) {
             self.gather(id, group, tokens, table);
@@ -55,9 +53,9 @@ impl<D: Digest> Search<'_, D> {
         self.prefix.longest(id, &self.hashes[..(full * stride) as usize], stride as usize, found);
         let mut tokens = group.size.tokens_in(BlockCount(crate::id::count(found.len())));
         if group.entries() > 1 {
-            let next = (1..group.entries()).map(|part| tokens.plus(group.entry.tokens_in(BlockCount(part))));
-            let parts = next.take_while(|&end| end <= limit);
-            let last = parts.map_while(|end| Some((end, self.block_to(id, end)?))).last();
+            let ends = (1..group.entries()).map(|part| tokens.plus(group.entry.tokens_in(BlockCount(part))));
+            let within = ends.filter(|&end| end <= limit);
+            let last = within.rev().find_map(|end| Some((end, self.block_to(id, end)?)));
             if let Some((end, block)) = last {
                 found.push(block);
                 tokens = end;
@@ -66,14 +64,15 @@ impl<D: Digest> Search<'_, D> {
         tokens
     }
 
-    /// The longest length of at most `limit` at which all groups that do not keep every token have what they need.
-    fn agreed(self, limit: TokenCount) -> TokenCount {
+    /// The longest length of at most `limit` at which all groups of these kinds have what they need.
+    fn agreed(self, limit: TokenCount, kinds: impl Fn(Holds) -> bool) -> TokenCount {
         let mut tokens = limit;
         loop {
             let before = tokens;
-            for (id, group) in self.groups.iter() {
+            for (id, group) in self.groups.iter().filter(|(_, group)| kinds(group.holds)) {
                 tokens = match group.holds {
-                    Holds::EveryToken | Holds::Encoder => tokens,
+                    Holds::Encoder => tokens,
+                    Holds::EveryToken => self.last_end(id, group, tokens),
                     Holds::State => self.last_state(id, tokens),
                     Holds::NeededTokens => self.last_window(id, group, tokens),
                 };
@@ -82,6 +81,18 @@ impl<D: Digest> Search<'_, D> {
                 return tokens;
             }
         }
+    }
+
+    /// Whole blocks are known to be there. In the middle of one, the part that a hit and its margin end with must be.
+    fn last_end(self, id: GroupId, group: &Group, limit: TokenCount) -> TokenCount {
+        let is_there =
+            |end: TokenCount| end.get().is_multiple_of(group.size.get()) || self.block_to(id, end).is_some();
+        let fits = |tokens: TokenCount| is_there(tokens) && is_there(tokens.plus(self.margin));
+        let mut tokens = limit;
+        while group.entries() > 1 && tokens > TokenCount(0) && !fits(tokens) {
+            tokens = self.shorter(tokens);
+        }
+        tokens
     }
 
     fn last_state(self, id: GroupId, limit: TokenCount) -> TokenCount {
@@ -127,7 +138,7 @@ impl<D: Digest> Search<'_, D> {
                 table.found.truncate(length as usize);
                 let is_cut = !tokens.get().is_multiple_of(group.size.get());
                 if let (true, Some(last)) = (is_cut, table.found.last_mut()) {
-                    *last = self.block_to(id, tokens).expect("what is found in full is found in parts");
+                    *last = self.block_to(id, tokens).expect("the search has seen it");
                 }
             }
             Holds::Encoder => (),

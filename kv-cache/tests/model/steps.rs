@@ -23,7 +23,10 @@ impl Model {
             let table = self.sequences[&id].tables[group].clone();
             for index in self.to_copy(group, &table.blocks, table.published, claim, shared_from, 1) {
                 let (from, to) = (table.blocks[index as usize], self.take());
-                self.of(id).tables[group].blocks[index as usize] = to;
+                let parts = self.parts(group);
+                let table = &mut self.of(id).tables[group];
+                table.blocks[index as usize] = to;
+                table.published = table.published.min(index * parts);
                 let size = self.groups[group].size;
                 let tokens = TokenCount(claim.computed.0.saturating_sub(index * size).min(size));
                 let copy = BlockCopy { group: GroupId(group as u8), index, from, to, tokens };
