@@ -1,9 +1,11 @@
 //! The blocks with what is in them: the pool that says who uses them, and the index that says what is found in
 //! them. What a block held is forgotten when it is handed out, not before.
 
+use crate::event::Stored;
 use crate::evict::{Eviction, Facts, Wanted};
 use crate::pool::Pool;
 use crate::prefix::Prefix;
+use crate::residency::Watch;
 use crate::{BlockCopy, BlockId, Digest, GroupId, Lost};
 
 /// A block that leaves a table.
@@ -37,6 +39,7 @@ pub(crate) struct Blocks<D, E> {
     pub(crate) evictions: u64,
     pub(crate) lost: Vec<Lost<D>>,
     pub(crate) report_lost: bool,
+    pub(crate) watch: Option<Box<Watch>>,
 }
 
 impl<D: Digest, E: Eviction> Blocks<D, E> {
@@ -47,11 +50,14 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         wanted: impl ExactSizeIterator<Item = Wanted>,
         mut show: impl FnMut(BlockId),
     ) {
-        let Blocks { pool, prefix, evictions, lost, report_lost } = self;
+        let Blocks { pool, prefix, evictions, lost, report_lost, watch } = self;
         pool.take(wanted, |block| {
             if prefix.contains(block) {
                 if *report_lost {
                     lost.extend(prefix.content(block));
+                }
+                if let Some(watch) = watch {
+                    watch.lost(block);
                 }
                 prefix.remove(block);
                 *evictions += 1;
@@ -82,11 +88,31 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         });
     }
 
-    /// Lets others find a part of `block`, unless they already do.
+    /// Lets others find a part of `block`, unless they already do. `stored` says how to tell it.
     #[inline]
-    pub(crate) fn publish(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) {
-        if self.prefix.hash(block, part).is_none() {
-            self.prefix.insert(group, hash, block, part);
+    pub(crate) fn publish<'a>(
+        &mut self,
+        group: GroupId,
+        hash: D,
+        block: BlockId,
+        part: u32,
+        stored: impl FnOnce() -> Stored<'a, D>,
+    ) where
+        D: 'a,
+    {
+        let Blocks { prefix, watch, .. } = self;
+        if prefix.hash(block, part).is_some() {
+            return;
+        }
+        if let Some(watch) = watch
+            && !prefix.contains(block)
+        {
+            watch.published(block);
+        }
+        let is_first_copy = prefix.insert(group, hash, block, part);
+        let entry = prefix.entry(block, part);
+        if let Some(events) = &mut prefix.events {
+            events.stored(entry, stored(), is_first_copy);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::blocks::Blocks;
 use crate::claim::{BlockCopy, Need, Plan};
+use crate::event::Events;
 use crate::evict::{Eviction, Lru};
 use crate::group::{Group, Groups};
-use crate::hash::{BlockHasher, Xxh3};
+use crate::hash::{BlockHasher, Digest, Xxh3};
 use crate::hit::Search;
 use crate::id::count;
 use crate::kept::Kept;
@@ -13,10 +14,11 @@ use crate::kind::Holds;
 use crate::pin::Pins;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
+use crate::residency::Watch;
 use crate::sequence::{Sequence, Sequences};
 use crate::{
     Admission, BlockCount, BlockId, BlockTable, Claim, Config, Error, GroupId, Hit, Media, OverLimit,
-    Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
+    Refusal, Reservation, Reuse, SequenceId, SequenceKey, Stats, TokenCount, TokenId, Violation,
 };
 
 /// Decides which physical block holds which tokens of which sequence.
@@ -84,10 +86,11 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Ok(KvCache {
             blocks: Blocks {
                 pool: Pool::new(blocks, eviction(blocks)),
-                prefix: Prefix::new(blocks, parts),
+                prefix: Prefix::new(blocks, parts, events(&config, &groups)),
                 evictions: 0,
                 lost: Vec::new(),
                 report_lost: config.report_lost,
+                watch: watch(&config),
             },
             sequences: Sequences::new(groups.all.len()),
             copies: Vec::new(),
@@ -226,6 +229,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         if first {
             self.must_be_cached(place, claim.computed)?;
             if self.begins_from_fresh_state(place, claim.computed) {
+                self.counted.refusals.next_step += 1;
                 return Ok(Admission::NextStep);
             }
         } else {
@@ -233,6 +237,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
         let need = self.need(place, claim, first);
         if let Err(refusal) = self.within_limit(place, claim, need, first) {
+            self.counted.refusals.over_limit += 1;
             return Ok(Admission::OverLimit(refusal));
         }
         let (free, sequence) = (self.blocks.pool.free(), self.sequences.at(place));
@@ -242,9 +247,13 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             let has = if first { need.hits } else { sequence.held().0 };
             let (alone, blocks) = (BlockCount(has + need.beyond), self.blocks.pool.usable());
             if alone > blocks {
+                self.counted.refusals.never += 1;
                 return Ok(Admission::Never { need: alone, blocks });
             }
             let need = BlockCount(need.blocks());
+            let watermark = claim.watermark;
+            let refusal = Refusal { sequence: sequence.id, need, watermark, reserved, free };
+            self.counted.refusals.wait(refusal);
             return Ok(Admission::Wait { need, watermark: claim.watermark, reserved, free });
         }
         Ok(Admission::Admit(Reservation::new(self, Plan { place, claim, need })))
@@ -540,4 +549,16 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
         need
     }
+}
+
+fn watch(config: &Config) -> Option<Box<Watch>> {
+    let (blocks, every) = (config.block_count.get(), config.residency_every);
+    (every > 0).then(|| Box::new(Watch::new(blocks, every)))
+}
+
+fn events<D: Digest>(config: &Config, groups: &Groups) -> Option<Box<Events<D>>> {
+    let parts = groups.all.iter().map(Group::entries).max().unwrap_or(1);
+    let tokens = groups.all.iter().map(|group| group.entry.len()).max().unwrap_or(0);
+    let entries = config.block_count.get() as usize * parts as usize;
+    (config.events_max > 0).then(|| Box::new(Events::new(entries, tokens, config.events_max)))
 }

@@ -288,9 +288,9 @@ fn check_table<H: BlockHasher, E: Eviction>(
     for (index, &block) in (0..).zip(&table.blocks) {
         for part in (0..group.entries()).filter(|_| block != BlockId::NULL) {
             let entry = index * group.entries() + part;
-            let own = sequence.hashes.get(((entry + 1) * stride - 1) as usize).filter(|_| entry < published);
+            let own = sequence.hashes.get(((entry + 1) * stride - 1) as usize);
             let found_as = cache.blocks.prefix.hash(block, part);
-            let is_cut = own.is_none() && sequence.shared_from.is_some();
+            let is_cut = entry >= published && sequence.shared_from.is_some();
             if found_as.is_some() && found_as.as_ref() != own && !is_cut {
                 return Err(Violation::WrongHash { sequence: id, block });
             }

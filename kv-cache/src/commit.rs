@@ -2,13 +2,14 @@
 
 use crate::blocks::{Blocks, name};
 use crate::claim::{BlockCopy, Plan};
+use crate::event::{Location, Stored};
 use crate::evict::{Eviction, Wanted};
 use crate::group::{Groups, Landmarks, Unneeded, Written};
 use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
 use crate::kind::Holds;
 use crate::sequence::{Loading, Sequence, Table};
-use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount};
+use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount, TokenIndex};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
@@ -74,6 +75,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             table.blocks.extend_from_slice(&table.found[..length]);
             for &block in table.blocks.iter().filter(|&&block| block != BlockId::NULL) {
                 blocks.pool.share(block);
+            }
+            if let Some(watch) = &mut blocks.watch {
+                table.blocks.iter().for_each(|&block| watch.found(block));
             }
             table.published = group.hit_entries(tokens);
         }
@@ -157,7 +161,7 @@ pub(crate) fn publish<D: Digest>(
     let there = sequence.loading.map_or(computed, |loading| loading.from);
     let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
     let marks = sequence.landmarks();
-    let Sequence { tables, hashes, .. } = sequence;
+    let Sequence { id: sequence, tables, hashes, tokens: known, .. } = sequence;
     for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
         if group.holds == Holds::Encoder {
             continue;
@@ -171,7 +175,17 @@ pub(crate) fn publish<D: Digest>(
             if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
                 continue;
             }
-            blocks.publish(id, hashes[((entry + 1) * stride - 1) as usize], block, entry % parts);
+            let (size, last) = (group.entry.len(), ((entry + 1) * stride - 1) as usize);
+            let first = entry as usize * size;
+            blocks.publish(id, hashes[last], block, entry % parts, || Stored {
+                blocks: &hashes[last..=last],
+                parent: last.checked_sub(stride as usize).map(|before| hashes[before]),
+                tokens: &known[first..first + size],
+                first: TokenIndex(count(first)),
+                group: id,
+                location: Location::Device,
+                sequence: *sequence,
+            });
             if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
                 fresh.push(block);
             }

@@ -10,6 +10,7 @@ mod claim;
 mod commit;
 mod config;
 mod error;
+mod event;
 pub mod evict;
 mod forget;
 mod fork;
@@ -25,10 +26,12 @@ mod load;
 mod pin;
 mod pool;
 mod prefix;
+mod residency;
 pub mod scenario;
 mod sequence;
 mod stats;
 mod table;
+mod tell;
 pub mod tier;
 
 pub use batch_tables::{BatchTables, NO_SLOT};
@@ -37,6 +40,7 @@ pub use check::Violation;
 pub use claim::{Admission, BlockCopy, Claim, Grant, Hit, Lost, Reservation, Reuse};
 pub use config::{Config, Group, Retention};
 pub use error::Error;
+pub use event::{Event, Location, Replica, ReplicaError, Snapshot, Stored};
 pub use evict::{Eviction, Lru, OverLimit};
 pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};
 pub use id::{
@@ -45,5 +49,6 @@ pub use id::{
 };
 pub use keys::SequenceKey;
 pub use pin::Pinned;
-pub use stats::{HitStats, Stats};
+pub use residency::{GAPS_MAX, Residency};
+pub use stats::{HitStats, Refusal, Refusals, Stats};
 pub use table::BlockTable;

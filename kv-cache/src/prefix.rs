@@ -5,6 +5,7 @@
 //! gives the oldest that is still there, and forgetting one copy leaves the others found.
 
 use crate::buckets::Buckets;
+use crate::event::Events;
 use crate::{BlockCount, BlockId, Digest, GroupId, Lost};
 
 /// The copies of a hash form a ring through `next` and `prev`; the index knows the oldest.
@@ -24,6 +25,8 @@ pub(crate) struct Prefix<D> {
     /// Parts that every block has room for: as many as the blocks of the group with the most.
     parts: u32,
     parts_of: Vec<u32>,
+    /// Who wants to hear of every change.
+    pub(crate) events: Option<Box<Events<D>>>,
     blocks: u32,
     version: u64,
 }
@@ -31,7 +34,7 @@ pub(crate) struct Prefix<D> {
 impl<D: Digest> Prefix<D> {
     /// An index for `blocks` blocks in groups whose blocks have so many parts. With several groups nobody knows which
     /// one gets how many blocks, so that each begins with its share and grows.
-    pub(crate) fn new(blocks: BlockCount, parts_of: Vec<u32>) -> Self {
+    pub(crate) fn new(blocks: BlockCount, parts_of: Vec<u32>, events: Option<Box<Events<D>>>) -> Self {
         let (groups, parts) = (parts_of.len(), parts_of.iter().copied().max().unwrap_or(1));
         let (blocks, entries) = (blocks.get() as usize, blocks.get() as usize * parts as usize);
         Prefix {
@@ -42,6 +45,7 @@ impl<D: Digest> Prefix<D> {
             prev: vec![0; entries],
             parts,
             parts_of,
+            events,
             blocks: 0,
             version: 0,
         }
@@ -122,13 +126,15 @@ impl<D: Digest> Prefix<D> {
         }
     }
 
-    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`.
-    pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) {
+    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether it is
+    /// the only one.
+    pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) -> bool {
         let entry = self.entry(block, part);
         debug_assert_eq!(self.next[entry], 0, "block {block} is published once");
         self.blocks += u32::from(!self.contains(block));
         let this = number(entry);
-        match self.find(group, hash) {
+        let oldest = self.find(group, hash);
+        match oldest {
             None => {
                 self.index[group.index()].insert(hash.tag(), this);
                 (self.next[entry], self.prev[entry]) = (this, this);
@@ -147,6 +153,7 @@ impl<D: Digest> Prefix<D> {
             *of_block = group.0;
         }
         self.version += 1;
+        oldest.is_none()
     }
 
     /// Forgets this copy in all its parts. Does nothing to a block that is not in the index.
@@ -170,6 +177,9 @@ impl<D: Digest> Prefix<D> {
         let index = &mut self.index[group.index()];
         if after == this {
             index.remove(place);
+            if let Some(events) = &mut self.events {
+                events.removed(self.hash[entry], group);
+            }
         } else if index.number(place) == this {
             index.replace(place, after);
         }
@@ -187,6 +197,19 @@ impl<D: Digest> Prefix<D> {
         self.prev.fill(0);
         self.blocks = 0;
         self.version += 1;
+        if let Some(events) = &mut self.events {
+            events.cleared();
+        }
+    }
+
+    /// The oldest copy of everything in the index: its entry, its group and its hash.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (usize, GroupId, D)> + '_ {
+        (0..).map(GroupId).zip(&self.index).flat_map(move |(group, index)| {
+            index.all().map(move |bucket| {
+                let entry = bucket.number as usize;
+                (entry, group, self.hash[entry])
+            })
+        })
     }
 
     /// The block that an entry belongs to.
@@ -196,7 +219,7 @@ impl<D: Digest> Prefix<D> {
     }
 
     #[inline]
-    fn entry(&self, block: BlockId, part: u32) -> usize {
+    pub(crate) fn entry(&self, block: BlockId, part: u32) -> usize {
         block.index() * self.parts as usize + part as usize
     }
 
@@ -224,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_oldest_copy_answers_and_the_others_follow_it() {
-        let mut prefix = Prefix::new(BlockCount(10), vec![1]);
+        let mut prefix = Prefix::new(BlockCount(10), vec![1], None);
         let shared = hash(7, 1);
         for block in [7, 4, 2, 9] {
             prefix.insert(GROUP, shared, BlockId(block), 0);
@@ -245,7 +268,7 @@ mod tests {
 
     #[test]
     fn hashes_with_equal_tags_are_told_apart() {
-        let mut prefix = Prefix::new(BlockCount(4), vec![1]);
+        let mut prefix = Prefix::new(BlockCount(4), vec![1], None);
         prefix.insert(GROUP, hash(7, 1), BlockId(1), 0);
         prefix.insert(GROUP, hash(7, 2), BlockId(2), 0);
         assert_eq!(prefix.get(GROUP, hash(7, 1)), Some(BlockId(1)));
@@ -258,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_ends_at_the_first_hole() {
-        let mut prefix = Prefix::new(BlockCount(8), vec![1]);
+        let mut prefix = Prefix::new(BlockCount(8), vec![1], None);
         let hashes: Vec<BlockHash> = (1..=5).map(|n| hash(n << 29, n)).collect();
         for (block, &hash) in (1..).zip(&hashes) {
             prefix.insert(GROUP, hash, BlockId(block), 0);
@@ -271,7 +294,7 @@ mod tests {
 
     #[test]
     fn groups_and_parts_of_blocks_are_found_apart() {
-        let mut prefix = Prefix::new(BlockCount(4), vec![2, 1]);
+        let mut prefix = Prefix::new(BlockCount(4), vec![2, 1], None);
         prefix.insert(GroupId(0), hash(7, 1), BlockId(3), 0);
         prefix.insert(GroupId(0), hash(7, 2), BlockId(3), 1);
         prefix.insert(GroupId(1), hash(7, 1), BlockId(2), 0);

@@ -1,6 +1,6 @@
 //! Numbers for gauges and counters.
 
-use crate::BlockCount;
+use crate::{BlockCount, SequenceId};
 
 /// How full the cache is, and what sharing has brought so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,45 @@ pub struct Stats {
     pub again: HitStats,
     /// Cached blocks that lost their content to a new one.
     pub evictions: u64,
+    /// Claims that were not granted.
+    pub refusals: Refusals,
+}
+
+/// Claims that were not granted, each answer counted. Counters only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Answers of [`Admission::Wait`](crate::Admission::Wait).
+    pub wait: u64,
+    /// Answers of [`Admission::NextStep`](crate::Admission::NextStep).
+    pub next_step: u64,
+    /// Answers of [`Admission::Never`](crate::Admission::Never).
+    pub never: u64,
+    /// Answers of [`Admission::OverLimit`](crate::Admission::OverLimit).
+    pub over_limit: u64,
+    /// The last that had to wait.
+    pub last: Option<Refusal>,
+}
+
+/// Why a claim had to wait: `need + watermark + reserved` was more than `free`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Who asked.
+    pub sequence: SequenceId,
+    /// Blocks it would have taken out of the free list.
+    pub need: BlockCount,
+    /// What it had to leave over.
+    pub watermark: BlockCount,
+    /// Free blocks that are set aside for others.
+    pub reserved: BlockCount,
+    /// Blocks that were free.
+    pub free: BlockCount,
+}
+
+impl Refusals {
+    pub(crate) fn wait(&mut self, refusal: Refusal) {
+        self.wait += 1;
+        self.last = Some(refusal);
+    }
 }
 
 /// Prefix lookups, counted once per admission and not once per question. Counters only grow.

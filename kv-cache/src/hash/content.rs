@@ -19,6 +19,11 @@ impl<'a> Content<'a> {
     pub const fn plain(tokens: &'a [TokenId]) -> Self {
         Content { tokens, lookahead: &[], extra: None }
     }
+
+    /// Whether there is nothing but the tokens.
+    pub const fn is_plain(&self) -> bool {
+        self.lookahead.is_empty() && self.extra.is_none()
+    }
 }
 
 /// What makes a block's content besides its tokens.

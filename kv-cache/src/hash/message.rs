@@ -52,7 +52,7 @@ impl<const BYTES: usize> Chained<BYTES> {
         for (bytes, token) in body.as_chunks_mut::<TOKEN_BYTES>().0.iter_mut().zip(content.tokens) {
             *bytes = token.to_le_bytes();
         }
-        if content.extra.is_some() || !content.lookahead.is_empty() {
+        if !content.is_plain() {
             write_rest(content, &mut self.message);
         }
         BlockHash(digest(&self.message))

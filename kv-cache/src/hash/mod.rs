@@ -15,7 +15,9 @@
 //! | [`Sha256`] | 32 | the same where SHA-256 is prescribed; keyed |
 //! | [`Vllm`] | 32 or 16 | the hashes that vLLM would give these blocks |
 //! | [`Dynamo`] | 8 | the hashes that NVIDIA Dynamo would give them |
+//! | [`AnyHasher`] | | one of these, by its name |
 
+mod any;
 #[cfg(feature = "blake3")]
 mod blake3;
 mod cbor;
@@ -31,6 +33,7 @@ mod xxh3;
 
 use std::fmt::Debug;
 
+pub use any::{Algorithm, AnyHash, AnyHasher, UnknownAlgorithm};
 #[cfg(feature = "blake3")]
 pub use blake3::Blake3;
 pub use content::{Adapter, Content, EmbedsDigest, Extra, Media, NO_EMBEDS};

@@ -3,8 +3,9 @@
 use super::words::{Words, number};
 use super::{Cache, said};
 use crate::evict::{CostAware, Fair, Policy, PolicyName, Slru, UnknownPolicy};
+use crate::hash::{Algorithm, AnyHasher, UnknownAlgorithm};
 use crate::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
-use crate::{BlockCount, BlockSize, Config, Group, KvCache, Retention, TokenCount, Xxh3};
+use crate::{BlockCount, BlockSize, Config, Group, KvCache, Retention, TokenCount};
 
 /// A cache as the words say.
 pub(super) fn begin(mut words: Words<'_>) -> Result<Cache, String> {
@@ -19,16 +20,20 @@ pub(super) fn begin(mut words: Words<'_>) -> Result<Cache, String> {
     config.retention = words.option("retention").map_or(Ok(Retention::default()), retention)?;
     config.draft_head = words.flag("draft_head");
     config.report_lost = words.flag("report_lost");
+    config.events_max = words.number("events")?.unwrap_or(0);
+    config.residency_every = words.number("residency")?.unwrap_or(0);
     if let Some(blocks) = words.number("pinned_max")? {
         config.pinned_blocks_max = BlockCount(blocks);
     }
+    let hash = words.option("hash").map_or(Ok(Algorithm::Xxh3), str::parse);
+    let hash = hash.map_err(|error: UnknownAlgorithm| error.to_string())?;
     let (name, setting) = policy(words.option("policy").unwrap_or("lru"))?;
     config.hash_seed = words.number("seed")?.unwrap_or(0).into();
     config.hash_lookahead = TokenCount(words.number("hash_lookahead")?.unwrap_or(0));
     config.sequence_tokens_max = TokenCount(words.number("tokens_max")?.unwrap_or(u32::MAX));
     config.step_tokens_max = TokenCount(words.number("step_max")?.unwrap_or(u32::MAX));
     words.end()?;
-    let (size, hasher) = (config.block_size, Xxh3::new(config.hash_seed));
+    let (size, hasher) = (config.block_size, AnyHasher::new(hash, config.hash_seed));
     let policy = |blocks| Fair::new(blocks, chosen(name, setting, blocks, size));
     said(KvCache::with(config, hasher, policy))
 }

@@ -23,6 +23,8 @@
 //! | `cache block_size=N blocks=N ...` | begins anew with an empty cache |
 //! | ` groups=KIND,KIND` | one of `full`, `window:N`, `window:N+sinks:N`, `window:N+prompt`, `local:N`, `state`, `cross` per group, each with `/N` for a block size of its own |
 //! | ` [caching=off] [match_unit=N] [retention=prompt\|dense\|every:N] [draft_head] [report_lost]` | [`Config`](crate::Config) |
+//! | ` [hash=xxh3\|blake3\|sha256\|vllm-sha256\|vllm-sha256-cbor\|vllm-xxhash\|vllm-xxhash-cbor\|dynamo]` | how blocks are named ([`hash`](crate::hash)) |
+//! | ` [events=N] [residency=N]` | [`Config::events_max`](crate::Config::events_max), [`Config::residency_every`](crate::Config::residency_every) |
 //! | ` [seed=N] [hash_lookahead=N] [tokens_max=N] [step_max=N]` | the same |
 //! | ` [policy=NAME] [pinned_max=N]` | `lru`, `leaf-first`, `slru`, `slru:PERCENT`, `arc`, `cost` or `cost:TOKENS`, see [`evict`](crate::evict); [`Config::pinned_blocks_max`](crate::Config::pinned_blocks_max) |
 //! | `open NAME TOKENS [tenant=N] [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
@@ -44,6 +46,11 @@
 //! | `unpin N`, `expire NOW`, `pins` | [`KvCache::unpin`], [`KvCache::expire`], [`KvCache::pins`] |
 //! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`], [`KvCache::tenant`] |
 //! | `lost` | [`KvCache::drain_lost`], as `block:group` |
+//! | `hashes NAME` | [`KvCache::hashes`] |
+//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, `number:removed:block@group` or `number:cleared`; names by their first four digits |
+//! | `snapshot` | [`KvCache::snapshot`], one block after the other as if stored now |
+//! | `now N`, `residency` | [`KvCache::set_now`]; [`KvCache::drain_residency`], as `lifetime:idle:gap,gap` |
+//! | `refusals` | [`Stats::refusals`](crate::Stats::refusals) |
 //! | `reset` | [`KvCache::reset`] |
 //! | `table NAME` | the blocks held, per group; 0 where none is needed, `*` marks those that others can find |
 //! | `slots NAME FROM TO [group=N]` | where the tokens from `FROM` up to, not including, `TO` live |
@@ -77,6 +84,7 @@
 mod begin;
 mod keep;
 mod sequence;
+mod tell;
 mod tiers;
 mod words;
 
@@ -85,7 +93,8 @@ use std::fmt::{Display, Write as _};
 
 use self::words::Words;
 use crate::evict::{Fair, Policy};
-use crate::{BlockCount, BlockId, Error, HitStats, KvCache, SequenceId, Xxh3};
+use crate::hash::AnyHasher;
+use crate::{BlockCount, BlockId, Error, HitStats, KvCache, SequenceId};
 
 /// Runs a scenario and returns it with the answers written under the commands. Answers that the text already
 /// has are replaced, so a scenario is right when its transcript is the scenario itself.
@@ -111,7 +120,7 @@ pub fn transcript(scenario: &str) -> String {
 }
 
 /// The cache that is spoken to.
-type Cache = KvCache<Xxh3, Fair<Policy>>;
+type Cache = KvCache<AnyHasher, Fair<Policy>>;
 
 /// A cache that is spoken to in commands, one line each.
 #[derive(Debug, Default)]
@@ -201,6 +210,12 @@ impl Interpreter {
             "compare" => self.compare(words),
             "unpin" | "expire" | "pins" => keep::pins(cache, verb, words),
             "quota" | "tenant" => keep::tenant(cache, verb, words),
+            "now" => tell::now(cache, words),
+            "events" | "snapshot" | "residency" | "refusals" => {
+                words.end()?;
+                let answer = tell::all(cache, verb);
+                Ok(self.sequences.named(answer))
+            }
             "free" | "reset" | "stats" | "copies" | "end_step" | "lost" => {
                 words.end()?;
                 Ok(about_all(cache, verb))
@@ -412,6 +427,26 @@ mod tests {
             "computed A 4294967295",
             "judge patience=timeout:4294967295+4294967295 wanted=4294967295",
             "agree",
+        ];
+        let mut interpreter = Interpreter::new();
+        for line in lines {
+            let answer = interpreter.execute(line);
+            assert!(!answer.is_empty() && !answer.contains("VIOLATION"), "{line}: {answer}");
+        }
+    }
+
+    #[test]
+    fn no_question_makes_it_fail_either() {
+        let lines = [
+            "events",
+            "cache block_size=4 blocks=4 hash=md5",
+            "cache block_size=4 blocks=4 hash=dynamo",
+            "hashes A",
+            "events",
+            "snapshot",
+            "residency",
+            "refusals",
+            "now x",
         ];
         let mut interpreter = Interpreter::new();
         for line in lines {

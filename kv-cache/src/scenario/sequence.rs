@@ -1,5 +1,6 @@
 //! The commands about one sequence.
 
+use super::tell;
 use super::words::{Words, number};
 use super::{Cache, Progress, keep, list, said};
 use crate::{
@@ -20,6 +21,7 @@ pub(super) fn run(
         "claim" => claim(cache, progress, words, true)?,
         "reserve" => claim(cache, progress, words, false)?,
         "table" => table(cache, id, words)?,
+        "hashes" => tell::hashes(cache, id, words)?,
         "slots" => slots(cache, id, words)?,
         "push" => {
             let tokens = words.tokens()?;

@@ -6,14 +6,15 @@ use std::ops::RangeInclusive;
 
 use super::words::{Words, number};
 use super::{Cache, Named, list};
+use crate::hash::AnyHasher;
 use crate::tier::{
     Advice, BlockKey, Contents, Fetch, Finished, JobId, LoadStart, Lookup, Medium, Occasion, Offload, Origin,
     Outcome, Patience, Place, Store, TierConfig, TierEvent, TierEviction, TierId, Tiers, Verdict, Write,
     agreed,
 };
-use crate::{BlockCount, BlockHasher, BlockId, GroupId, SequenceId, Tick, TokenCount, Xxh3};
+use crate::{BlockCount, BlockHasher, BlockId, GroupId, SequenceId, Tick, TokenCount};
 
-type Digest = <Xxh3 as BlockHasher>::Digest;
+type Digest = <AnyHasher as BlockHasher>::Digest;
 type Key = BlockKey<Digest>;
 
 /// Tiers that are spoken to.
