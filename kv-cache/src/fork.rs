@@ -55,6 +55,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         // Names cover the tokens ahead, which will be others: what was named by them is named, and written, anew.
         let named = TokenCount(keep.get().saturating_sub(if keep < known { lookahead.get() } else { 0 }));
         self.keep_room(place, keep, named);
+        self.unname_states(place, keep, named);
         self.sequences.at_mut(place).forget_tokens(keep, unit, lookahead);
         Ok(())
     }
@@ -130,6 +131,21 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let sequence = self.sequences.at_mut(place);
         sequence.computed = sequence.computed.min(room);
         sequence.share_from(named);
+    }
+
+    /// A state that was named by tokens which are gone cannot be copied and named anew, as it goes on elsewhere: nobody
+    /// finds it any more.
+    fn unname_states(&mut self, place: u32, keep: TokenCount, named: TokenCount) {
+        let KvCache { groups, blocks, sequences, .. } = self;
+        let tables = sequences.at(place).tables.iter();
+        for (group, table) in groups.all.iter().zip(tables).filter(|(group, _)| group.holds == Holds::State) {
+            let from = group.entry.full_blocks(named).get() as usize;
+            let named_late =
+                table.blocks.iter().take(group.entry.full_blocks(keep).get() as usize).skip(from);
+            named_late
+                .filter(|&&block| block != BlockId::NULL)
+                .for_each(|&block| blocks.prefix.remove(block));
+        }
     }
 
     /// The place of a sequence of which nothing is on its way.

@@ -127,6 +127,13 @@ impl Model {
         self.must_go_on_from(id, keep)?;
         let ahead = if keep < known { self.config.hash_lookahead.0 } else { 0 };
         self.keep_room(id, keep, keep.saturating_sub(ahead));
+        for group in (0..self.groups.len()).filter(|&group| self.groups[group].kind == Kind::State) {
+            let size = self.groups[group].size;
+            for entry in keep.saturating_sub(ahead) / size..keep / size {
+                let block = self.sequences[&id].tables[group].blocks.get(entry as usize).copied();
+                self.content[block.unwrap_or(BlockId::NULL).0 as usize].fill(None);
+            }
+        }
         let sequence = self.of(id);
         sequence.tokens.truncate(keep as usize);
         sequence.prompt = sequence.prompt.min(keep);
