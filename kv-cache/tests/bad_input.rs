@@ -228,7 +228,10 @@ fn a_reservation_that_is_dropped_changes_nothing() {
     let before = format!("{cache:?}");
     let some = Claim { computed: TokenCount(10), new_tokens: TokenCount(20), ..Claim::default() };
     assert!(matches!(cache.reserve(A, some), Ok(Admission::Admit(_))));
+    assert_eq!(format!("{cache:?}"), before);
     let too_many = Claim { watermark: BlockCount(u32::MAX), ..some };
     assert!(matches!(cache.reserve(A, too_many), Ok(Admission::Wait { .. })));
-    assert_eq!(format!("{cache:?}"), before);
+    // A refusal is counted, and nothing else has changed.
+    let counted = format!("{:?}", cache.stats().refusals);
+    assert_eq!(format!("{cache:?}").replace(&counted, &format!("{:?}", Refusals::default())), before);
 }
