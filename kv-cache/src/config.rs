@@ -41,7 +41,8 @@ pub struct Config {
     /// Whether content that is lost is listed for [`KvCache::drain_lost`](crate::KvCache::drain_lost), by whoever
     /// keeps it elsewhere.
     pub report_lost: bool,
-    /// How many events are kept for [`KvCache::drain_events`](crate::KvCache::drain_events) until they are heard; 0 for a
+    /// How many events are kept for [`KvCache::drain_events`](crate::KvCache::drain_events) until they are heard; 0
+    /// for a
     /// cache that tells nothing. Costs, when it tells, the tokens of each block once more, and 40 bytes a block.
     pub events_max: u32,
     /// Of every how many-th block it is measured how long its content stays

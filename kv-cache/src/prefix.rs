@@ -126,7 +126,8 @@ impl<D: Digest> Prefix<D> {
         }
     }
 
-    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether it is
+    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether
+    /// it is
     /// the only one.
     pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) -> bool {
         let entry = self.entry(block, part);

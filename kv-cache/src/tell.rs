@@ -8,7 +8,8 @@ use crate::{KvCache, Tick};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Shows every change of the index since the last call, with its number, and forgets it. Numbers begin at 0 and
-    /// have no holes, unless more than [`Config::events_max`](crate::Config::events_max) events happened since: then all
+    /// have no holes, unless more than [`Config::events_max`](crate::Config::events_max) events happened since:
+    /// then all
     /// that were kept are lost, the numbers show it, and a [`snapshot`](KvCache::snapshot) helps.
     pub fn drain_events(&mut self, hear: impl FnMut(u64, Event<'_, H::Digest>)) {
         if let Some(events) = &mut self.blocks.prefix.events {

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Prompts are 64 blocks of 16 random tokens. Each figure is the median of 15 rounds, in nanoseconds per block, on
-//! one thread. In a pool of 1 k blocks everything stays in the processor's cache. In larger ones each call meets another of
+//! one thread. In a pool of 1 k blocks everything stays in the processor's cache. In larger ones each call meets
+//! another of
 //! as many prompts as fill the pool, in random order, so that it finds its part of the index in memory.
 //! Everything is asserted: how many blocks were given, found and freed, and that both name them alike.
 

@@ -40,7 +40,8 @@ pub struct CostAware {
 /// No block counts for more uses, so that what was popular yesterday goes within a day.
 const USES_MAX: u32 = 255;
 
-/// More than the 30,000 of arithmetic alone: on real conversations, blocks that were kept for their cost mostly waited in
+/// More than the 30,000 of arithmetic alone: on real conversations, blocks that were kept for their cost mostly
+/// waited in
 /// vain, and pushed out others that were wanted. See the simulator.
 const DOUBLES_AFTER: TokenCount = TokenCount(131_072);
 
