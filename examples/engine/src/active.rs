@@ -7,6 +7,7 @@ use quayline_batching::{self as batching, StopRules, TokenId};
 
 use crate::detokenize::TextStream;
 use crate::error::Refusal;
+use crate::grammar::{Grammar, Guide, GuideState};
 use crate::output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason};
 use crate::request::{Request, RequestId, Tick};
 use crate::sampling::{self, Chooser, Context, Scratch};
@@ -25,6 +26,7 @@ pub(crate) struct Active {
     /// Prompt, then output.
     pub(crate) tokens: Vec<u32>,
     chooser: Chooser,
+    guide: Option<Guide>,
     stream: TextStream,
     stops: StopStrings,
     user_stop_ids: Vec<u32>,
@@ -69,6 +71,7 @@ impl Active {
             output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
             tokens: prompt.to_vec(),
             chooser: Chooser::new(sampling, prompt, context),
+            guide: request.grammar.as_ref().map(Grammar::guide),
             stream: text.stream(sampling.skip_special_tokens, prompt),
             stops: StopStrings::new(sampling.stop.clone(), sampling.include_stop_str_in_output),
             user_stop_ids: sampling.stop_token_ids.clone(),
@@ -116,12 +119,29 @@ impl Active {
 
     /// Chooses the next token from the logits of the last one. `row` is room for a copy of them.
     pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) -> u32 {
-        row.clear();
-        row.extend_from_slice(logits);
-        let id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
-        let logprobs = self.logprobs.map(|top| sampling::logprobs(logits, id, top, scratch));
+        self.copy_allowed(logits, row);
+        let mut id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
+        let mut of = logits;
+        if let Some(guide) = &self.guide {
+            self.copy_allowed(logits, row);
+            if !guide.allows(id) {
+                // What the request's own rules leave, its grammar does not take: the grammar goes first.
+                id = sampling::most_likely(row).map_or_else(|| guide.first(), |(id, _)| id);
+            }
+            of = row;
+        }
+        let logprobs = self.logprobs.map(|top| sampling::logprobs(of, id, top, scratch));
         self.chosen = Some(SampledToken { id, logprobs });
         id
+    }
+
+    /// The logits of the tokens that the grammar takes.
+    fn copy_allowed(&self, logits: &[f32], row: &mut Vec<f32>) {
+        row.clear();
+        row.extend_from_slice(logits);
+        if let Some(guide) = &self.guide {
+            guide.apply(row);
+        }
     }
 
     /// Makes the chosen token part of the output. `verdict` is the batcher's.
@@ -130,7 +150,12 @@ impl Active {
         self.tokens.push(token.id);
         self.chooser.push(token.id);
         let mut finish = verdict.map(|reason| self.finish(reason));
-        let ended_by_token = verdict.is_some_and(|reason| !reason.is_length());
+        let guided = self.guide.as_mut().map_or(GuideState::Open, |guide| guide.push(token.id));
+        let mut ended_by_token = verdict.is_some_and(|reason| !reason.is_length());
+        if !ended_by_token {
+            finish = end_of_grammar(guided).or(finish);
+            ended_by_token = guided == GuideState::Ended;
+        }
         let mut text = String::new();
         let mut piece = String::new();
         if !ended_by_token || self.include_stop {
@@ -142,6 +167,8 @@ impl Active {
             finish = Some(Finish { reason: FinishReason::Stop, stop });
         } else if finish.is_some() {
             self.stops.finish(&mut text);
+        } else if let Some(guide) = &mut self.guide {
+            finish = end_of_grammar(guide.look_ahead());
         }
         Output {
             id: self.id,
@@ -190,6 +217,16 @@ impl Active {
         let mut prompt = self.prompt_logprobs.take()?;
         Some((0..self.prompt_tokens).map(|position| prompt.by_position.remove(&position)).collect())
     }
+}
+
+/// How an answer ends with its grammar, if it does.
+fn end_of_grammar(state: GuideState) -> Option<Finish> {
+    let reason = match state {
+        GuideState::Open => return None,
+        GuideState::Complete | GuideState::Ended => FinishReason::Stop,
+        GuideState::Failed => FinishReason::Error,
+    };
+    Some(Finish { reason, stop: None })
 }
 
 /// The token spellings of bad words: as they are, and behind a space where that is as many tokens but

@@ -15,6 +15,7 @@ use crate::active::Active;
 use crate::adapt::{PagedMemory, sequence};
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
+use crate::grammar::Grammars;
 use crate::input::StepArrays;
 use crate::model::Model;
 use crate::options::Options;
@@ -33,6 +34,7 @@ use crate::text::Text;
 /// not on what else runs, on chunks, blocks, threads, cache hits or preemptions.
 pub struct Engine {
     text: Arc<Text>,
+    grammars: Arc<Grammars>,
     eos: Vec<u32>,
     seed: u64,
     sizes: Sizes,
@@ -90,7 +92,7 @@ impl Engine {
 
     fn make(files: &ModelFiles, options: &Options) -> Result<Self, LoadError> {
         let config = files.config()?;
-        let text = Text::load(files)?;
+        let text = Arc::new(Text::load(files)?);
         if text.vocab_size() as usize > config.vocab {
             let vocab_size = u32::try_from(config.vocab).unwrap_or(u32::MAX);
             return Err(LoadError::Vocabulary { token: text.vocab_size() - 1, vocab_size });
@@ -118,7 +120,8 @@ impl Engine {
         let batcher = Batcher::with_order(sizes.batching(options), Sizes::order(options))
             .map_err(|error| refused("max_num_batched_tokens", &error))?;
         Ok(Self {
-            text: Arc::new(text),
+            grammars: Arc::new(Grammars::new(Arc::clone(&text), &eos)),
+            text,
             eos,
             seed: options.seed,
             sizes,
@@ -137,6 +140,12 @@ impl Engine {
     #[must_use]
     pub fn text(&self) -> Arc<Text> {
         Arc::clone(&self.text)
+    }
+
+    /// What makes grammars for [`Request::grammar`], to be used from any thread: compiling takes longer than a step.
+    #[must_use]
+    pub fn grammars(&self) -> Arc<Grammars> {
+        Arc::clone(&self.grammars)
     }
 
     /// The model.
@@ -177,6 +186,7 @@ impl Engine {
         let planned = batching::Request {
             priority: request.priority,
             arrival: batching::Tick(request.arrival.0),
+            grammar: request.grammar.as_ref().map_or(batching::Grammar::None, |_| batching::Grammar::Ready),
             ..batching::Request::new(id, active.prompt_tokens, stop)
         };
         self.batcher.add(planned).map_err(|refusal| queue_refusal(&refusal))?;
@@ -210,6 +220,11 @@ impl Engine {
         let vocab_size = self.vocab_size();
         if let Some(&token) = request.prompt.iter().find(|&&token| token >= vocab_size) {
             return Err(Refusal::UnknownToken { token, vocab_size });
+        }
+        let known = self.text.vocab_size();
+        if request.grammar.as_ref().is_some_and(|grammar| grammar.vocab_size() != known) {
+            let problem = "was compiled for another vocabulary".into();
+            return Err(Refusal::Sampling { parameter: "structured_outputs", problem });
         }
         request.sampling.check(vocab_size)
     }

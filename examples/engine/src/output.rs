@@ -39,7 +39,7 @@ pub struct SampledToken {
 }
 
 /// Log-probabilities at one position, from the logits as the model gave them: before temperature,
-/// penalties and masks.
+/// penalties and masks, but of the tokens that the grammar takes, if there is one (as in vLLM).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logprobs {
     /// The token that is there.
@@ -71,10 +71,12 @@ pub struct Finish {
 /// The kind of end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {
-    /// End-of-sequence, a stop id or a stop string.
+    /// End-of-sequence, a stop id, a stop string, or the end of the grammar.
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
+    /// The grammar of the answer became too large to be followed any further.
+    Error,
 }
 
 impl FinishReason {
@@ -84,6 +86,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Error => "error",
         }
     }
 }

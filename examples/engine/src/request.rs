@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Refusal;
+use crate::grammar::Grammar;
 
 /// Names a request while it is queued or running. The caller chooses it and may reuse it after the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +23,9 @@ pub struct Request {
     pub prompt: Arc<[u32]>,
     /// How tokens are chosen and when to stop.
     pub sampling: Sampling,
+    /// What the answer must be, made by the engine's [`Grammars`](crate::Grammars). The answer ends where its
+    /// grammar ends, whatever `min_tokens` and `ignore_eos` say.
+    pub grammar: Option<Grammar>,
     /// Lower runs first under [`Order::Priority`](crate::Order::Priority); ignored first come, first served.
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
@@ -31,13 +35,14 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request with default sampling, priority 0, no salt, arrived at the origin.
+    /// A request with default sampling, no grammar, priority 0, no salt, arrived at the origin.
     #[must_use]
     pub fn new(id: RequestId, prompt: impl Into<Arc<[u32]>>) -> Self {
         Self {
             id,
             prompt: prompt.into(),
             sampling: Sampling::default(),
+            grammar: None,
             priority: 0,
             cache_salt: None,
             arrival: Tick::default(),

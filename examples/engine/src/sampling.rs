@@ -13,7 +13,7 @@ mod random;
 mod row;
 mod rules;
 
-pub(crate) use draw::Scratch;
+pub(crate) use draw::{Scratch, most_likely};
 pub(crate) use logprobs::logprobs;
 
 use crate::request::Sampling;

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 
 use quayline_engine::{
-    Engine, Finish, KvDtype, KvSize, Logprobs, ModelFiles, Options, Order, Output, Request, RequestId,
-    Sampling, Text, Tick,
+    Constraint, Engine, Finish, Grammars, KvDtype, KvSize, Logprobs, ModelFiles, Options, Order, Output,
+    Request, RequestId, Sampling, Text, Tick,
 };
 
 /// Numbers from a seed: SplitMix64.
@@ -70,7 +71,7 @@ fn push_bits(logprobs: Option<&Logprobs>, bits: &mut Vec<u32>) {
 }
 
 /// Requests of every kind; some share long beginnings.
-fn requests(text: &Text) -> Vec<Request> {
+fn requests(text: &Arc<Text>) -> Vec<Request> {
     let play = "BENVOLIO:\nGood morrow, cousin.\n\nROMEO:\nIs the day so young?\n\nBENVOLIO:\nBut new struck nine.\n\n\
         ROMEO:\nAy me! sad hours seem long.\nWas that my father that went hence so fast?\n\nBENVOLIO:\nIt was.\n\n";
     let shared = text.encode(play, true).unwrap();
@@ -106,7 +107,25 @@ fn requests(text: &Text) -> Vec<Request> {
         (prompt(64, "And"), Sampling { seed: Some(7), ignore_eos: false, max_tokens: Some(30), ..base() }),
     ];
     let request = |(id, (prompt, sampling))| Request { sampling, ..Request::new(RequestId(id), prompt) };
-    (0..).zip(kinds).map(request).collect()
+    let mut requests: Vec<Request> = (0..).zip(kinds).map(request).collect();
+    // What some must be goes with their place: the same prompt and sampling with a grammar as without.
+    let grammars = Grammars::new(Arc::clone(text), &[text.eos_token().unwrap()]);
+    for (id, (like, constraint)) in (requests.len() as u64..).zip(constraints()) {
+        let grammar = Some(grammars.compile(&constraint).unwrap());
+        requests.push(Request { id: RequestId(id), grammar, ..requests[like].clone() });
+    }
+    requests
+}
+
+/// What answers must be, each with the request that it is put on.
+fn constraints() -> [(usize, Constraint); 3] {
+    let name = serde_json::json!({ "type": "string", "maxLength": 9 });
+    let list = serde_json::json!({ "type": "array", "items": name, "minItems": 1 });
+    [
+        (1, Constraint::Json(list)),
+        (3, Constraint::JsonObject),
+        (9, Constraint::Regex("[A-Z][a-z]+(, [a-z]+)*!".into())),
+    ]
 }
 
 fn options() -> Options {
@@ -199,7 +218,7 @@ fn together(seed: u64, requests: &[Request], expected: &[Answer]) -> (u64, u64) 
 
 #[test]
 fn the_same_request_gives_the_same_bits() {
-    let text = Text::load(&ModelFiles::bundled()).unwrap();
+    let text = Arc::new(Text::load(&ModelFiles::bundled()).unwrap());
     let requests = requests(&text);
     let expected: Vec<Answer> = requests.iter().map(alone).collect();
     assert!(expected[6].prompt_logprobs.len() >= 20 * 3, "prompt log-probabilities are part of the answer");
@@ -216,7 +235,7 @@ fn the_same_request_gives_the_same_bits() {
 
 #[test]
 fn the_format_of_the_cache_changes_numbers_but_not_the_rule() {
-    let text = Text::load(&ModelFiles::bundled()).unwrap();
+    let text = Arc::new(Text::load(&ModelFiles::bundled()).unwrap());
     let request = &requests(&text)[1];
     let answer = |kv_dtype, block_size| {
         let block_size = NonZeroU32::new(block_size).unwrap();

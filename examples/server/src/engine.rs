@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{Engine, Output, Refusal, Request, RequestId, Sampling, Snapshot, Tick};
+use quayline_engine::{Engine, Grammar, Output, Refusal, Request, RequestId, Sampling, Snapshot, Tick};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -35,6 +35,8 @@ pub(crate) struct Part {
 pub(crate) struct Job {
     /// One per choice.
     pub(crate) prompts: Vec<(Arc<[u32]>, Sampling)>,
+    /// What every answer must be.
+    pub(crate) grammar: Option<Grammar>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     /// Continuations per prompt, for the metrics.
@@ -308,6 +310,7 @@ impl EngineThread {
                 id,
                 prompt: Arc::clone(prompt),
                 sampling: sampling.clone(),
+                grammar: job.grammar.clone(),
                 priority: job.priority,
                 cache_salt: job.cache_salt.clone(),
                 arrival: tick(self.origin, now),

@@ -187,7 +187,7 @@ impl EngineMetrics {
             request_success: to.family(
                 "request_success",
                 "Requests that ended, by reason",
-                ("finished_reason", &["stop", "length", "abort"]),
+                ("finished_reason", &["stop", "length", "error", "abort"]),
             ),
             admission_rejections: to.family(
                 "admission_rejections",

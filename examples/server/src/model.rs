@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use quayline_engine::{Engine, LoadError, ModelFiles, Text};
+use quayline_engine::{Engine, Grammars, LoadError, ModelFiles, Text};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
@@ -17,6 +17,7 @@ use crate::metrics::{EngineCollector, EngineMetrics, Metrics};
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) text: Arc<Text>,
+    pub(crate) grammars: Arc<Grammars>,
     /// The template that replaces the model's own.
     pub(crate) template: Option<String>,
     /// Tokens of prompt and answer together.
@@ -50,6 +51,7 @@ pub(crate) fn load(
     let engine_metrics = metrics.add_engine(&name, context, collector);
     let model = Model {
         text: engine.text(),
+        grammars: engine.grammars(),
         template,
         context,
         vocab_size: engine.vocab_size(),

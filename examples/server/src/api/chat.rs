@@ -169,6 +169,7 @@ pub(crate) async fn create(
     let asked = own.max_completion_tokens.or(shared.max_tokens);
     let sampling = shared.sampling(asked, ("top_logprobs", own.logprobs()?), limits)?;
     let report = shared.usage_report(app.force_usage)?;
+    let wanted = shared.wanted()?;
     let (n, priority, cache_salt) = (shared.n()?, shared.priority(limits)?, shared.cache_salt()?);
 
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
@@ -176,6 +177,7 @@ pub(crate) async fn create(
     let text = Arc::clone(&model.text);
     let ids = aside(move || Ok(text.encode(&text.render_chat(&chat)?, add_special_tokens)?)).await?;
     let prompt: Arc<[u32]> = shared.fit(ids, asked, "messages", limits)?.into();
+    let grammar = generation::grammar(&model, wanted).await?;
     drop(share);
 
     let writer = Answer {
@@ -187,8 +189,16 @@ pub(crate) async fn create(
         model: Arc::clone(&model),
     };
     let prompts = vec![prompt];
-    let plan =
-        Plan { prompts, n, sampling, priority, cache_salt, arrived: tag.arrived, counts_answers: true };
+    let plan = Plan {
+        prompts,
+        n,
+        sampling,
+        grammar,
+        priority,
+        cache_salt,
+        arrived: tag.arrived,
+        counts_answers: true,
+    };
     let generation = plan.submit(&app, in_flight).await?;
     if shared.stream == Some(true) {
         let begun = vec![false; generation.choices];

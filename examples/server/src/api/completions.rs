@@ -120,6 +120,7 @@ pub(crate) async fn create(
         sampling.prompt_logprobs = sampling.prompt_logprobs.max(sampling.logprobs);
     }
     let report = shared.usage_report(app.force_usage)?;
+    let wanted = shared.wanted()?;
     let (priority, cache_salt) = (shared.priority(limits)?, shared.cache_salt()?);
 
     let answer = Answer {
@@ -136,12 +137,14 @@ pub(crate) async fn create(
     };
     let prompt = own.prompt.ok_or_else(|| ApiError::field("prompt", "is missing"))?;
     let prompts = tokens(prompt, &model, &shared, max_tokens, limits).await?;
+    let grammar = generation::grammar(&model, wanted).await?;
     drop(share);
     let answer = Answer { prompts: prompts.clone(), ..answer };
     let plan = Plan {
         prompts,
         n,
         sampling,
+        grammar,
         priority,
         cache_salt,
         arrived: tag.arrived,

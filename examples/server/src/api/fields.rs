@@ -8,6 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::error::ApiError;
+use crate::api::structured::{ResponseFormat, StructuredOutputs, Wanted};
 use crate::config::Defaults;
 
 /// Most continuations of one prompt.
@@ -92,6 +93,10 @@ pub(crate) struct Shared {
     pub(crate) request_id: Option<String>,
     /// Cached prefixes are shared only among equal salts.
     cache_salt: Option<String>,
+    /// What the answer must be, in OpenAI's words.
+    response_format: Option<ResponseFormat>,
+    /// What the answer must be, in vLLM's words.
+    structured_outputs: Option<StructuredOutputs>,
     /// Report token ids of prompt and answer.
     pub(crate) return_token_ids: Option<bool>,
     /// Write tokens in `logprobs` as `token_id:N`.
@@ -189,6 +194,14 @@ impl Shared {
             priority if priority == 0 || limits.by_priority => Ok(priority),
             _ => Err(ApiError::field("priority", "needs a server started with --scheduling-policy priority")),
         }
+    }
+
+    /// What the answer must be.
+    ///
+    /// # Errors
+    /// Two wishes, or one that is not granted here.
+    pub(crate) fn wanted(&self) -> Result<Option<Wanted>, ApiError> {
+        Wanted::new(self.response_format.as_ref(), self.structured_outputs.as_ref())
     }
 
     /// The salt of the prefix cache.
@@ -400,12 +413,6 @@ const IDLE: &[Idle] = &[
     ("service_tier", |v| one_of(v, &["auto", "default"]), "can only be auto or default"),
     ("verbosity", |v| v == "medium", "can only be medium"),
     ("modalities", |v| *v == serde_json::json!(["text"]), "can only be [\"text\"]"),
-    (
-        "response_format",
-        |v| v["type"] == "text",
-        "can only be {\"type\": \"text\"}: output is not constrained",
-    ),
-    ("structured_outputs", empty, "is not supported: output is not constrained"),
     ("reasoning_effort", |v| v == "none", "can only be none"),
     ("include_reasoning", |v| *v == true, "can only be true: reasoning is not told apart from the answer"),
     ("thinking_token_budget", never, UNSUPPORTED),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use quayline_engine::{Finish, FinishReason, Sampling, StopReason};
+use quayline_engine::{Finish, FinishReason, Grammar, Sampling, StopReason};
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
 use crate::api::fields::Shared;
+use crate::api::structured::Wanted;
 use crate::api::usage::Tally;
 use crate::app::{App, InFlight, Model};
 use crate::engine::{GivenUp, Job, Ticket};
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) prompts: Vec<Arc<[u32]>>,
     pub(crate) n: u32,
     pub(crate) sampling: Sampling,
+    /// What each answer must be.
+    pub(crate) grammar: Option<Grammar>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     pub(crate) arrived: Instant,
@@ -63,6 +66,7 @@ impl Plan {
         let tally = Tally::new(lengths, self.n, app.prompt_tokens_details, self.counts_answers);
         let job = Job {
             prompts: self.choices().collect(),
+            grammar: self.grammar,
             priority: self.priority,
             cache_salt: self.cache_salt,
             n: self.n,
@@ -106,6 +110,16 @@ pub(crate) fn head(
         model: name.to_owned(),
         system_fingerprint: model.fingerprint.clone(),
     })
+}
+
+/// The grammar of what is wanted, made on a thread that may take its time.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) async fn grammar(model: &Arc<Model>, wanted: Option<Wanted>) -> Result<Option<Grammar>, ApiError> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let model = Arc::clone(model);
+    aside(move || wanted.compile(&model)).await.map(Some)
 }
 
 /// Why the engine let go of a request.

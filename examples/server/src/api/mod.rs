@@ -11,5 +11,6 @@ mod message;
 pub(crate) mod models;
 mod prompt;
 pub(crate) mod stream;
+mod structured;
 pub(crate) mod tokenize;
 mod usage;

@@ -6,4 +6,5 @@ mod monitoring;
 mod refusals;
 mod shapes;
 mod streams;
+mod structured;
 mod support;

@@ -144,8 +144,8 @@ async fn completions_are_checked_down_to_the_prompt() {
 async fn what_is_not_done_is_refused_and_what_asks_for_nothing_is_accepted() {
     let server = Server::start("").await;
     let cases: &[(&str, &[Value], Value)] = &[
-        ("response_format", &[json!({ "type": "json_object" }), json!(1)], json!({ "type": "text" })),
-        ("structured_outputs", &[json!({ "regex": "a" })], json!({})),
+        ("response_format", &[json!("json"), json!(1)], json!({ "type": "text" })),
+        ("structured_outputs", &[json!({ "regex": "a", "choice": ["a"] })], json!({})),
         ("reasoning_effort", &[json!("high")], json!("none")),
         ("thinking_token_budget", &[json!(1)], Value::Null),
         ("use_beam_search", &[json!(true)], json!(false)),
