@@ -3,10 +3,12 @@
 //! Most tokenizers lie in the folder `../shared/data` beside the repository; what is absent is skipped aloud.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+#![expect(clippy::panic, reason = "a test that cannot set itself up has failed")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said aloud")]
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use quayline_engine::{Constraint, Grammars, Guide, GuideState, ModelFiles, Text};
 use serde_json::{Map, Value, json};
@@ -158,5 +160,53 @@ fn whatever_may_come_in_the_end_is_what_the_schema_says() {
             assert!(value["n"].as_u64().unwrap() < 1000, "{name}, seed {seed}: {said}");
             assert!(value["caf\u{e9}"].as_str().unwrap().chars().count() <= 5, "{name}, seed {seed}: {said}");
         }
+    }
+}
+
+/// Prints what a mask costs: `cargo test --release -p quayline-engine --test masks -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_mask_costs() {
+    let schema = json!({ "type": "object", "properties": { "name": { "type": "string" },
+        "tags": { "type": "array", "items": { "type": "string", "pattern": "^[a-z]+$" } },
+        "age": { "type": "integer", "minimum": 0, "maximum": 120 } }, "required": ["name", "tags", "age"],
+        "additionalProperties": false });
+    let said = r#"{"name": "Juliet Capulet of Verona", "tags": ["fair", "young", "sad"], "age": 13}"#;
+    for (name, text, eos) in &*TOKENIZERS {
+        let start = Instant::now();
+        let grammars = Grammars::new(Arc::clone(text), &[*eos]);
+        grammars.compile(&Constraint::JsonObject).unwrap();
+        let tree = start.elapsed();
+        let start = Instant::now();
+        let grammar = grammars.compile(&Constraint::Json(schema.clone())).unwrap();
+        let compiled = start.elapsed();
+        let start = Instant::now();
+        let mut guide = grammar.guide();
+        let copied = start.elapsed();
+        let ids = text.encode(said, false).unwrap();
+        let mut row = vec![0.0_f32; text.vocab_size() as usize];
+        let (mut masks, mut applied) = (Vec::new(), Duration::ZERO);
+        for id in ids.into_iter().filter(|&id| !text.token(id).unwrap().bytes.starts_with(b" {")) {
+            assert!(guide.allows(id), "{name}: {id}");
+            let start = Instant::now();
+            let state = guide.push(id);
+            if state == GuideState::Open {
+                guide.look_ahead();
+            }
+            masks.push(start.elapsed());
+            let start = Instant::now();
+            guide.apply(&mut row);
+            applied += start.elapsed();
+        }
+        let count = u32::try_from(masks.len()).unwrap();
+        masks.sort_unstable();
+        let (mean, worst) = (masks.iter().sum::<Duration>() / count, masks[masks.len() - 1]);
+        let median = masks[masks.len() / 2];
+        let vocab = text.vocab_size();
+        eprintln!(
+            "{name}, {vocab} ids: tree {tree:?}, schema {compiled:?}, copy {copied:?}, mask median {median:?} \
+             mean {mean:?} worst {worst:?}, put on a row {:?}",
+            applied / count
+        );
     }
 }
