@@ -458,6 +458,8 @@ impl Trial {
         let mut sampled: Vec<Sampled> = (due.into_iter().enumerate())
             .map(|(place, id)| Sampled { id, token: TokenId((token + place as u32) % 8) })
             .collect();
+        // However the outputs are listed, they are taken in the order of the plan.
+        let in_plan_order = sampled.clone();
         if backwards {
             sampled.reverse();
         }
@@ -474,9 +476,7 @@ impl Trial {
                 self.texts.get_mut(&output.id).unwrap().push(u64::from(output.token.0));
             }
         }
-        // In the order of the plan, whatever the order of the outputs.
-        let mut expected = self.oracle.apply(&sampled);
-        expected.sort_by_key(|done| due_ids.iter().position(|&id| id == done.id));
+        let expected = self.oracle.apply(&in_plan_order);
         assert_eq!(finished, expected);
         for done in &finished {
             self.memory.close(done.id);
