@@ -14,9 +14,9 @@ use crate::sequence::{Slot, State};
 impl<O: Order> Batcher<O> {
     /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves.
     /// `finished` is cleared first. The outputs may come in any order, cheapest is the order of the plan, in
-    /// which they are taken and room is given back; only those of one request must be together, and in theirs. Those of requests that left meanwhile are
-    /// dropped, and may be left out. Plans may be applied in any order, as long as those that hold the same
-    /// request are applied in theirs.
+    /// which they are taken and room is given back; only those of one request must be together, and in
+    /// theirs. Those of requests that left meanwhile are dropped, and may be left out. Plans may be applied in
+    /// any order, as long as those that hold the same request are applied in theirs.
     ///
     /// # Errors
     /// [`Error`] for a step that is not in flight, or outputs that are not those it asked for. Nothing

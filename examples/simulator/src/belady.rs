@@ -9,9 +9,9 @@
 //! and dropping the interval that ends last keeps the largest number of intervals (Faigle and Nawijn, Discrete Applied
 //! Mathematics 58, 1995). So no policy finds more blocks.
 //!
-//! What it does not say: how many *tokens* or how much *work* could be found at best, since it counts blocks (its shares
-//! of these are those of the same run, not bounds); and what a cache could do that must hold a prompt's own blocks while
-//! it is served, or that keeps answers as well: that is less.
+//! What it does not say: how many *tokens* or how much *work* could be found at best, since it counts blocks (its
+//! shares of these are those of the same run, not bounds); and what a cache could do that must hold a prompt's own
+//! blocks while it is served, or that keeps answers as well: that is less.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -4,9 +4,9 @@
 //! ascending order, and whose sixteen sums end in one fixed tree. That order does not know how many rows `x` has, so
 //! one row alone and one row among hundreds get the same bits. Three ways through the same sums:
 //!
-//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers, by up to four rows of
-//!   `x`, and again by the others while they are near. The limit is the bandwidth of memory, and eight streams reach it
-//!   where one does not.
+//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers, by up to four rows
+//!   of `x`, and again by the others while they are near. The limit is the bandwidth of memory, and eight streams
+//!   reach it where one does not.
 //! - more rows ([`Tiled`]): eight weight rows are widened once into scratch that stays in the first-level cache, and
 //!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
 //! - bf16 weights on a machine with matrix tiles: see [`super::amx`].
@@ -172,7 +172,7 @@ impl<E: Element> Kernel for Direct<'_, E> {
 }
 
 impl<E: Element> Direct<'_, E> {
-    /// M rows of `x`, from `row` on, and eight weight rows, as many at once as have room for their sums in the registers.
+    /// M rows of `x`, from `row` on, and eight weight rows, as many at once as have room for their sums in registers.
     #[inline(always)]
     fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize, row: usize) {
         let rows = row_pointers(self.product.weight, from);
