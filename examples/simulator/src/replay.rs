@@ -3,10 +3,10 @@
 //!
 //! A trace names blocks and has no tokens, a cache has tokens and names blocks itself. So block `n` of the trace
 //! becomes two tokens `n n`, which fill a block of the cache: what a block holds enters into nothing but its hash.
-//! Behind the prompt stands one more token, for a cache never serves the last token of a sequence. It takes a block of its
-//! own, which is never full and so never cached, and for which the cache gets one block more than was asked for. With
-//! that, a cache of `n` blocks under LRU is the textbook's: look up the longest leading run, touch the prompt's blocks
-//! from the last to the first, evict down to `n`.
+//! Behind the prompt stands one more token, for a cache never serves the last token of a sequence. It takes a block
+//! of its own, which is never full and so never cached, and for which the cache gets one block more than was asked
+//! for. With that, a cache of `n` blocks under LRU is the textbook's: look up the longest leading run, touch the
+//! prompt's blocks from the last to the first, evict down to `n`.
 
 use quayline_kv_cache::evict::{Policy, PolicyName};
 use quayline_kv_cache::{
