@@ -5,12 +5,14 @@ from typing import Literal
 
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 WORDS = [{"role": "user", "content": "Who comes here?"}]
 
 
 class Guest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     name: str = Field(max_length=12)
     age: int = Field(ge=0, le=120)
     side: Literal["Montague", "Capulet"]
@@ -34,8 +36,15 @@ def test_parse_gives_an_object_of_the_class(client, model):
 
 def test_the_beta_name_of_parse_takes_nested_classes(client, model):
     parse = getattr(getattr(client.beta, "chat", None), "completions", client.chat.completions).parse
-    answer = parse(model=model, messages=WORDS, response_format=Feast, max_tokens=430, temperature=0)
-    assert len(answer.choices[0].message.parsed.guests) <= 2
+    feasts = []
+    for seed in range(8):
+        options = {"max_tokens": 430, "temperature": 1, "seed": seed}
+        try:
+            answer = parse(model=model, messages=WORDS, response_format=Feast, **options)
+        except openai.LengthFinishReasonError:
+            continue  # The small model may indent until its tokens are spent.
+        feasts.append(answer.choices[0].message.parsed)
+    assert feasts and all(len(feast.guests) <= 2 for feast in feasts)
 
 
 def test_a_schema_is_kept_by_every_answer_whole_and_streamed(say):
