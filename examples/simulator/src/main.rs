@@ -1,5 +1,7 @@
 //! The program: arguments in, reports out. What it does is in the library.
 
+mod serving;
+
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,14 +24,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Cache(Cache),
+    Serve(Box<serving::Serve>),
     Scenario(Scenario),
 }
 
 /// Compares eviction policies on a trace.
 ///
-/// Every prompt of the trace goes through the real cache, one after the other. The tables say which share of blocks, of
-/// tokens and of prefill work the cache had, for each policy and size, beside the most that any policy could have
-/// (Belady's optimum). The curves are drawn as an SVG.
+/// Every prompt of the trace goes through the real cache, one after the other. The tables say which share of
+/// blocks, of tokens and of prefill work the cache had, for each policy and size, beside the most that any
+/// policy could have (Belady's optimum). The curves are drawn as an SVG.
 #[derive(Args)]
 struct Cache {
     /// JSON lines in Mooncake's form, with `hash_ids`; plain or gzip.
@@ -70,6 +73,7 @@ enum Of {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Cache(arguments) => cache(&arguments),
+        Command::Serve(arguments) => serving::serve(&arguments).and_then(|text| print(&text)),
         Command::Scenario(arguments) => scenario(&arguments),
     };
     match done {

@@ -12,9 +12,9 @@ const TOP: f64 = 48.0;
 const BOTTOM: f64 = 56.0;
 
 /// Colours that can be told apart on white and on black, also by most who see few colours (Okabe and Ito).
-const COLOURS: [&str; 6] = ["#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"];
+pub(crate) const COLOURS: [&str; 6] = ["#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"];
 
-const STYLE: &str = "\
+pub(crate) const STYLE: &str = "\
 svg { --paper: #ffffff; --ink: #24292f; --faint: #8c959f; --grid: #d8dee4 }
 @media (prefers-color-scheme: dark) {
   svg { --paper: #0d1117; --ink: #e6edf3; --faint: #848d97; --grid: #30363d }
@@ -157,7 +157,7 @@ fn fill(colour: Option<&str>) -> String {
 }
 
 /// Names of curves at their ends, each behind a dot of its colour, pushed apart where they would overlap.
-fn draw_names(svg: &mut String, mut names: Vec<(f64, &str, String)>, x: f64) {
+pub(crate) fn draw_names(svg: &mut String, mut names: Vec<(f64, &str, String)>, x: f64) {
     names.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut free_from = TOP;
     for (y, name, fill) in names {
@@ -186,7 +186,7 @@ fn thousands(number: u32) -> String {
     text
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 

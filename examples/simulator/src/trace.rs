@@ -75,7 +75,8 @@ pub fn read(path: &Path, limit: usize) -> Result<Vec<Arrival>, TraceError> {
     })
 }
 
-fn text(path: &Path) -> std::io::Result<String> {
+/// The text of a file that may be packed with gzip.
+pub(crate) fn text(path: &Path) -> std::io::Result<String> {
     let bytes = std::fs::read(path)?;
     let mut text = String::new();
     if bytes.starts_with(&[0x1f, 0x8b]) {
