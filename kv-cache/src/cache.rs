@@ -113,7 +113,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
 
     /// Makes a sequence known, with the tokens it begins with. It holds no block yet.
     ///
-    /// Cost: the hash of every full block, about 10 ns each.
+    /// Cost: the hash of every full block, about 19 ns each for 16 tokens.
     ///
     /// # Errors
     /// [`Error::AlreadyOpen`], [`Error::TooManyTokens`]; [`Error::Media`] for items out of order.

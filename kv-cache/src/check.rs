@@ -163,7 +163,8 @@ fn check_free_list<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result
     if listed == counted { Ok(free) } else { Err(Violation::FreeCount { listed, counted }) }
 }
 
-/// References are table entries; what has none is free, so `free + used + null` is the whole pool.
+/// References are table entries, pins and copies to be made; what has none is free, so `free + used + pinned +
+/// null` is the whole pool.
 fn check_references<H: BlockHasher, E: Eviction>(
     cache: &KvCache<H, E>,
     free: &[bool],

@@ -38,6 +38,7 @@ pub struct Vllm<const BYTES: usize> {
 }
 
 /// The text whose hash stands before every first block unless `PYTHONHASHSEED` is set.
+#[cfg(feature = "sha2")]
 const SEED: &str = "vllm-none-hash";
 
 #[cfg(feature = "sha2")]

@@ -7,8 +7,8 @@ use super::message::Chained;
 use super::{BlockHash, BlockHasher, Content};
 use crate::TokenId;
 
-/// XXH3-128, keyed by a seed, about 10 ns a block. Not cryptographic: where tenants do not trust each other, keep the
-/// seed random and secret and give each its salt.
+/// XXH3-128, keyed by a seed, about 19 ns a block of 16 tokens. Not cryptographic: where tenants do not trust each
+/// other, keep the seed random and secret and give each its salt.
 #[derive(Clone, Debug)]
 pub struct Xxh3 {
     key: Key,
