@@ -42,8 +42,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             });
         }
         if claim.external > TokenCount(0) {
-            let from = claim.computed;
-            sequence.loading = Some(Loading { from, to: from.plus(claim.external) });
+            let begin = claim.computed;
+            sequence.loading = Some(Loading { begin, from: begin, to: begin.plus(claim.external) });
         }
         let rest = set_aside(sequence, claim, need.beyond - need.new, need.new);
         reserved.0 = reserved.0 - sequence.set_aside.0 + rest;

@@ -14,15 +14,17 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// they were: of each group the last first.
     ///
     /// Call it before a claim, with the computed tokens less those of steps still under way, whose attention may yet
-    /// read behind the window. Without it nothing breaks, but windows hold on to everything.
+    /// read behind the window. Without it nothing breaks, but windows hold on to everything. While a load is under way
+    /// nothing behind its beginning is done: if it fails, the sequence goes on from there.
     ///
     /// # Errors
-    /// [`Error::NotOpen`]; [`Error::NotComputed`] when no claim was granted for so many tokens.
+    /// [`Error::NotOpen`]; [`Error::NotComputed`] when no claim was granted for so many tokens, or they are being
+    /// loaded.
     pub fn settle(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<&[BlockId], Error> {
         let place = self.sequences.place(sequence)?;
         let KvCache { groups, blocks, sequences, settled, .. } = self;
         let sequence = sequences.at_mut(place);
-        let computed = sequence.loading.map_or(sequence.computed, |loading| loading.from);
+        let computed = sequence.loading.map_or(sequence.computed, |loading| loading.begin);
         if tokens > computed {
             return Err(Error::NotComputed { sequence: sequence.id, tokens, computed });
         }

@@ -236,7 +236,7 @@ impl Group {
     }
 
     /// The block that the last of `tokens` tokens is in.
-    fn last_block(&self, tokens: TokenCount) -> u32 {
+    pub(crate) fn last_block(&self, tokens: TokenCount) -> u32 {
         self.size.full_blocks(TokenCount(tokens.get().saturating_sub(1))).get()
     }
 }

@@ -3,6 +3,7 @@
 use crate::commit::publish;
 use crate::evict::Eviction;
 use crate::hash::BlockHasher;
+use crate::kind::Holds;
 use crate::sequence::Loading;
 use crate::{Error, KvCache, SequenceId, TokenCount};
 
@@ -25,25 +26,30 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             }
         }
         if tokens < loading.to {
-            sequence.loading = Some(Loading { from: tokens, to: loading.to });
+            sequence.loading = Some(Loading { from: tokens, ..loading });
         }
         Ok(())
     }
 
     /// Only the first `tokens` tokens of a sequence have their K and V: what should have come behind them did
-    /// not. The sequence keeps the blocks that these fill, gives back all others, and goes on from the answer, which is
-    /// less where a window or a state is missing. Room that
-    /// was set aside for it stays so, with what it gave back.
+    /// not. The sequence keeps the blocks that these fill, gives back all others, and goes on from the answer.
+    ///
+    /// The answer is less than `tokens` where a window or a state is missing: groups that forget only got room for what
+    /// is needed at the end of the load. It is less than what [`loaded`](KvCache::loaded) was told before if need be,
+    /// down to where the load began; and 0 where a state to begin from has been written over. What was reported stays
+    /// in the cache. Room that was set aside for the sequence stays so, with what it gave back.
     ///
     /// # Errors
     /// As for [`loaded`](KvCache::loaded).
     pub fn load_failed(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<TokenCount, Error> {
         let (place, loading) = self.loading(sequence, tokens)?;
         let mut good = self.groups.align(tokens);
-        while good > loading.from && self.must_go_on_from(place, good).is_err() {
+        while good > loading.begin && self.must_go_on_from(place, good).is_err() {
             good = self.groups.align(TokenCount(good.get() - 1));
         }
-        let good = good.max(loading.from);
+        if good <= loading.begin {
+            good = if self.writes_over_its_state(loading) { TokenCount(0) } else { loading.begin };
+        }
         let free_before = self.blocks.pool.free().get();
         self.keep_room(place, good, good);
         let gone = self.blocks.pool.free().get() - free_before;
@@ -61,6 +67,12 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Ok(good)
     }
 
+    /// Whether the state that a load ends with goes where the one is that the sequence had.
+    fn writes_over_its_state(&self, Loading { begin, to, .. }: Loading) -> bool {
+        let states = self.groups.all.iter().filter(|group| group.holds == Holds::State);
+        begin < to && states.into_iter().any(|group| group.last_block(begin) == group.last_block(to))
+    }
+
     /// The place of a sequence of which the tokens from `tokens` on may be on their way.
     fn loading(&self, sequence: SequenceId, tokens: TokenCount) -> Result<(u32, Loading), Error> {
         let place = self.sequences.place(sequence)?;
@@ -70,6 +82,95 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 let (from, to) = loading.map_or_else(Default::default, |loading| (loading.from, loading.to));
                 Err(Error::NotLoading { sequence, tokens, from, to })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::{Full, Recurrent, SlidingWindow};
+    use crate::{
+        Admission, BlockCount, BlockId, BlockSize, Claim, Config, Group, GroupId, Reuse, SequenceKey,
+    };
+
+    const A: SequenceId = SequenceId(1);
+
+    /// A sequence of 40 tokens in blocks of 2, of which the first `computed` are computed and the `external` ones
+    /// behind them are on their way.
+    fn loading(groups: Vec<Group>, computed: u32, external: u32) -> KvCache {
+        let size = BlockSize::new(2).unwrap();
+        let mut cache = KvCache::new(Config { groups, ..Config::new(size, BlockCount(64)) }).unwrap();
+        cache.open(A, SequenceKey::default(), &[7; 40], Reuse::ReadWrite).unwrap();
+        let step = |computed, external, new_tokens| Claim {
+            computed: TokenCount(computed),
+            external: TokenCount(external),
+            new_tokens: TokenCount(new_tokens),
+            ..Claim::default()
+        };
+        let claims = [step(0, 0, computed), step(computed, external, 0)];
+        for claim in claims.into_iter().filter(|claim| claim.computed_after() > claim.computed) {
+            match cache.reserve(A, claim).unwrap() {
+                Admission::Admit(room) => drop(room.commit()),
+                no => panic!("there is room: {no:?}"),
+            }
+        }
+        cache
+    }
+
+    fn full_and_window() -> Vec<Group> {
+        vec![Group::new(Full), Group::new(SlidingWindow::new(TokenCount(4)).unwrap())]
+    }
+
+    fn holes(cache: &KvCache, tokens: u32) -> usize {
+        let window = cache.table_in(A, GroupId(1)).unwrap().blocks();
+        (tokens.saturating_sub(3)..tokens)
+            .filter(|&token| window[token as usize / 2] == BlockId::NULL)
+            .count()
+    }
+
+    #[test]
+    fn a_load_that_fails_after_a_part_was_reported_leaves_no_hole_in_a_window() {
+        for (reported, good) in [(4, 4), (10, 4), (16, 4), (20, 20)] {
+            let mut cache = loading(full_and_window(), 4, 20 - 4);
+            cache.loaded(A, TokenCount(reported)).unwrap();
+            if reported < 20 {
+                let going_on = cache.load_failed(A, TokenCount(reported)).unwrap();
+                assert_eq!(going_on, TokenCount(good), "{reported} were reported");
+            }
+            assert_eq!(holes(&cache, good), 0);
+            cache.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_lies_before_a_load_is_kept_until_it_ends() {
+        let mut cache = loading(full_and_window(), 4, 16);
+        cache.loaded(A, TokenCount(10)).unwrap();
+        let (tokens, computed) = (TokenCount(10), TokenCount(4));
+        assert_eq!(cache.settle(A, tokens), Err(Error::NotComputed { sequence: A, tokens, computed }));
+        assert_eq!(cache.settle(A, computed).map(<[_]>::len), Ok(0));
+        cache.loaded(A, TokenCount(20)).unwrap();
+        assert_eq!(cache.settle(A, TokenCount(20)).map(<[_]>::len), Ok(2), "the window before the load");
+    }
+
+    #[test]
+    fn a_failed_load_goes_on_from_its_first_bad_block_where_every_token_is_held() {
+        let mut cache = loading(vec![Group::new(Full)], 4, 16);
+        cache.loaded(A, TokenCount(10)).unwrap();
+        assert_eq!(cache.load_failed(A, TokenCount(15)), Ok(TokenCount(14)));
+        assert_eq!(cache.table(A).unwrap().blocks().len(), 7);
+        cache.check().unwrap();
+    }
+
+    #[test]
+    fn a_state_that_a_load_may_have_written_over_is_not_gone_on_from() {
+        let wide = || vec![Group::new(Recurrent).with_block_size(BlockSize::new(8).unwrap())];
+        for (computed, external, good) in [(4, 4, 0), (4, 8, 4), (8, 8, 8)] {
+            let mut cache = loading(wide(), computed, external);
+            let failed = cache.load_failed(A, TokenCount(computed)).unwrap();
+            assert_eq!(failed, TokenCount(good), "{computed} and {external}");
+            cache.check().unwrap();
         }
     }
 }

@@ -78,9 +78,18 @@ pub(crate) struct Table {
     pub(crate) found: Vec<BlockId>,
 }
 
-/// Nothing past `from` is published before the tokens up to `to` have arrived.
+/// Tokens that were claimed as external. Nothing past `from` is published before the tokens up to `to` have arrived.
+///
+/// ```text
+///  0                begin            from                      to
+///  |-- had K and V --|-- reported ----|-- still on their way ---|
+/// ```
+///
+/// Groups that forget have room for what is needed to go on from `begin`, where the load began, and from `to`: if the
+/// rest never comes, the sequence may have to go back to `begin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Loading {
+    pub(crate) begin: TokenCount,
     pub(crate) from: TokenCount,
     pub(crate) to: TokenCount,
 }

@@ -214,7 +214,7 @@ impl<D: Digest> Offload<D> {
     ) -> Result<LoadStart, OffloadError> {
         let view = cache.sequences.get(sequence)?;
         let under_way = self.sequences.get(&sequence).is_some_and(|afar| afar.load.is_some());
-        let Some(Loading { from, to }) = view.loading.filter(|_| !under_way) else {
+        let Some(Loading { from, to, .. }) = view.loading.filter(|_| !under_way) else {
             return Err(OffloadError::NothingToLoad { sequence });
         };
         let mut needed: Vec<Needed<D>> = cache

@@ -115,10 +115,18 @@ pub(crate) struct Sequence {
     pub(crate) tables: Vec<Table>,
     pub(crate) computed: u32,
     junction: u32,
-    loading: Option<(u32, u32)>,
+    loading: Option<Loading>,
     set_aside: u32,
     shared_from: Option<u32>,
     was_released: bool,
+}
+
+/// Where a load began, how far it was reported, where it ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Loading {
+    begin: u32,
+    from: u32,
+    to: u32,
 }
 
 #[derive(Clone, Default)]
@@ -472,7 +480,9 @@ impl Model {
                 return Ok(Verdict::NextStep);
             }
         } else {
-            if let (Some((from, to)), true) = (self.sequences[&id].loading, claim.external.0 > 0) {
+            if let (Some(Loading { from, to, .. }), true) =
+                (self.sequences[&id].loading, claim.external.0 > 0)
+            {
                 return Err(Error::Loading { sequence, from: TokenCount(from), to: TokenCount(to) });
             }
             let rooms = self.groups.iter().zip(&blocks).filter(|(group, _)| group.kind != Kind::Cross);

@@ -2,7 +2,7 @@
 
 use quayline_kv_cache::*;
 
-use super::{Content, Granted, Kind, Model, Planned, Retention, Sequence};
+use super::{Content, Granted, Kind, Loading, Model, Planned, Retention, Sequence};
 
 impl Model {
     pub(crate) fn commit(&mut self, id: u64, claim: Claim) -> Granted {
@@ -45,7 +45,8 @@ impl Model {
         let sequence = self.of(id);
         sequence.shared_from = None;
         if claim.external.0 > 0 {
-            sequence.loading = Some((claim.computed.0, claim.computed.0 + claim.external.0));
+            let begin = claim.computed.0;
+            sequence.loading = Some(Loading { begin, from: begin, to: begin + claim.external.0 });
         }
         sequence.set_aside = if claim.external.0 > 0 { rest } else { sequence.set_aside.saturating_sub(new) };
         sequence.computed = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
@@ -158,7 +159,7 @@ impl Model {
 
     pub(crate) fn settle(&mut self, id: u64, tokens: u32) -> Result<Vec<BlockId>, Error> {
         let sequence = self.get(id)?;
-        let computed = sequence.loading.map_or(sequence.computed, |(from, _)| from);
+        let computed = sequence.loading.map_or(sequence.computed, |loading| loading.begin);
         if tokens > computed {
             let (tokens, computed) = (TokenCount(tokens), TokenCount(computed));
             return Err(Error::NotComputed { sequence: SequenceId(id), tokens, computed });
@@ -184,23 +185,29 @@ impl Model {
     }
 
     pub(crate) fn loaded(&mut self, id: u64, tokens: u32) -> Result<(), Error> {
-        let (_, to) = self.must_be_loading(id, tokens)?;
+        let Loading { begin, to, .. } = self.must_be_loading(id, tokens)?;
         self.of(id).loading = None;
         self.publish(id, tokens, false);
         self.of(id).tables.iter_mut().for_each(|table| table.published_before = table.published);
         if tokens == to {
             self.publish(id, self.sequences[&id].computed, false);
         } else {
-            self.of(id).loading = Some((tokens, to));
+            self.of(id).loading = Some(Loading { begin, from: tokens, to });
         }
         Ok(())
     }
 
     pub(crate) fn load_failed(&mut self, id: u64, tokens: u32) -> Result<TokenCount, Error> {
-        let (from, _) = self.must_be_loading(id, tokens)?;
-        let aligned = (from..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
-        let good = aligned.into_iter().find(|&good| good == from || self.must_go_on_from(id, good).is_ok());
-        let good = good.unwrap_or(from);
+        let Loading { begin, to, .. } = self.must_be_loading(id, tokens)?;
+        // One state per block: the state at the end of the load may take the place of the one at its beginning.
+        let is_lost = |group: &super::Group| {
+            group.kind == Kind::State
+                && begin < to
+                && (begin..to).all(|token| token / group.size == begin.saturating_sub(1) / group.size)
+        };
+        let else_from = if self.groups.iter().any(is_lost) { 0 } else { begin };
+        let mut aligned = (begin + 1..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
+        let good = aligned.find(|&good| self.must_go_on_from(id, good).is_ok()).unwrap_or(else_from);
         let free_before = self.free.len();
         self.keep_room(id, good, good);
         let gone = (self.free.len() - free_before) as u32;
@@ -316,19 +323,19 @@ impl Model {
 
     fn must_be_settled(&mut self, id: u64) -> Result<(), Error> {
         match self.get(id)?.loading {
-            Some((from, to)) => {
+            Some(Loading { from, to, .. }) => {
                 Err(Error::Loading { sequence: SequenceId(id), from: TokenCount(from), to: TokenCount(to) })
             }
             None => Ok(()),
         }
     }
 
-    fn must_be_loading(&mut self, id: u64, tokens: u32) -> Result<(u32, u32), Error> {
+    fn must_be_loading(&mut self, id: u64, tokens: u32) -> Result<Loading, Error> {
         let loading = self.get(id)?.loading;
-        if let Some((from, to)) = loading.filter(|&(from, to)| from <= tokens && tokens <= to) {
-            return Ok((from, to));
+        if let Some(loading) = loading.filter(|loading| (loading.from..=loading.to).contains(&tokens)) {
+            return Ok(loading);
         }
-        let (from, to) = loading.unwrap_or((0, 0));
+        let (from, to) = loading.map_or((0, 0), |loading| (loading.from, loading.to));
         let (tokens, from, to) = (TokenCount(tokens), TokenCount(from), TokenCount(to));
         Err(Error::NotLoading { sequence: SequenceId(id), tokens, from, to })
     }
@@ -364,7 +371,7 @@ impl Model {
         }
         let sequence = self.sequences[&id].clone();
         let ahead = self.config.hash_lookahead.0;
-        let there = sequence.loading.map_or(computed, |(from, _)| from);
+        let there = sequence.loading.map_or(computed, |loading| loading.from);
         let tokens = there.min(sequence.known().saturating_sub(ahead) / self.unit * self.unit);
         for group in 0..self.groups.len() {
             let (parts, entry) = (self.parts(group), self.entry(group));
