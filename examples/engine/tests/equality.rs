@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use quayline_engine::{
     Constraint, Engine, Finish, Grammars, KvDtype, KvSize, Logprobs, ModelFiles, Options, Order, Output,
-    Request, RequestId, Sampling, Text, Tick,
+    Request, RequestId, Sampling, Snapshot, Text, Tick,
 };
 
 /// Numbers from a seed: SplitMix64.
@@ -150,6 +150,47 @@ fn alone(request: &Request) -> Answer {
     answer
 }
 
+/// A way to be served. None of them changes an answer.
+struct Way {
+    name: &'static str,
+    set: fn(&mut Options),
+    /// What must be seen to have happened, or the row shows nothing.
+    shows: fn(&Snapshot) -> bool,
+}
+
+const ALWAYS: fn(&Snapshot) -> bool = |_| true;
+
+/// One row per way. Room for one and a half of the longest makes others yield.
+const WAYS: &[Way] = &[
+    Way { name: "all at once", set: |all| all.max_num_batched_tokens = 512, shows: ALWAYS },
+    Way { name: "chunks of five", set: |all| all.long_prefill_token_threshold = 5, shows: ALWAYS },
+    Way { name: "one prompt token beside answers", set: |all| all.mixed_prefill_tokens = 1, shows: ALWAYS },
+    Way { name: "whole prompts", set: |all| all.chunked_prefill = false, shows: ALWAYS },
+    Way { name: "three threads", set: |all| all.threads = NonZeroUsize::new(3), shows: ALWAYS },
+    Way { name: "blocks of one", set: |all| blocks(all, 1, 1000), shows: ALWAYS },
+    Way { name: "blocks of seven", set: |all| blocks(all, 7, 200), shows: ALWAYS },
+    Way { name: "by priority", set: |all| all.order = Order::Priority, shows: ALWAYS },
+    Way { name: "prefixes found", set: |all| all.prefix_caching = true, shows: |seen| seen.prefix.hits > 0 },
+    Way {
+        name: "preempted, computed again",
+        set: |all| blocks(all, 8, 24),
+        shows: |seen| seen.totals.preemptions > 0,
+    },
+    Way {
+        name: "preempted, and found again",
+        set: |all| {
+            all.prefix_caching = true;
+            blocks(all, 8, 24);
+        },
+        shows: |seen| seen.totals.preemptions > 0 && seen.prefix.hits > 0,
+    },
+];
+
+fn blocks(options: &mut Options, size: u32, number: u32) {
+    options.block_size = NonZeroU32::new(size).unwrap();
+    options.kv = KvSize::Blocks(number);
+}
+
 fn random_options(dice: &mut Dice) -> Options {
     let block_size = dice.pick(&[1, 3, 8, 16, 32]);
     // Room for one or two of the longest: others must yield.
@@ -180,13 +221,11 @@ fn noise(id: u64, dice: &mut Dice, like: &[Request]) -> Request {
     Request { id: RequestId(id), priority: i32::try_from(dice.below(3)).unwrap(), ..request }
 }
 
-/// All requests at once and others in between, some of which are cancelled. Returns preemptions and hits.
-fn together(seed: u64, requests: &[Request], expected: &[Answer]) -> (u64, u64) {
-    let mut dice = Dice(seed);
-    let options = random_options(&mut dice);
-    let what = format!("seed {seed}, {options:?}");
-    let mut engine = Engine::load(&ModelFiles::bundled(), &options).unwrap();
-    let mut to_come: Vec<Request> = requests.to_vec();
+/// All requests, in any order, and others in between, some of which are cancelled. Returns what was seen at the end.
+fn together(options: &Options, mut dice: Dice, what: &str, asked: &Asked) -> Snapshot {
+    let Asked { requests, answers: expected } = asked;
+    let mut engine = Engine::load(&ModelFiles::bundled(), options).unwrap();
+    let mut to_come: Vec<Request> = requests.clone();
     let others = 100..100 + dice.below(6);
     to_come.extend(others.map(|id| noise(id, &mut dice, requests)));
     dice.shuffle(&mut to_come);
@@ -213,21 +252,54 @@ fn together(seed: u64, requests: &[Request], expected: &[Answer]) -> (u64, u64) 
     let snapshot = engine.snapshot();
     assert_eq!(snapshot.blocks.used, 0, "{what}");
     engine.check().unwrap();
-    (snapshot.totals.preemptions, snapshot.prefix.hits)
+    snapshot
+}
+
+/// Requests, and what each is answered when it is alone.
+struct Asked {
+    requests: Vec<Request>,
+    answers: Vec<Answer>,
+}
+
+impl Asked {
+    fn new() -> Self {
+        let text = Arc::new(Text::load(&ModelFiles::bundled()).unwrap());
+        let requests = requests(&text);
+        let answers: Vec<Answer> = requests.iter().map(alone).collect();
+        assert!(
+            answers[6].prompt_logprobs.len() >= 20 * 3,
+            "prompt log-probabilities are part of the answer"
+        );
+        Self { requests, answers }
+    }
 }
 
 #[test]
-fn the_same_request_gives_the_same_bits() {
-    let text = Arc::new(Text::load(&ModelFiles::bundled()).unwrap());
-    let requests = requests(&text);
-    let expected: Vec<Answer> = requests.iter().map(alone).collect();
-    assert!(expected[6].prompt_logprobs.len() >= 20 * 3, "prompt log-probabilities are part of the answer");
+fn no_way_to_be_served_changes_an_answer() {
+    let asked = Asked::new();
+    for way in WAYS {
+        let mut options = Options { max_num_seqs: 8, max_num_batched_tokens: 64, ..options() };
+        (way.set)(&mut options);
+        for seed in 0..2 {
+            let what = format!("{}, seed {seed}, {options:?}", way.name);
+            let seen = together(&options, Dice(seed), &what, &asked);
+            assert!((way.shows)(&seen), "{what}: the row shows less than it says");
+        }
+    }
+}
+
+#[test]
+fn nor_does_any_mix_of_them() {
+    let asked = Asked::new();
     let rounds: u64 = std::env::var("QUAYLINE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     let (mut preemptions, mut hits) = (0, 0);
     for seed in 0..rounds {
-        let (preempted, hit) = together(seed, &requests, &expected);
-        preemptions += preempted;
-        hits += hit;
+        let mut dice = Dice(seed);
+        let options = random_options(&mut dice);
+        let what = format!("seed {seed}, {options:?}");
+        let seen = together(&options, dice, &what, &asked);
+        preemptions += seen.totals.preemptions;
+        hits += seen.prefix.hits;
     }
     assert!(preemptions > 0, "no round preempted anybody: the test shows less than it says");
     assert!(hits > 0, "no round found a prefix: the test shows less than it says");
