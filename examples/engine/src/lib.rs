@@ -23,10 +23,12 @@ mod rope;
 mod sampling;
 mod sizing;
 mod snapshot;
+mod step;
 mod stop;
 mod template;
 mod text;
 mod tokenizer;
+mod watch;
 mod weights;
 
 pub use chat::Chat;

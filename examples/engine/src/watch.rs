@@ -1,0 +1,98 @@
+//! Looking at the engine from outside: what is going on, and whether all of it is sound.
+
+use quayline_batching::{self as batching, Standing};
+use quayline_kv_cache::{self as kv_cache, BlockId};
+
+use crate::adapt::sequence;
+use crate::engine::Engine;
+use crate::request::RequestId;
+use crate::snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot};
+
+impl Engine {
+    /// What is going on. Cost: a pass over requests and blocks.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let state = |id| self.request_state(id);
+        let occupancy = self.occupancy();
+        let stats = self.memory.cache.stats();
+        let cached = occupancy.iter().filter(|&&block| block == BlockUse::Cached).count();
+        Snapshot {
+            running: self.batcher.running().filter_map(state).collect(),
+            waiting: self.batcher.waiting().take(Snapshot::WAITING_SHOWN_MAX).filter_map(state).collect(),
+            waiting_requests: self.batcher.stats().waiting,
+            blocks: Blocks {
+                size: self.memory.cache.config().block_size.get(),
+                total: stats.blocks.get(),
+                used: stats.used.get(),
+                free: stats.free.get(),
+                cached: u32::try_from(cached).unwrap_or(u32::MAX),
+                bytes: self.sizes.bytes,
+            },
+            prefix: PrefixUse { queries: stats.first.tokens, hits: stats.first.hit_tokens },
+            totals: self.totals,
+            last_step: self.last_step,
+            occupancy,
+        }
+    }
+
+    fn request_state(&self, id: batching::RequestId) -> Option<RequestState> {
+        let active = self.active.get(&RequestId(id.0))?;
+        let (computed_tokens, waits_for) = match self.batcher.standing(id)? {
+            Standing::Running { computed_tokens, reason, .. } => (computed_tokens, reason),
+            Standing::Waiting { reason, .. } => (0, reason),
+        };
+        let table = self.memory.cache.table(sequence(id)).ok()?;
+        Some(RequestState {
+            id: active.id,
+            arrival: active.arrival,
+            started: active.started,
+            prompt_tokens: active.prompt_tokens,
+            cached_tokens: active.cached_tokens,
+            computed_tokens,
+            output_tokens: active.output_tokens(),
+            output_tokens_max: active.output_tokens_max,
+            preemptions: active.preemptions,
+            blocks: u32::try_from(table.blocks().len()).unwrap_or(u32::MAX),
+            waits_for,
+        })
+    }
+
+    fn occupancy(&self) -> Vec<BlockUse> {
+        let cache = &self.memory.cache;
+        let of = |block| match cache.references(block) {
+            0 if cache.hash_of(block).is_some() => BlockUse::Cached,
+            0 => BlockUse::Free,
+            1 => BlockUse::Held,
+            _ => BlockUse::Shared,
+        };
+        // Block 0 is the null block.
+        (1..=self.sizes.blocks).map(|block| of(BlockId(block))).collect()
+    }
+
+    /// Audits every invariant of the engine, its cache and its batcher.
+    ///
+    /// # Errors
+    /// A sentence about the first one that does not hold: a bug of ours.
+    pub fn check(&self) -> Result<(), String> {
+        self.batcher.check().map_err(|violation| format!("batcher: {violation}"))?;
+        self.memory.cache.check().map_err(|violation| format!("cache: {violation}"))?;
+        let stats = self.batcher.stats();
+        let (planned, active) = ((stats.running + stats.waiting) as usize, self.active.len());
+        if planned != active {
+            return Err(format!("the batcher has {planned} requests, the engine {active}"));
+        }
+        let open = self.memory.cache.stats().sequences as usize;
+        if open != active {
+            return Err(format!("the cache has {open} sequences, the engine {active} requests"));
+        }
+        for (id, request) in &self.active {
+            let known =
+                self.memory.cache.known(kv_cache::SequenceId(id.0)).map_err(|error| error.to_string())?;
+            if known.get() as usize != request.tokens.len() {
+                let (cache, engine) = (known.get(), request.tokens.len());
+                return Err(format!("request {}: the cache knows {cache} tokens, the engine {engine}", id.0));
+            }
+        }
+        Ok(())
+    }
+}
