@@ -21,6 +21,7 @@ pub(crate) struct Active {
     pub(crate) started: Option<Tick>,
     pub(crate) cached_tokens: u32,
     pub(crate) preemptions: u32,
+    pub(crate) preempted_for: Option<batching::Reason>,
     pub(crate) prompt_tokens: u32,
     pub(crate) output_tokens_max: u32,
     /// Prompt, then output.
@@ -67,6 +68,7 @@ impl Active {
             started: None,
             cached_tokens: 0,
             preemptions: 0,
+            preempted_for: None,
             prompt_tokens,
             output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
             tokens: prompt.to_vec(),

@@ -14,6 +14,7 @@ use crate::files::ModelFiles;
 use crate::grammar::Grammars;
 use crate::model::Model;
 use crate::options::Options;
+use crate::reasons::Reasons;
 use crate::request::{Request, RequestId};
 use crate::sizing::Sizes;
 use crate::snapshot::{StepShape, Totals};
@@ -40,6 +41,7 @@ pub struct Engine {
     pub(crate) step: StepMemory,
     pub(crate) totals: Totals,
     pub(crate) last_step: StepShape,
+    pub(crate) reasons: Reasons,
 }
 
 impl std::fmt::Debug for Engine {
@@ -105,6 +107,7 @@ impl Engine {
             step: StepMemory::new(block_size as usize),
             totals: Totals::default(),
             last_step: StepShape::default(),
+            reasons: Reasons::default(),
         })
     }
 
@@ -152,6 +155,11 @@ impl Engine {
     /// # Panics
     /// When the cache disagrees about who is here: a bug of ours.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
+        let (id, now) = (request.id, request.arrival);
+        self.try_add(request).inspect_err(|refusal| self.reasons.note_refusal(id, now, refusal))
+    }
+
+    fn try_add(&mut self, request: Request) -> Result<(), Refusal> {
         self.examine(&request)?;
         let active = Active::new(&request, &self.text, &self.eos, self.seed, self.sizes.model_tokens_max)?;
         let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules(&request, &self.eos));

@@ -183,6 +183,20 @@ impl Refusal {
         matches!(self, Self::QueueFull { .. })
     }
 
+    /// Its code, for metrics and logs: one word in `snake_case` without numbers.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Duplicate(_) => "duplicate",
+            Self::EmptyPrompt => "empty_prompt",
+            Self::PromptTooLong { .. } => "prompt_too_long",
+            Self::UnknownToken { .. } => "unknown_token",
+            Self::TooLarge { .. } => "too_large",
+            Self::Sampling { .. } => "sampling",
+            Self::QueueFull { .. } => "queue_full",
+        }
+    }
+
     /// The request field at fault, as named on the OpenAI wire.
     #[must_use]
     pub fn parameter(&self) -> Option<&'static str> {

@@ -2,6 +2,7 @@
 
 pub use quayline_batching::Reason as WaitReason;
 
+use crate::reasons::{ReasonCount, TurnedAway};
 use crate::request::{RequestId, Tick};
 
 /// Everything `/metrics` and the live page show. Plain data; making one changes nothing and costs a few
@@ -24,6 +25,10 @@ pub struct Snapshot {
     pub last_step: StepShape,
     /// One entry per block of the pool.
     pub occupancy: Vec<BlockUse>,
+    /// How often requests got less than they wanted, and why.
+    pub reasons: Vec<ReasonCount>,
+    /// The last requests that were refused, or ended without a further token, oldest first.
+    pub turned_away: Vec<TurnedAway>,
 }
 
 impl Snapshot {
@@ -54,8 +59,10 @@ pub struct RequestState {
     pub preemptions: u32,
     /// Blocks it holds, shared ones included.
     pub blocks: u32,
-    /// Why it did not take part in the last step; `None` if it did, or came after it.
+    /// Why it did not take part in the last step, or with less than it wanted; `None` if it did, or came after it.
     pub waits_for: Option<WaitReason>,
+    /// Why it had to give its blocks back, the last time.
+    pub preempted_for: Option<WaitReason>,
 }
 
 /// Use of the block pool. The null block is not counted.

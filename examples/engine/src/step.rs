@@ -56,10 +56,12 @@ impl Engine {
 
     /// Books who started, who was preempted and who ended without computing.
     fn note(&mut self, plan: &Plan, now: Tick, outputs: &mut Vec<Output>) {
+        self.reasons.note(plan, now);
         self.totals.preemptions += plan.preempted.len() as u64;
         for note in &plan.preempted {
             let active = self.active.get_mut(&RequestId(note.id.0)).expect("a preempted request is active");
             active.preemptions += 1;
+            active.preempted_for = Some(note.reason);
         }
         for admitted in plan.admitted.iter().filter(|admitted| !admitted.resumed) {
             let Some(active) = self.active.get_mut(&RequestId(admitted.id.0)) else { continue };

@@ -12,7 +12,7 @@ impl Engine {
     /// What is going on. Cost: a pass over requests and blocks.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let state = |id| self.request_state(id);
+        let state = |id: batching::RequestId| self.request(RequestId(id.0));
         let occupancy = self.occupancy();
         let stats = self.memory.cache.stats();
         let cached = occupancy.iter().filter(|&&block| block == BlockUse::Cached).count();
@@ -32,11 +32,17 @@ impl Engine {
             totals: self.totals,
             last_step: self.last_step,
             occupancy,
+            reasons: self.reasons.counts(),
+            turned_away: self.reasons.turned_away(),
         }
     }
 
-    fn request_state(&self, id: batching::RequestId) -> Option<RequestState> {
-        let active = self.active.get(&RequestId(id.0))?;
+    /// How one request stands, wherever it is in the line; `None` if there is none by this id. Cost: O(n) in those
+    /// who wait.
+    #[must_use]
+    pub fn request(&self, id: RequestId) -> Option<RequestState> {
+        let active = self.active.get(&id)?;
+        let id = batching::RequestId(id.0);
         let (computed_tokens, waits_for) = match self.batcher.standing(id)? {
             Standing::Running { computed_tokens, reason, .. } => (computed_tokens, reason),
             Standing::Waiting { reason, .. } => (0, reason),
@@ -54,6 +60,7 @@ impl Engine {
             preemptions: active.preemptions,
             blocks: u32::try_from(table.blocks().len()).unwrap_or(u32::MAX),
             waits_for,
+            preempted_for: active.preempted_for,
         })
     }
 

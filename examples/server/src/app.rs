@@ -280,6 +280,7 @@ pub(crate) fn routes(
         .routes(routes!(tokenize::tokenize))
         .routes(routes!(tokenize::detokenize))
         .routes(routes!(debug::state))
+        .routes(routes!(debug::one_request))
         .routes(routes!(debug::events));
     if dev_mode {
         guarded = guarded.routes(routes!(debug::reset_prefix_cache));

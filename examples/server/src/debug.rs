@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use quayline_engine::{BlockUse, RequestState, Snapshot, Tick};
+use quayline_engine::{BlockUse, ReasonCount, RequestState, Snapshot, Tick, TurnedAway, WaitReason};
 use serde_json::{Value, json};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -46,6 +46,31 @@ pub(crate) async fn events(State(app): State<Arc<App>>) -> Response {
         Some((Ok::<_, Infallible>(event), (app, ticks, draining)))
     });
     Sse::new(events).into_response()
+}
+
+/// How one request stands, and why it waits: by the `id` of its answer, which begins with `chatcmpl-` or `cmpl-` and
+/// goes on as the request's `X-Request-Id`.
+#[utoipa::path(get, path = "/debug/requests/{id}", tag = "Monitoring",
+    params(("id" = String, Path, description = "The answer's id")), responses(
+    (status = 200, description = "The choices that have not ended, each as in `/debug/state`", body = Object),
+    (status = 404, description = "No such request is in the engine", body = ErrorBody),
+    (status = "5XX", description = "There is no engine", body = ErrorBody)))]
+pub(crate) async fn one_request(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let gone = |_| ApiError::unavailable("there is no engine");
+    let choices = app.engine.explain(id.clone()).await.map_err(gone)?;
+    if choices.is_empty() {
+        return Err(ApiError::unknown_request(&id));
+    }
+    let now = app.engine.now();
+    let choice = |(index, state): &(u32, RequestState)| {
+        let mut shown = request(state, now);
+        shown["index"] = json!(index);
+        shown
+    };
+    Ok(Json(json!({ "id": id, "choices": choices.iter().map(choice).collect::<Vec<_>>() })))
 }
 
 /// Until the next event is due; `None` when the server drains, for a stream without end would hold it up.
@@ -101,6 +126,8 @@ fn shown(app: &App) -> Value {
             "preemptions": totals.preemptions, "accepted": totals.accepted, "finished": totals.finished,
             "cancelled": totals.cancelled,
         },
+        "reasons": reasons(&view.snapshot.reasons),
+        "turned_away": view.snapshot.turned_away.iter().map(|one| turned_away(one, now)).collect::<Vec<_>>(),
         "waiting_requests": view.snapshot.waiting_requests,
         "running": requests(&view.snapshot.running),
         "waiting": requests(&view.snapshot.waiting),
@@ -119,6 +146,40 @@ fn request(state: &RequestState, now: Tick) -> Value {
         "preemptions": state.preemptions,
         "blocks": state.blocks,
         "waits_for": state.waits_for.map(|reason| reason.to_string()),
+        "reason": state.waits_for.as_ref().map(reason),
+        "preempted_for": state.preempted_for.as_ref().map(reason),
+    })
+}
+
+/// A reason with its code and its numbers, each by name.
+fn reason(reason: &WaitReason) -> Value {
+    let numbers = match serde_json::to_value(reason) {
+        Ok(Value::Object(variant)) => variant.into_iter().next().map(|(_, numbers)| numbers),
+        _ => None,
+    };
+    let mut shown = json!({ "code": reason.code(), "text": reason.to_string() });
+    if let (Some(Value::Object(numbers)), Some(shown)) = (numbers, shown.as_object_mut()) {
+        shown.extend(numbers);
+    }
+    shown
+}
+
+/// `{"skipped": {"no_room": 3}}`.
+fn reasons(counts: &[ReasonCount]) -> Value {
+    let mut shown = json!({});
+    for ReasonCount { outcome, code, count } in counts {
+        shown[outcome.as_str()][*code] = json!(count);
+    }
+    shown
+}
+
+fn turned_away(one: &TurnedAway, now: Tick) -> Value {
+    json!({
+        "id": one.id.0,
+        "age_ms": now.0.saturating_sub(one.at.0) / 1000,
+        "outcome": one.outcome.as_str(),
+        "code": one.code,
+        "text": one.text,
     })
 }
 
@@ -139,5 +200,24 @@ mod tests {
         assert_eq!(occupancy(&blocks, 1), "01230");
         assert_eq!(occupancy(&blocks, 2), "130");
         assert_eq!(occupancy(&[], 1), "");
+    }
+
+    #[test]
+    fn a_reason_is_its_code_its_sentence_and_its_numbers() {
+        let shown = reason(&WaitReason::NoRoom { need: 9, free: 4 });
+        assert_eq!(
+            (&shown["code"], &shown["need"], &shown["free"]),
+            (&json!("no_room"), &json!(9), &json!(4))
+        );
+        assert_eq!(reason(&WaitReason::Paused)["code"], "paused");
+    }
+
+    #[test]
+    fn counts_lie_under_what_happened() {
+        let count = |outcome, code, count| ReasonCount { outcome, code, count };
+        use quayline_engine::Outcome::{Cut, Skipped};
+        let shown =
+            reasons(&[count(Skipped, "behind", 2), count(Skipped, "no_room", 1), count(Cut, "step_left", 3)]);
+        assert_eq!(shown, json!({ "skipped": { "behind": 2, "no_room": 1 }, "cut": { "step_left": 3 } }));
     }
 }

@@ -8,7 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{Engine, Grammar, Output, Refusal, Request, RequestId, Sampling, Snapshot, Tick};
+use quayline_engine::{
+    Engine, Grammar, Output, Refusal, Request, RequestId, RequestState, Sampling, Snapshot, Tick,
+};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -33,6 +35,8 @@ pub(crate) struct Part {
 /// Prompts to be continued together, all or none.
 #[derive(Debug)]
 pub(crate) struct Job {
+    /// The answer's id.
+    pub(crate) name: String,
     /// One per choice.
     pub(crate) prompts: Vec<(Arc<[u32]>, Sampling)>,
     /// What every answer must be.
@@ -93,6 +97,7 @@ pub(crate) struct View {
 enum Command {
     Submit { job: Job, reply: oneshot::Sender<Result<Ticket, Refusal>> },
     Cancel(Vec<RequestId>),
+    Explain { name: String, reply: oneshot::Sender<Vec<(u32, RequestState)>> },
     ResetPrefixCache(oneshot::Sender<bool>),
     Stop,
 }
@@ -111,6 +116,7 @@ impl std::fmt::Debug for Command {
         f.write_str(match self {
             Self::Submit { .. } => "Submit",
             Self::Cancel(_) => "Cancel",
+            Self::Explain { .. } => "Explain",
             Self::ResetPrefixCache(_) => "ResetPrefixCache",
             Self::Stop => "Stop",
         })
@@ -126,6 +132,13 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Submit { job, reply }).map_err(|_| GivenUp)?;
         // Should the caller go away while it waits, the ticket is dropped in the channel and cancels.
+        answer.await.map_err(|_| GivenUp)
+    }
+
+    /// How the choices of a job stand that have not ended; none if there is no such job.
+    pub(crate) async fn explain(&self, name: String) -> Result<Vec<(u32, RequestState)>, GivenUp> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Explain { name, reply }).map_err(|_| GivenUp)?;
         answer.await.map_err(|_| GivenUp)
     }
 
@@ -225,6 +238,7 @@ struct Live {
 
 /// One job in the engine: where its parts go, and those of the step under way.
 struct Open {
+    name: String,
     sender: mpsc::Sender<Vec<Part>>,
     ids: Vec<RequestId>,
     parts: Vec<Part>,
@@ -291,6 +305,9 @@ impl EngineThread {
                 let _ = reply.send(answer);
             }
             Command::Cancel(ids) => ids.into_iter().for_each(|id| self.cancel(id)),
+            Command::Explain { name, reply } => {
+                let _ = reply.send(self.explain(&name));
+            }
             Command::ResetPrefixCache(reply) => {
                 let done = self.engine.reset_prefix_cache();
                 self.publish();
@@ -327,10 +344,10 @@ impl EngineThread {
             self.ids += 1;
             ids.push(id);
         }
-        Ok(self.open(key, &job, ids))
+        Ok(self.open(key, job, ids))
     }
 
-    fn open(&mut self, key: u64, job: &Job, ids: Vec<RequestId>) -> Ticket {
+    fn open(&mut self, key: u64, job: Job, ids: Vec<RequestId>) -> Ticket {
         let (sender, parts) = mpsc::channel(STEPS_UNREAD_MAX);
         for ((choice, id), (prompt, sampling)) in (0..).zip(&ids).zip(&job.prompts) {
             let timeline = Timeline {
@@ -348,9 +365,16 @@ impl EngineThread {
             self.requests.insert(*id, Live { job: key, choice, timeline });
         }
         let unfinished = ids.len();
-        let open = Open { sender, ids: ids.clone(), parts: Vec::new(), unfinished, longest: 0 };
+        let open =
+            Open { name: job.name, sender, ids: ids.clone(), parts: Vec::new(), unfinished, longest: 0 };
         self.jobs.insert(key, open);
         Ticket { parts, ids, unfinished, commands: self.commands.clone() }
+    }
+
+    fn explain(&self, name: &str) -> Vec<(u32, RequestState)> {
+        let ids = self.jobs.values().filter(|open| open.name == name).flat_map(|open| &open.ids);
+        let state = |id: &RequestId| Some((self.requests.get(id)?.choice, self.engine.request(*id)?));
+        ids.filter_map(state).collect()
     }
 
     fn cancel(&mut self, id: RequestId) {

@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::{FinishReason, Options, Snapshot, WaitReason};
+use quayline_engine::{FinishReason, Options, ReasonCount, Snapshot, WaitReason};
 use tokio::sync::watch;
 
 use crate::engine::View;
@@ -405,6 +405,7 @@ impl Collector for EngineCollector {
             snapshot.prefix.queries,
         )?;
         write.counter("vllm:prefix_cache_hits", "Tokens found in the cache", snapshot.prefix.hits)?;
+        write.reasons(&snapshot.reasons)?;
         self.cache_config(&mut write, &snapshot)
     }
 }
@@ -429,7 +430,15 @@ impl EngineCollector {
 
 /// Whether a request is passed over for a reason of its own, and not for lack of room, tokens or places.
 fn is_deferral(reason: &WaitReason) -> bool {
-    matches!(reason, WaitReason::OutputPending | WaitReason::Paused)
+    matches!(
+        reason,
+        WaitReason::OutputPending
+            | WaitReason::Paused
+            | WaitReason::GrammarPending
+            | WaitReason::LeaderReads { .. }
+            | WaitReason::Loading { .. }
+            | WaitReason::RemoteUnknown
+    )
 }
 
 /// Writes single values into an exposition.
@@ -449,6 +458,18 @@ impl Write<'_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (reason, count) in [("capacity", u64::from(waiting) - deferred), ("deferred", deferred)] {
             ConstGauge::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+
+    /// One series for each outcome and reason that came up. They are ours: vLLM counts none.
+    fn reasons(&mut self, counts: &[ReasonCount]) -> fmt::Result {
+        let help = "Requests that got less than they wanted, by what happened and why; once for each step";
+        let mut metric =
+            self.0.encode_descriptor("quayline:requests_held_back", help, None, MetricType::Counter)?;
+        for &ReasonCount { outcome, code, count } in counts {
+            let labels = [("outcome", outcome.as_str()), ("reason", code)];
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -199,7 +199,7 @@ pub(crate) async fn create(
         arrived: tag.arrived,
         counts_answers: true,
     };
-    let generation = plan.submit(&app, in_flight).await?;
+    let generation = plan.submit(&app, in_flight, &writer.head).await?;
     if shared.stream == Some(true) {
         let begun = vec![false; generation.choices];
         return Ok(stream::respond(app, generation, report, Streamed { writer, begun }));

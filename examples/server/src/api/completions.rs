@@ -150,7 +150,7 @@ pub(crate) async fn create(
         arrived: tag.arrived,
         counts_answers: !scores_only,
     };
-    let generation = plan.submit(&app, in_flight).await?;
+    let generation = plan.submit(&app, in_flight, &answer.head).await?;
     if shared.stream == Some(true) {
         let drafts = (0..generation.choices).map(|_| Draft::default()).collect();
         return Ok(stream::respond(app, generation, report, Streamed { answer, drafts }));

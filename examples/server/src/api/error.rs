@@ -80,6 +80,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, format!("there is no {path} here; see /openapi.json"), None)
     }
 
+    /// 404: no request by this name is in the engine.
+    pub(crate) fn unknown_request(id: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("no request `{id}` waits or runs here"), None)
+    }
+
     /// 405.
     pub(crate) fn method(method: &str, path: &str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}"), None)

@@ -56,7 +56,12 @@ impl Plan {
     ///
     /// # Errors
     /// The engine's refusal.
-    pub(crate) async fn submit(self, app: &App, in_flight: InFlight) -> Result<Generation, ApiError> {
+    pub(crate) async fn submit(
+        self,
+        app: &App,
+        in_flight: InFlight,
+        head: &Head,
+    ) -> Result<Generation, ApiError> {
         let choices = self.prompts.len() * self.n as usize;
         if choices > CHOICES_MAX {
             let message = format!("asks for {choices} answers, prompts times n; {CHOICES_MAX} is the most");
@@ -65,6 +70,7 @@ impl Plan {
         let lengths = self.prompts.iter().map(|prompt| prompt.len() as u64).collect();
         let tally = Tally::new(lengths, self.n, app.prompt_tokens_details, self.counts_answers);
         let job = Job {
+            name: head.id.clone(),
             prompts: self.choices().collect(),
             grammar: self.grammar,
             priority: self.priority,

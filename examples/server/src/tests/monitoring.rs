@@ -40,6 +40,8 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
             "prefix",
             "last_step",
             "totals",
+            "reasons",
+            "turned_away",
             "waiting_requests",
             "running",
             "waiting"
@@ -52,6 +54,52 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
     assert_eq!(state["occupancy"].as_str().unwrap().len(), 256);
     assert!(state["occupancy"].as_str().unwrap().contains('2'));
     assert_eq!(state["running"][0]["output_tokens_max"], 900);
+    assert_eq!(state["waiting"][0]["reason"]["code"], "running_full");
+    assert_eq!(state["waiting"][0]["reason"]["running_max"], 1);
+    assert!(state["reasons"]["skipped"]["running_full"].as_u64().unwrap() > 0, "{state}");
+    drop((first, second));
+    server.idle().await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_request_is_explained_by_the_id_of_its_answer() {
+    let server = Server::start("--max-num-seqs 1 --max-num-queued-reqs 1").await;
+    let mut body = completion(json!("a secret prompt"), 900);
+    body["stream"] = json!(true);
+    body["request_id"] = json!("first");
+    let first = server.send(post("/v1/completions", body.to_string())).await;
+    server.busy().await;
+    body["request_id"] = json!("second");
+    let second = server.send(post("/v1/completions", body.to_string())).await;
+    body["request_id"] = json!("third");
+    assert_eq!(server.post("/v1/completions", &body).await.status, StatusCode::TOO_MANY_REQUESTS);
+    let mut view = server.app.engine.view();
+    view.wait_for(|view| view.snapshot.waiting.iter().any(|one| one.waits_for.is_some())).await.unwrap();
+
+    let answer = server.get("/debug/requests/cmpl-second").await;
+    assert!(!answer.text.contains("secret"));
+    let choices = answer.json()["choices"].take();
+    assert_eq!(choices.as_array().unwrap().len(), 1, "{choices}");
+    assert_eq!((&choices[0]["index"], &choices[0]["reason"]["code"]), (&json!(0), &json!("running_full")));
+    let running = server.get("/debug/requests/cmpl-first").await.json();
+    assert_eq!(running["choices"][0]["reason"], Value::Null);
+    assert_eq!(server.get("/debug/requests/cmpl-third").await.status, StatusCode::NOT_FOUND);
+
+    let refused = &server.get("/debug/state").await.json()["turned_away"][0];
+    assert_eq!((&refused["outcome"], &refused["code"]), (&json!("refused"), &json!("queue_full")));
+    let metrics = server.get("/metrics").await.text;
+    let series = |outcome: &str, reason: &str| {
+        let labels = format!("outcome=\"{outcome}\",reason=\"{reason}\"}}");
+        let line = metrics.lines().find(|line| line.contains("requests_held_back") && line.contains(&labels));
+        line.unwrap_or_else(|| panic!("{labels} is missing:\n{metrics}"))
+            .rsplit_once(' ')
+            .unwrap()
+            .1
+            .to_owned()
+    };
+    assert_eq!(series("refused", "queue_full"), "1");
+    assert_ne!(series("skipped", "running_full"), "0");
     drop((first, second));
     server.idle().await;
     server.stop();
@@ -98,6 +146,7 @@ async fn the_document_lists_every_route() {
     let expected = [
         "/",
         "/debug/events",
+        "/debug/requests/{id}",
         "/debug/state",
         "/detokenize",
         "/docs",
