@@ -184,7 +184,7 @@ pub(crate) fn publish<D: Digest>(
                 first: TokenIndex(count(first)),
                 group: id,
                 location: Location::Device,
-                sequence: *sequence,
+                sequence: Some(*sequence),
             });
             if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
                 fresh.push(block);

@@ -1,15 +1,16 @@
 //! What others must hear to know what can be found here: routers that send a prompt to where its beginning is cached,
 //! and indexers that they ask.
 //!
-//! One event is one change of the index, numbered without holes from 0. Content is stored when its first copy can be
-//! found and removed when its last one cannot: who applies the events in order has the index. [`Replica`] does that and
-//! refuses a hole; after one, [`Snapshot`] begins it anew.
+//! One event is one change of what can be found, in the device or in a tier behind it, numbered without holes from 0.
+//! In each of these places content is stored when its first copy can be found and removed when its last one cannot: who
+//! applies the events in order has the index. [`Replica`](crate::Replica) does that and refuses a hole; after one,
+//! [`Snapshot`] begins it anew.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::id::count;
-use crate::tier::Medium;
+use crate::tier::{BlockKey, Medium, TierEvent, TierId};
 use crate::{Digest, GroupId, SequenceId, TokenId, TokenIndex};
 
 /// Where content lies.
@@ -19,15 +20,20 @@ pub enum Location {
     #[default]
     Device,
     /// A tier; vLLM's `CPU` and `STORAGE`.
-    Tier(Medium),
+    Tier {
+        /// Which, counted from the device.
+        tier: TierId,
+        /// What it is.
+        medium: Medium,
+    },
 }
 
 /// One change of what can be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a, D> {
-    /// Consecutive blocks of a sequence can be found now.
+    /// Consecutive blocks of a sequence, or a block of a tier, can be found now where they could not.
     Stored(Stored<'a, D>),
-    /// A block can be found there no longer: its last copy is gone.
+    /// A block can be found there no longer: its last copy there is gone. Of a tier: no other tier has it.
     Removed {
         /// Its name.
         block: D,
@@ -36,7 +42,7 @@ pub enum Event<'a, D> {
         /// Where it lay.
         location: Location,
     },
-    /// A block lies elsewhere now.
+    /// A tier has given up a block because of room, or failed to deliver it, and another one has it still.
     Moved {
         /// Its name.
         block: D,
@@ -44,21 +50,25 @@ pub enum Event<'a, D> {
         group: GroupId,
         /// Where it lay.
         from: Location,
-        /// Where it lies.
+        /// Where it still lies.
         to: Location,
     },
-    /// Nothing can be found any more.
-    Cleared,
+    /// Nothing can be found there any more.
+    Cleared {
+        /// Where.
+        location: Location,
+    },
 }
 
-/// Blocks that can be found now, one behind the other.
+/// Blocks that can be found now, one behind the other. A tier knows its blocks by name alone: their parents and tokens
+/// were told when the device stored them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored<'a, D> {
     /// Their names.
     pub blocks: &'a [D],
-    /// The name of the block before the first of them, if there is one.
+    /// The name of the block before the first of them, if there is one. None in a tier.
     pub parent: Option<D>,
-    /// Their tokens, equally many in each.
+    /// Their tokens, equally many in each. None in a tier.
     pub tokens: &'a [TokenId],
     /// The place of the first token.
     pub first: TokenIndex,
@@ -66,8 +76,16 @@ pub struct Stored<'a, D> {
     pub group: GroupId,
     /// Where they lie.
     pub location: Location,
-    /// Whose blocks they were when they were stored. It tells the adapter, the salt and the images.
-    pub sequence: SequenceId,
+    /// Whose blocks they were when the device stored them. It tells the adapter, the salt and the images.
+    pub sequence: Option<SequenceId>,
+}
+
+impl<'a, D> Stored<'a, D> {
+    /// A block in a tier.
+    fn in_tier(block: &'a D, group: GroupId, location: Location) -> Self {
+        let (blocks, first) = (std::slice::from_ref(block), TokenIndex(0));
+        Stored { blocks, parent: None, tokens: &[], first, group, location, sequence: None }
+    }
 }
 
 /// The events that nobody has heard yet, and what a snapshot needs to know of each entry of the index.
@@ -94,13 +112,27 @@ enum Record<D> {
         parent: Option<D>,
         first: TokenIndex,
         group: GroupId,
-        sequence: SequenceId,
+        sequence: Option<SequenceId>,
+    },
+    InTier {
+        block: D,
+        group: GroupId,
+        location: Location,
     },
     Removed {
         block: D,
         group: GroupId,
+        location: Location,
     },
-    Cleared,
+    Moved {
+        block: D,
+        group: GroupId,
+        from: Location,
+        to: Location,
+    },
+    Cleared {
+        location: Location,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,14 +140,14 @@ struct Known<D> {
     parent: Option<D>,
     first: TokenIndex,
     tokens: u32,
-    sequence: SequenceId,
+    sequence: Option<SequenceId>,
 }
 
 impl<D: Digest> Events<D> {
     /// For an index of `entries`, none of more than `entry_tokens` tokens. Keeps at most `records_max` events for a
     /// caller who does not listen.
     pub(crate) fn new(entries: usize, entry_tokens: usize, records_max: u32) -> Self {
-        let nobody = Known { parent: None, first: TokenIndex(0), tokens: 0, sequence: SequenceId(0) };
+        let nobody = Known { parent: None, first: TokenIndex(0), tokens: 0, sequence: None };
         Events {
             records: VecDeque::new(),
             digests: Vec::new(),
@@ -162,12 +194,33 @@ impl<D: Digest> Events<D> {
 
     /// The last copy of a block left the index.
     pub(crate) fn removed(&mut self, block: D, group: GroupId) {
-        self.record(Record::Removed { block, group });
+        self.record(Record::Removed { block, group, location: Location::Device });
     }
 
     /// Everything left the index.
     pub(crate) fn cleared(&mut self) {
-        self.record(Record::Cleared);
+        self.record(Record::Cleared { location: Location::Device });
+    }
+
+    /// Something happened in a tier; `media` are those of all tiers.
+    pub(crate) fn in_tier(&mut self, event: TierEvent<BlockKey<D>>, media: &[Medium]) {
+        let place = |tier: TierId| Location::Tier { tier, medium: media[usize::from(tier.0)] };
+        match event {
+            TierEvent::Stored { key: BlockKey { digest: block, group }, tier, .. } => {
+                self.record(Record::InTier { block, group, location: place(tier) });
+            }
+            TierEvent::Removed { key: BlockKey { digest: block, group }, tier, still_in } => {
+                self.record(match still_in {
+                    Some(other) => Record::Moved { block, group, from: place(tier), to: place(other) },
+                    None => Record::Removed { block, group, location: place(tier) },
+                });
+            }
+            TierEvent::Cleared { .. } => {
+                for tier in (0..).map(TierId).take(media.len()) {
+                    self.record(Record::Cleared { location: place(tier) });
+                }
+            }
+        }
     }
 
     /// A caller who does not listen loses what he did not hear; the numbers show it.
@@ -201,11 +254,14 @@ impl<D: Digest> Events<D> {
         self.forget();
     }
 
-    fn event<'a>(&'a self, record: &Record<D>) -> Event<'a, D> {
-        let location = Location::Device;
+    fn event<'a>(&'a self, record: &'a Record<D>) -> Event<'a, D> {
         match *record {
-            Record::Removed { block, group } => Event::Removed { block, group, location },
-            Record::Cleared => Event::Cleared,
+            Record::InTier { ref block, group, location } => {
+                Event::Stored(Stored::in_tier(block, group, location))
+            }
+            Record::Removed { block, group, location } => Event::Removed { block, group, location },
+            Record::Moved { block, group, from, to } => Event::Moved { block, group, from, to },
+            Record::Cleared { location } => Event::Cleared { location },
             Record::Stored { ref blocks, ref tokens, parent, first, group, sequence } => {
                 Event::Stored(Stored {
                     blocks: &self.digests[blocks.clone()],
@@ -213,7 +269,7 @@ impl<D: Digest> Events<D> {
                     parent,
                     first,
                     group,
-                    location,
+                    location: Location::Device,
                     sequence,
                 })
             }
@@ -229,14 +285,16 @@ impl<D: Digest> Events<D> {
             Snapshot { next: self.first + self.records.len() as u64, blocks: Vec::new(), tokens: Vec::new() };
         for (entry, group, block) in entries {
             let Known { parent, first, tokens, sequence } = self.known[entry];
-            snapshot.blocks.push(Kept { block, group, parent, first, sequence, tokens });
+            let location = Location::Device;
+            snapshot.blocks.push(Kept { block, group, parent, first, sequence, tokens, location });
             snapshot.tokens.extend_from_slice(&self.content[entry * self.entry_tokens..][..tokens as usize]);
         }
         snapshot
     }
 }
 
-/// Everything that can be found at one moment, parents before their children. The same for the same calls.
+/// Everything that can be found at one moment, parents before their children, nearest tiers first. The same for the
+/// same calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot<D> {
     next: u64,
@@ -250,8 +308,9 @@ struct Kept<D> {
     group: GroupId,
     parent: Option<D>,
     first: TokenIndex,
-    sequence: SequenceId,
+    sequence: Option<SequenceId>,
     tokens: u32,
+    location: Location,
 }
 
 impl<D: Digest> Snapshot<D> {
@@ -272,148 +331,19 @@ impl<D: Digest> Snapshot<D> {
                 tokens,
                 first: kept.first,
                 group: kept.group,
-                location: Location::Device,
+                location: kept.location,
                 sequence: kept.sequence,
             }
         })
     }
-}
 
-/// The index as somebody else knows it, from nothing but events. It shows how events are to be applied, and what is
-/// wrong with those that cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replica<D> {
-    next: u64,
-    blocks: BTreeMap<(GroupId, D), Vec<Location>>,
-}
-
-/// Events that do not fit together. The replica has not changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReplicaError<D: Digest> {
-    /// Events are missing. Only a snapshot helps.
-    #[error("event {got} comes where {expected} should: {} are missing", .got - .expected)]
-    Hole {
-        /// The number that should have come.
-        expected: u64,
-        /// The one that came.
-        got: u64,
-    },
-    /// An event that was applied already. It may be passed over.
-    #[error("event {got} was applied already, {expected} comes next")]
-    Repeated {
-        /// The number that should have come.
-        expected: u64,
-        /// The one that came.
-        got: u64,
-    },
-    /// There already, and stored once more.
-    #[error("block {block} of group {group} is stored a second time")]
-    StoredTwice {
-        /// Its name.
-        block: D,
-        /// The group.
-        group: GroupId,
-    },
-    /// Not there, and removed or moved from there.
-    #[error("block {block} of group {group} leaves where it was not")]
-    Unknown {
-        /// Its name.
-        block: D,
-        /// The group.
-        group: GroupId,
-    },
-}
-
-impl<D: Digest> Default for Replica<D> {
-    fn default() -> Self {
-        Replica { next: 0, blocks: BTreeMap::new() }
-    }
-}
-
-impl<D: Digest> Replica<D> {
-    /// A replica of a new cache.
-    pub fn new() -> Self {
-        Replica::default()
-    }
-
-    /// A replica of the cache that the snapshot is of.
-    pub fn of(snapshot: &Snapshot<D>) -> Self {
-        let blocks = snapshot.blocks.iter().map(|kept| ((kept.group, kept.block), vec![Location::Device]));
-        Replica { next: snapshot.next, blocks: blocks.collect() }
-    }
-
-    /// The number of the event that is to come next.
-    pub fn next_event(&self) -> u64 {
-        self.next
-    }
-
-    /// Applies one event.
-    ///
-    /// # Errors
-    /// [`ReplicaError`], and nothing has changed.
-    pub fn apply(&mut self, number: u64, event: &Event<'_, D>) -> Result<(), ReplicaError<D>> {
-        let expected = self.next;
-        match number.cmp(&expected) {
-            std::cmp::Ordering::Less => return Err(ReplicaError::Repeated { expected, got: number }),
-            std::cmp::Ordering::Greater => return Err(ReplicaError::Hole { expected, got: number }),
-            std::cmp::Ordering::Equal => {}
-        }
-        match *event {
-            Event::Stored(stored) => self.store(&stored)?,
-            Event::Removed { block, group, location } => self.remove(group, block, location)?,
-            Event::Moved { block, group, from, to } => {
-                if self.is_in(group, block, to) {
-                    return Err(ReplicaError::StoredTwice { block, group });
-                }
-                self.remove(group, block, from)?;
-                self.blocks.entry((group, block)).or_default().push(to);
-            }
-            Event::Cleared => self.blocks.clear(),
-        }
-        self.next += 1;
-        Ok(())
-    }
-
-    /// Whether a block can be found, wherever.
-    pub fn contains(&self, group: GroupId, block: D) -> bool {
-        self.blocks.contains_key(&(group, block))
-    }
-
-    /// Every block that can be found, by group and name.
-    pub fn blocks(&self) -> impl Iterator<Item = (GroupId, D)> + '_ {
-        self.blocks.keys().copied()
-    }
-
-    /// How many leading `names` can be found: what a request would have to compute less.
-    pub fn longest(&self, group: GroupId, names: &[D]) -> usize {
-        names.iter().take_while(|&&name| self.contains(group, name)).count()
-    }
-
-    fn is_in(&self, group: GroupId, block: D, location: Location) -> bool {
-        self.blocks.get(&(group, block)).is_some_and(|locations| locations.contains(&location))
-    }
-
-    fn store(&mut self, stored: &Stored<'_, D>) -> Result<(), ReplicaError<D>> {
-        let Stored { blocks, group, location, .. } = *stored;
-        if let Some(&block) = blocks.iter().find(|&&block| self.is_in(group, block, location)) {
-            return Err(ReplicaError::StoredTwice { block, group });
-        }
-        for &block in blocks {
-            self.blocks.entry((group, block)).or_default().push(location);
-        }
-        Ok(())
-    }
-
-    fn remove(&mut self, group: GroupId, block: D, location: Location) -> Result<(), ReplicaError<D>> {
-        let unknown = ReplicaError::Unknown { block, group };
-        let locations = self.blocks.get_mut(&(group, block)).ok_or(unknown)?;
-        let place = locations.iter().position(|&known| known == location).ok_or(unknown)?;
-        locations.swap_remove(place);
-        if locations.is_empty() {
-            self.blocks.remove(&(group, block));
-        }
-        Ok(())
+    /// Adds what a tier has.
+    pub(crate) fn add_tier(&mut self, location: Location, keys: impl Iterator<Item = BlockKey<D>>) {
+        let (parent, first, tokens, sequence) = (None, TokenIndex(0), 0, None);
+        self.blocks.extend(keys.map(|key| {
+            let BlockKey { digest: block, group } = key;
+            Kept { block, group, parent, first, sequence, tokens, location }
+        }));
     }
 }
 
@@ -434,7 +364,7 @@ mod tests {
         tokens: &'a [TokenId],
         first: u32,
     ) -> Stored<'a, BlockHash> {
-        let (location, sequence) = (Location::Device, SequenceId(1));
+        let (location, sequence) = (Location::Device, Some(SequenceId(1)));
         Stored { blocks, parent, tokens, first: TokenIndex(first), group: GROUP, location, sequence }
     }
 
@@ -473,57 +403,6 @@ mod tests {
             ]
         );
         events.cleared();
-        assert_eq!(heard(&mut events), ["3 Cleared"]);
-    }
-
-    #[test]
-    fn who_does_not_listen_in_time_finds_a_hole_and_begins_anew() {
-        let mut events = Events::new(10, 1, 2);
-        let mut replica = Replica::new();
-        for (entry, rest) in (1..).zip([1, 2, 3]) {
-            events.stored(entry, stored(&[name(rest)], Some(name(rest + 50)), &[rest], 1), true);
-        }
-        let mut refused = Vec::new();
-        events.drain(|number, event| refused.extend(replica.apply(number, &event).err()));
-        assert_eq!(refused, [ReplicaError::Hole { expected: 0, got: 2 }]);
-        assert_eq!(replica, Replica::new());
-
-        let index = [(3, GROUP, name(3)), (1, GROUP, name(1)), (2, GROUP, name(2))];
-        let snapshot = events.snapshot(index.into_iter());
-        let mut replica = Replica::of(&snapshot);
-        assert_eq!((replica.next_event(), replica.longest(GROUP, &[name(1), name(9)])), (3, 1));
-        let tokens: Vec<_> = snapshot.stored().flat_map(|stored| stored.tokens.to_vec()).collect();
-        assert_eq!(tokens, [1, 2, 3]);
-        let removed = Event::Removed { block: name(1), group: GROUP, location: Location::Device };
-        assert_eq!(replica.apply(2, &removed), Err(ReplicaError::Repeated { expected: 3, got: 2 }));
-        assert_eq!(replica.apply(3, &removed), Ok(()));
-        assert!(!replica.contains(GROUP, name(1)));
-    }
-
-    #[test]
-    fn a_replica_refuses_what_cannot_be_and_stays_as_it_was() {
-        let mut replica = Replica::new();
-        let first = [name(1), name(2)];
-        replica.apply(0, &Event::Stored(stored(&first, None, &[], 0))).unwrap();
-        let before = replica.clone();
-        let again = [name(3), name(2)];
-        let (block, group) = (name(2), GROUP);
-        assert_eq!(
-            replica.apply(1, &Event::Stored(stored(&again, None, &[], 0))),
-            Err(ReplicaError::StoredTwice { block, group })
-        );
-        let moved = Event::Moved {
-            block,
-            group,
-            from: Location::Tier(Medium::Host),
-            to: Location::Tier(Medium::Disk),
-        };
-        assert_eq!(replica.apply(1, &moved), Err(ReplicaError::Unknown { block, group }));
-        assert_eq!(replica, before);
-        let moved = Event::Moved { block, group, from: Location::Device, to: Location::Tier(Medium::Host) };
-        replica.apply(1, &moved).unwrap();
-        let removed = Event::Removed { block, group, location: Location::Tier(Medium::Host) };
-        replica.apply(2, &removed).unwrap();
-        assert_eq!(replica.blocks().collect::<Vec<_>>(), [(group, name(1))]);
+        assert_eq!(heard(&mut events), ["3 Cleared { location: Device }"]);
     }
 }

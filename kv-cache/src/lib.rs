@@ -26,6 +26,7 @@ mod load;
 mod pin;
 mod pool;
 mod prefix;
+mod replica;
 mod residency;
 pub mod scenario;
 mod sequence;
@@ -40,7 +41,7 @@ pub use check::Violation;
 pub use claim::{Admission, BlockCopy, Claim, Grant, Hit, Lost, Reservation, Reuse};
 pub use config::{Config, Group, Retention};
 pub use error::Error;
-pub use event::{Event, Location, Replica, ReplicaError, Snapshot, Stored};
+pub use event::{Event, Location, Snapshot, Stored};
 pub use evict::{Eviction, Lru, OverLimit};
 pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};
 pub use id::{
@@ -49,6 +50,7 @@ pub use id::{
 };
 pub use keys::SequenceKey;
 pub use pin::Pinned;
+pub use replica::{Replica, ReplicaError};
 pub use residency::{GAPS_MAX, Residency};
 pub use stats::{HitStats, Refusal, Refusals, Stats};
 pub use table::BlockTable;

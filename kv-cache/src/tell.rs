@@ -9,8 +9,10 @@ use crate::{KvCache, Tick};
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Shows every change of the index since the last call, with its number, and forgets it. Numbers begin at 0 and
     /// have no holes, unless more than [`Config::events_max`](crate::Config::events_max) events happened since:
-    /// then all
-    /// that were kept are lost, the numbers show it, and a [`snapshot`](KvCache::snapshot) helps.
+    /// then all that were kept are lost, the numbers show it, and a [`snapshot`](KvCache::snapshot) helps.
+    ///
+    /// Where there are tiers, [`Offload::drain_events`](crate::tier::Offload::drain_events) shows what happened in them
+    /// as well, in the same stream.
     pub fn drain_events(&mut self, hear: impl FnMut(u64, Event<'_, H::Digest>)) {
         if let Some(events) = &mut self.blocks.prefix.events {
             events.drain(hear);
@@ -18,7 +20,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Everything that can be found now: what all events so far come to, those included that were not drained yet.
-    /// None if the cache tells nothing ([`Config::events_max`](crate::Config::events_max)).
+    /// None if the cache tells nothing ([`Config::events_max`](crate::Config::events_max)). What tiers have is in
+    /// [`Offload::snapshot`](crate::tier::Offload::snapshot).
     ///
     /// Cost: O(n log n) in cached blocks.
     pub fn snapshot(&self) -> Option<Snapshot<H::Digest>> {

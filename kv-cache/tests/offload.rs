@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "the caches of this test are tiny")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
@@ -71,7 +71,16 @@ enum Call {
         tier: u8,
         most: u32,
     },
-    Answers,
+    /// Shared stores answer what they were asked: that they have what other processes stored, which is one key in
+    /// `has_one_in`.
+    Answers {
+        has_one_in: u64,
+    },
+    /// A shared store tells what another process has just stored there. Nobody asked.
+    Announce {
+        tier: u8,
+        key: usize,
+    },
     Tick,
     Reset,
     Restart {
@@ -98,7 +107,8 @@ fn call() -> impl Strategy<Value = Call> {
         96 => (0usize..4, 0usize..14).prop_map(|(job, bad)| Call::Finish { job, bad }),
         6 => (0usize..6).prop_map(|job| Call::Complete { job }),
         60 => (1u8..3, 1u32..9).prop_map(|(tier, most)| Call::Flush { tier, most }),
-        30 => Just(Call::Answers),
+        30 => (1u64..4).prop_map(|has_one_in| Call::Answers { has_one_in }),
+        6 => (1u8..3, 0usize..60).prop_map(|(tier, key)| Call::Announce { tier, key }),
         24 => Just(Call::Tick),
         1 => Just(Call::Reset),
         2 => (0u8..3).prop_map(|tier| Call::Restart { tier }),
@@ -174,9 +184,12 @@ fn every_step_attends_to_what_its_tokens_say() {
     runner
         .run(&strategy, |(setup, calls)| {
             let mut world = World::new(setup);
-            for call in calls {
+            for (number, call) in (0..).zip(calls) {
                 world.run(call);
                 world.check();
+                if number % 8 == 0 {
+                    world.hear();
+                }
             }
             world.wind_down();
             totals.borrow_mut().add(world.seen);
@@ -184,6 +197,7 @@ fn every_step_attends_to_what_its_tokens_say() {
         })
         .unwrap();
     // What is not reached is not tested.
+    assert!(seen.from_others > 50, "{seen:?}");
     assert!(seen.loaded_tokens > 50 && seen.rescued > 50 && seen.promoted > 0, "{seen:?}");
     assert!(seen.cut_short > 2 && seen.for_nobody > 3 && seen.later > 2 && seen.swapped > 8, "{seen:?}");
 }
@@ -198,6 +212,7 @@ struct Seen {
     for_nobody: u32,
     later: u32,
     swapped: u32,
+    from_others: u32,
 }
 
 impl Seen {
@@ -209,6 +224,7 @@ impl Seen {
         self.for_nobody += other.for_nobody;
         self.later += other.later;
         self.swapped += other.swapped;
+        self.from_others += other.from_others;
     }
 }
 
@@ -227,6 +243,8 @@ struct World {
     jobs: BTreeMap<JobId, Vec<Option<bool>>>,
     reported: BTreeMap<JobId, usize>,
     now: Tick,
+    /// Who hears nothing but events.
+    replica: Replica<BlockHash>,
     seen: Seen,
 }
 
@@ -260,6 +278,7 @@ impl World {
             groups: groups.collect(),
             retention: Retention::Dense,
             report_lost: true,
+            events_max: 1000,
             ..Config::new(BlockSize::new(setup.block_size).unwrap(), BlockCount(setup.blocks))
         };
         let block = vec![RUBBISH; setup.block_size as usize];
@@ -273,6 +292,7 @@ impl World {
             jobs: BTreeMap::new(),
             reported: BTreeMap::new(),
             now: Tick(0),
+            replica: Replica::new(),
             seen: Seen::default(),
             setup,
         }
@@ -344,10 +364,19 @@ impl World {
                     self.begun(store);
                 }
             }
-            Call::Answers => {
+            Call::Answers { has_one_in } => {
                 let questions: Vec<_> = self.offload.tiers_mut().questions().collect();
                 for (tier, key) in questions {
-                    self.offload.tiers_mut().answer(tier, key, false).unwrap();
+                    self.answer(tier, key, key.digest.low64().is_multiple_of(has_one_in));
+                }
+            }
+            Call::Announce { tier, key } => {
+                let asked = |tier: &TierConfig| tier.contents != Contents::Own;
+                let known = self.meaning.keys().nth(key).copied();
+                if let Some(key) =
+                    known.filter(|_| self.setup.tiers.get(usize::from(tier)).is_some_and(asked))
+                {
+                    self.answer(TierId(tier), key, true);
                 }
             }
             Call::Tick => self.now.0 += 1,
@@ -359,6 +388,20 @@ impl World {
                 }
             }
             Call::Restart { tier } => self.restart(tier),
+        }
+    }
+
+    /// A shared store has, or has not, what another process computed for the same tokens.
+    fn answer(&mut self, tier: TierId, key: Named, has: bool) {
+        let slot = |offload: &Offload<BlockHash>| {
+            let mut dump = offload.tiers().dump(tier).unwrap();
+            dump.find(|&(there, _)| there == key).map(|(_, slot)| slot as usize)
+        };
+        let before = slot(&self.offload);
+        self.offload.tiers_mut().answer(tier, key, has).unwrap();
+        if let (true, None, Some(slot)) = (has, before, slot(&self.offload)) {
+            self.slots[usize::from(tier.0)][slot] = self.meaning[&key].clone();
+            self.seen.from_others += 1;
         }
     }
 
@@ -619,6 +662,29 @@ impl World {
         assert_eq!(stats.free.get() + stats.used.get() + 1, self.setup.blocks);
     }
 
+    /// What the events come to is what is there: in the device, in every tier, and in a snapshot.
+    fn hear(&mut self) {
+        let World { cache, offload, replica, .. } = self;
+        offload.drain_events(cache, |number, event| replica.apply(number, &event).unwrap());
+        assert_eq!(*replica, Replica::of(&offload.snapshot(cache).unwrap()));
+        let mut told = BTreeMap::<Location, BTreeSet<(GroupId, BlockHash)>>::new();
+        for (group, digest) in replica.blocks() {
+            for location in replica.locations(group, digest) {
+                told.entry(location).or_default().insert((group, digest));
+            }
+        }
+        let in_device = told.remove(&Location::Device).unwrap_or_default();
+        let in_device: BTreeSet<BlockHash> = in_device.into_iter().map(|(_, digest)| digest).collect();
+        let blocks = (1..self.setup.blocks).map(BlockId);
+        assert_eq!(in_device, blocks.filter_map(|block| cache.hash_of(block)).collect());
+        for (tier, config) in (0..).map(TierId).zip(&self.setup.tiers) {
+            let there = offload.tiers().dump(tier).unwrap().map(|(key, _)| (key.group, key.digest));
+            let location = Location::Tier { tier, medium: config.medium };
+            assert_eq!(told.remove(&location).unwrap_or_default(), there.collect(), "{location:?}");
+        }
+        assert!(told.is_empty(), "{told:?}");
+    }
+
     fn wind_down(&mut self) {
         for sequence in std::mem::take(&mut self.sequences).into_keys() {
             self.offload.close(&mut self.cache, SequenceId(sequence)).unwrap();
@@ -627,6 +693,7 @@ impl World {
             self.complete(0);
             self.check();
         }
+        self.hear();
         assert_eq!(self.cache.stats().free, self.cache.stats().blocks, "no block is lost");
         for tier in (0..).map(TierId).take(self.setup.tiers.len()) {
             let stats = self.offload.tiers().stats(tier).unwrap();

@@ -532,7 +532,7 @@ impl World {
             let known = &mut self.model.known;
             let new = match event {
                 TierEvent::Stored { key, tier, .. } => known.insert((tier, key)),
-                TierEvent::Removed { key, tier } => known.remove(&(tier, key)),
+                TierEvent::Removed { key, tier, .. } => known.remove(&(tier, key)),
                 TierEvent::Cleared { .. } => {
                     known.clear();
                     true

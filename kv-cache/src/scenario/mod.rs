@@ -47,8 +47,8 @@
 //! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`], [`KvCache::tenant`] |
 //! | `lost` | [`KvCache::drain_lost`], as `block:group` |
 //! | `hashes NAME` | [`KvCache::hashes`] |
-//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, `number:removed:block@group` or `number:cleared`; names by their first four digits |
-//! | `snapshot` | [`KvCache::snapshot`], one block after the other as if stored now |
+//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, `number:removed:block@group` or `number:cleared`; names by their first four digits. With tiers: [`Offload::drain_events`](crate::tier::Offload::drain_events), names as below, and of tiers `number:stored:block@tier:medium`, `removed` and `cleared` alike, `number:moved:block@tier:medium>tier:medium` |
+//! | `snapshot` | [`KvCache::snapshot`], or [`Offload::snapshot`](crate::tier::Offload::snapshot) with tiers, one block after the other as if stored now |
 //! | `now N`, `residency` | [`KvCache::set_now`]; [`KvCache::drain_residency`], as `lifetime:idle:gap,gap` |
 //! | `refusals` | [`Stats::refusals`](crate::Stats::refusals) |
 //! | `reset` | [`KvCache::reset`] |
@@ -74,7 +74,7 @@
 //! | `touch CONTENT`, `settle_order CONTENT`, `keep CONTENT` | a use; the order at the end of a sequence; kept until `done` |
 //! | `questions`, `answer TIER CONTENT yes\|no`, `forget_answers TIER` | what a shared store is asked, and says |
 //! | `dump TIER`, `restore TIER CONTENT@SLOT ... [identity=N] [generation=N]` | what it holds, next to go first |
-//! | `tier_events`, `tier_stats` | what happened since the last time; numbers |
+//! | `tier_events`, `tier_stats` | of the `events` those of tiers alone; numbers |
 //! | `judge [patience=...] wanted=N arrived=N began=N now=N`, `agree N ...` | [`Patience::judge`](crate::tier::Patience::judge), [`agreed`](crate::tier::agreed) |
 //!
 //! Tokens are numbers: `7` is one token, `7*16` sixteen of them, `0-15` the sixteen from 0 to 15. A claim says
@@ -211,9 +211,12 @@ impl Interpreter {
             "unpin" | "expire" | "pins" => keep::pins(cache, verb, words),
             "quota" | "tenant" => keep::tenant(cache, verb, words),
             "now" => tell::now(cache, words),
-            "events" | "snapshot" | "residency" | "refusals" => {
+            "events" | "tier_events" | "snapshot" | "residency" | "refusals" => {
                 words.end()?;
-                let answer = tell::all(cache, verb);
+                if let Some(behind) = &mut self.behind {
+                    behind.learn_names(cache, &self.sequences);
+                }
+                let answer = tell::all(cache, self.behind.as_mut(), verb);
                 Ok(self.sequences.named(answer))
             }
             "free" | "reset" | "stats" | "copies" | "end_step" | "lost" => {

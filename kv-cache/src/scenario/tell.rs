@@ -1,10 +1,13 @@
 //! The commands about what the cache tells: hashes, events, residency and refusals.
 
+use std::collections::BTreeMap;
+
+use super::tiers::Behind;
 use super::words::Words;
 use super::{Cache, list, said};
 use crate::hash::AnyHash;
-use crate::tier::Medium;
-use crate::{Event, Location, Refusal, SequenceId, Stored, Tick};
+use crate::tier::{BlockKey, Medium};
+use crate::{Event, GroupId, Location, Refusal, SequenceId, Stored, Tick};
 
 /// `hashes NAME`, behind the name.
 pub(super) fn hashes(cache: &Cache, id: SequenceId, words: Words<'_>) -> Result<String, String> {
@@ -20,21 +23,37 @@ pub(super) fn now(cache: &mut Cache, mut words: Words<'_>) -> Result<String, Str
     Ok(format!("now={now}"))
 }
 
-/// `events`, `snapshot`, `residency` and `refusals`.
-pub(super) fn all(cache: &mut Cache, verb: &str) -> String {
+/// `events`, `tier_events`, `snapshot`, `residency` and `refusals`.
+pub(super) fn all(cache: &mut Cache, mut behind: Option<&mut Behind>, verb: &str) -> String {
     match verb {
-        "events" => {
+        "events" | "tier_events" => {
             let mut heard = Vec::new();
-            cache.drain_events(|number, event| heard.push(format!("{number}:{}", event_text(&event))));
+            let names = behind.as_ref().map(|behind| behind.names.clone());
+            let hear = |number: u64, event: Event<'_, AnyHash>| {
+                let text = event_text(&event, names.as_ref());
+                let in_device = in_device(&event);
+                heard.extend((verb == "events" || !in_device).then(|| format!("{number}:{text}")));
+            };
+            match &mut behind {
+                Some(behind) => behind.offload.drain_events(cache, hear),
+                None => cache.drain_events(hear),
+            }
             format!("events={}", list(heard))
         }
-        "snapshot" => match cache.snapshot() {
-            None => "no snapshot: `cache` without events=N".to_owned(),
-            Some(snapshot) => {
-                let blocks = snapshot.stored().map(|stored| stored_text(&stored));
-                format!("snapshot next={} {}", snapshot.next_event(), list(blocks))
+        "snapshot" => {
+            let snapshot = match &mut behind {
+                Some(behind) => behind.offload.snapshot(cache),
+                None => cache.snapshot(),
+            };
+            let names = behind.map(|behind| &behind.names);
+            match snapshot {
+                None => "no snapshot: `cache` without events=N".to_owned(),
+                Some(snapshot) => {
+                    let blocks = snapshot.stored().map(|stored| stored_text(&stored, names));
+                    format!("snapshot next={} {}", snapshot.next_event(), list(blocks))
+                }
             }
-        },
+        }
         "residency" => {
             let lives = cache.drain_residency().map(|life| {
                 let gaps: Vec<String> = life.gaps().iter().map(u64::to_string).collect();
@@ -54,33 +73,60 @@ pub(super) fn all(cache: &mut Cache, verb: &str) -> String {
     }
 }
 
-fn event_text(event: &Event<'_, AnyHash>) -> String {
+type Names = BTreeMap<BlockKey<AnyHash>, String>;
+
+fn in_device(event: &Event<'_, AnyHash>) -> bool {
+    let (Event::Stored(Stored { location, .. })
+    | Event::Removed { location, .. }
+    | Event::Moved { from: location, .. }
+    | Event::Cleared { location }) = event;
+    *location == Location::Device
+}
+
+fn event_text(event: &Event<'_, AnyHash>, names: Option<&Names>) -> String {
     match event {
-        Event::Stored(stored) => format!("stored:{}", stored_text(stored)),
-        Event::Removed { block, group, .. } => format!("removed:{}@{group}", short(block)),
-        Event::Moved { block, group, from, to } => {
-            format!("moved:{}@{group}:{}:{}", short(block), named(*from), named(*to))
+        Event::Stored(stored) => format!("stored:{}", stored_text(stored, names)),
+        Event::Removed { block, group, location: Location::Device } => {
+            format!("removed:{}@{group}", name(*block, *group, names))
         }
-        Event::Cleared => "cleared".to_owned(),
+        Event::Removed { block, group, location } => {
+            format!("removed:{}@{}", name(*block, *group, names), place(*location))
+        }
+        Event::Moved { block, group, from, to } => {
+            format!("moved:{}@{}>{}", name(*block, *group, names), place(*from), place(*to))
+        }
+        Event::Cleared { location: Location::Device } => "cleared".to_owned(),
+        Event::Cleared { location } => format!("cleared:{}", place(*location)),
     }
 }
 
-/// `parent>block>block@group+tokens`: names by their first four digits, `-` for no parent.
-fn stored_text(stored: &Stored<'_, AnyHash>) -> String {
-    let parent = stored.parent.as_ref().map_or("-".to_owned(), short);
-    let blocks: Vec<String> = stored.blocks.iter().map(short).collect();
-    format!("{parent}>{}@{}+{}", blocks.join(">"), stored.group, stored.tokens.len())
+/// `parent>block>block@group+tokens`, `-` for no parent; of a tier `block@tier:medium`.
+fn stored_text(stored: &Stored<'_, AnyHash>, names: Option<&Names>) -> String {
+    let group = stored.group;
+    let blocks: Vec<String> = stored.blocks.iter().map(|&block| name(block, group, names)).collect();
+    if stored.location != Location::Device {
+        return format!("{}@{}", blocks.join(">"), place(stored.location));
+    }
+    let parent = stored.parent.map_or("-".to_owned(), |parent| name(parent, group, names));
+    format!("{parent}>{}@{group}+{}", blocks.join(">"), stored.tokens.len())
 }
 
-fn short(hash: &AnyHash) -> String {
-    hash.to_string()[..4].to_owned()
+/// What a content is called, or the first digits of its hash.
+fn name(digest: AnyHash, group: GroupId, names: Option<&Names>) -> String {
+    let known = names.and_then(|names| names.get(&BlockKey { digest, group }));
+    known.cloned().unwrap_or_else(|| digest.to_string()[..4].to_owned())
 }
 
-fn named(location: Location) -> &'static str {
+fn place(location: Location) -> String {
     match location {
-        Location::Device => "device",
-        Location::Tier(Medium::Host) => "host",
-        Location::Tier(Medium::Disk) => "disk",
-        Location::Tier(Medium::Remote) => "remote",
+        Location::Device => "device".to_owned(),
+        Location::Tier { tier, medium } => {
+            let medium = match medium {
+                Medium::Host => "host",
+                Medium::Disk => "disk",
+                Medium::Remote => "remote",
+            };
+            format!("{tier}:{medium}")
+        }
     }
 }

@@ -9,8 +9,7 @@ use super::{Cache, Named, list};
 use crate::hash::AnyHasher;
 use crate::tier::{
     Advice, BlockKey, Contents, Fetch, Finished, JobId, LoadStart, Lookup, Medium, Occasion, Offload, Origin,
-    Outcome, Patience, Place, Store, TierConfig, TierEvent, TierEviction, TierId, Tiers, Verdict, Write,
-    agreed,
+    Outcome, Patience, Store, TierConfig, TierEviction, TierId, Tiers, Verdict, Write, agreed,
 };
 use crate::{BlockCount, BlockHasher, BlockId, GroupId, SequenceId, Tick, TokenCount};
 
@@ -22,12 +21,12 @@ type Key = BlockKey<Digest>;
 pub(super) struct Behind {
     pub(super) offload: Offload<Digest>,
     /// What contents are called: by the first sequence and hash that named them.
-    names: BTreeMap<Key, String>,
+    pub(super) names: BTreeMap<Key, String>,
 }
 
 /// Whether a command is for this file.
 pub(super) fn understands(verb: &str) -> bool {
-    const VERBS: [&str; 25] = [
+    const VERBS: [&str; 24] = [
         "agree",
         "answer",
         "computed",
@@ -49,7 +48,6 @@ pub(super) fn understands(verb: &str) -> bool {
         "settle_order",
         "store",
         "swap_out",
-        "tier_events",
         "tier_stats",
         "touch",
         "where",
@@ -148,7 +146,7 @@ pub(super) fn run(
             return Ok(behind.begun(store));
         }
         "done" | "made" => return behind.job(cache, sequences, verb, words),
-        "tier_events" | "tier_stats" | "questions" => {
+        "tier_stats" | "questions" => {
             words.end()?;
             return Ok(behind.told(verb));
         }
@@ -192,7 +190,7 @@ impl Behind {
     }
 
     /// The first sequence to know a content gives it its name.
-    fn learn_names(&mut self, cache: &Cache, sequences: &Named) {
+    pub(super) fn learn_names(&mut self, cache: &Cache, sequences: &Named) {
         for (name, progress) in &sequences.0 {
             for (index, &digest) in cache.hashes(progress.id).unwrap_or_default().iter().enumerate() {
                 for group in
@@ -442,20 +440,6 @@ impl Behind {
             "questions" => {
                 let questions: Vec<_> = tiers.questions().collect();
                 list(questions.into_iter().map(|(tier, key)| format!("{}@{tier}", self.name(key))))
-            }
-            "tier_events" => {
-                let events: Vec<_> = tiers.events().collect();
-                list(events.into_iter().map(|event| match event {
-                    TierEvent::Removed { key, tier } => format!("-{}@{tier}", self.name(key)),
-                    TierEvent::Stored { key, tier, from: None } => format!("+{}@{tier}", self.name(key)),
-                    TierEvent::Stored { key, tier, from: Some(Place::Device(_)) } => {
-                        format!("{} device>{tier}", self.name(key))
-                    }
-                    TierEvent::Stored { key, tier, from: Some(Place::Tier(from)) } => {
-                        format!("{} {}>{tier}", self.name(key), from.tier)
-                    }
-                    TierEvent::Cleared { generation } => format!("cleared:{generation}"),
-                }))
             }
             _ => {
                 let mut text = String::new();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::job::{Job, Work};
 use super::tiers::DeviceUse;
-use super::{JobId, Key, Lookup, Place, TierError, TierEvent, TierId, TierSlot, Tiers, Transfer, Write};
+use super::{JobId, Key, Lookup, Place, TierError, TierId, TierSlot, Tiers, Transfer, Write};
 use crate::id::count;
 use crate::{BlockCount, BlockId};
 
@@ -203,7 +203,7 @@ impl<K: Key> Tiers<K> {
         for key in victims {
             self.level_mut(tier).evict(&key);
             self.counted[usize::from(tier.0)].evictions += 1;
-            self.events.push(TierEvent::Removed { key, tier });
+            self.note_removed(key, tier);
         }
         Ok(evictable)
     }

@@ -117,7 +117,7 @@ impl<K: Key> Tiers<K> {
         if self.level(from.tier).slot(&key) == Some(from.slot)
             && self.level_mut(from.tier).forget(from.slot).is_some()
         {
-            self.events.push(TierEvent::Removed { key, tier: from.tier });
+            self.note_removed(key, from.tier);
         }
     }
 

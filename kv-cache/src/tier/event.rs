@@ -21,6 +21,8 @@ pub enum TierEvent<K> {
         key: K,
         /// Where.
         tier: TierId,
+        /// The nearest tier that still has it.
+        still_in: Option<TierId>,
     },
     /// Nothing can be read anywhere any more.
     Cleared {

@@ -26,6 +26,7 @@ mod offload;
 mod order;
 mod prefetch;
 mod recent;
+mod tell;
 mod tiers;
 
 use std::fmt::Debug;

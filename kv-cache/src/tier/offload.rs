@@ -23,7 +23,7 @@ use crate::{
 /// | a sequence yields or ends | [`release`](Offload::release), [`close`](Offload::close) instead of the cache's own |
 #[derive(Clone, Debug)]
 pub struct Offload<D> {
-    tiers: Tiers<BlockKey<D>>,
+    pub(super) tiers: Tiers<BlockKey<D>>,
     fetch: Fetch,
     sequences: BTreeMap<SequenceId, Afar>,
     jobs: BTreeMap<JobId, AtWork>,
@@ -143,7 +143,8 @@ const NEAREST: TierId = TierId(0);
 
 impl<D: Digest> Offload<D> {
     /// Joins tiers that are empty, or restored, to a cache.
-    pub fn new(tiers: Tiers<BlockKey<D>>, fetch: Fetch) -> Offload<D> {
+    pub fn new(mut tiers: Tiers<BlockKey<D>>, fetch: Fetch) -> Offload<D> {
+        tiers.join();
         Offload { tiers, fetch, sequences: BTreeMap::new(), jobs: BTreeMap::new() }
     }
 
@@ -152,8 +153,9 @@ impl<D: Digest> Offload<D> {
         &self.tiers
     }
 
-    /// The tiers, to flush them, to answer their questions and to hear their events. Jobs that began here end here
-    /// ([`complete`](Offload::complete)), not there.
+    /// The tiers, to flush them and to answer their questions. Jobs that began here end here
+    /// ([`complete`](Offload::complete)), not there, and their events are told here
+    /// ([`drain_events`](Offload::drain_events)).
     pub fn tiers_mut(&mut self) -> &mut Tiers<BlockKey<D>> {
         &mut self.tiers
     }
@@ -169,6 +171,7 @@ impl<D: Digest> Offload<D> {
         sequence: SequenceId,
         now: Tick,
     ) -> Result<External, OffloadError> {
+        self.tell(cache);
         let from = cache.lookup(sequence)?.tokens;
         let view = cache.sequences.get(sequence)?;
         let to = cache.loadable_to(view);
@@ -347,6 +350,7 @@ impl<D: Digest> Offload<D> {
         outcome: Outcome<'_>,
     ) -> Result<Finished, OffloadError> {
         let ended = self.tiers.complete(job, outcome)?;
+        self.tell(cache);
         let AtWork { held, load } = self.jobs.remove(&job).unwrap_or_default();
         for block in held.into_iter().rev() {
             cache.let_go(block);

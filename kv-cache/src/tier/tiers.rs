@@ -21,6 +21,8 @@ pub struct Tiers<K> {
     /// Blocks of the device that jobs read or write.
     pub(super) device: BTreeMap<BlockId, DeviceUse>,
     pub(super) events: Vec<TierEvent<K>>,
+    /// Whether somebody else hears the events.
+    pub(super) joined: bool,
     questions: Vec<(TierId, K)>,
     pub(super) counted: Vec<TierStats>,
 }
@@ -90,6 +92,7 @@ impl<K: Key> Tiers<K> {
             generation,
             device: BTreeMap::new(),
             events: Vec::new(),
+            joined: false,
             questions: Vec::new(),
             counted: vec![TierStats::default(); tiers],
         })
@@ -285,9 +288,11 @@ impl<K: Key> Tiers<K> {
         self.jobs.keys().copied()
     }
 
-    /// What happened to the content since this was last asked, in order.
+    /// What happened to the content since this was last asked, in order. Nothing, if an
+    /// [`Offload`](super::Offload) tells it together with what happens in the device.
     pub fn events(&mut self) -> impl Iterator<Item = TierEvent<K>> + '_ {
-        self.events.drain(..)
+        let all = if self.joined { 0 } else { self.events.len() };
+        self.events.drain(..all)
     }
 
     /// Audits every invariant. O(slots + copies under way).
