@@ -85,7 +85,7 @@ impl<O: Order> Batcher<O> {
         if let Some(reason) = self.door_closed(holds_room, step) {
             return Entry::Held(reason);
         }
-        let (at_hand, later) = match self.at_hand(slot, step.memory) {
+        let (at_hand, later) = match self.at_hand(slot, step) {
             Ok(at_hand) => at_hand,
             Err(reason) => return Entry::Passed(reason),
         };
@@ -131,7 +131,7 @@ impl<O: Order> Batcher<O> {
     }
 
     /// Finds out what is there of one who waits, and how many tokens more another machine would send later.
-    fn at_hand(&self, slot: Slot, memory: &mut impl Memory) -> Result<(AtHand, u32), Reason> {
+    fn at_hand<M: Memory>(&self, slot: Slot, step: &mut Step<'_, M>) -> Result<(AtHand, u32), Reason> {
         let sequence = self.sequences.at(slot);
         let (id, known_tokens, waiting) = (sequence.id, sequence.known_tokens, sequence.waiting());
         let here = |tokens, source| Ok((AtHand { tokens, external_tokens: 0, source }, 0));
@@ -142,11 +142,11 @@ impl<O: Order> Batcher<O> {
         if let Some(tokens) = waiting.swapped_tokens {
             return here(tokens, Source::Swap);
         }
-        if let Some(leader) = self.leader_of(slot) {
+        if let Some(leader) = self.leader_of(slot, step.plan)? {
             return here(known_tokens - 1, Source::Fork(leader));
         }
-        let tokens = memory.cached_tokens(id);
-        match memory.remote_tokens(id, tokens) {
+        let tokens = step.memory.cached_tokens(id);
+        match step.memory.remote_tokens(id, tokens) {
             Remote::Unknown => Err(Reason::RemoteUnknown),
             Remote::Later { tokens: later } if later > 0 && tokens < known_tokens => {
                 let later = later.min(known_tokens - tokens);

@@ -6,7 +6,9 @@ use crate::error::{ForkError, RefusalReason};
 use crate::id::RequestId;
 use crate::memory::Memory;
 use crate::order::Order;
+use crate::plan::Plan;
 use crate::queue::Class;
+use crate::reason::Reason;
 use crate::request::Request;
 use crate::sequence::{At, Gate, Running, Sequence, Slot, State};
 
@@ -93,13 +95,25 @@ impl<O: Order> Batcher<O> {
         }
     }
 
-    /// The request that one who waits can fork its whole prompt from now.
-    pub(crate) fn leader_of(&self, slot: Slot) -> Option<RequestId> {
+    /// The request that one who waits can fork its whole prompt from, if there is one. What it shares in part is copied
+    /// before the step computes, so the leader must have read the prompt in an earlier step than this one.
+    pub(crate) fn leader_of(&self, slot: Slot, plan: &Plan) -> Result<Option<RequestId>, Reason> {
         let sequence = self.sequences.at(slot);
-        let leader = sequence.request.sample_of.filter(|_| sequence.started.is_none())?;
-        let other = self.sequences.at(self.sequences.find(leader)?);
-        let State::Running(running) = &other.state else { return None };
-        (running.computed_tokens >= sequence.request.prompt_tokens).then_some(leader)
+        let Some(leader) = sequence.request.sample_of.filter(|_| sequence.started.is_none()) else {
+            return Ok(None);
+        };
+        let prompt_tokens = sequence.request.prompt_tokens;
+        let Some(place) = self.sequences.find(leader) else { return Ok(None) };
+        let State::Running(running) = &self.sequences.at(place).state else { return Ok(None) };
+        let here = plan.scheduled.iter().find(|part| part.slot == place);
+        let computed_before = here.map_or(running.computed_tokens, |part| part.start);
+        if computed_before >= prompt_tokens {
+            Ok(Some(leader))
+        } else if running.computed_tokens >= prompt_tokens {
+            Err(Reason::LeaderReads { leader })
+        } else {
+            Ok(None)
+        }
     }
 
     pub(crate) fn examine_leader(&self, request: &Request) -> Result<(), RefusalReason> {

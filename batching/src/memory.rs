@@ -48,10 +48,12 @@ pub trait Memory {
 
     /// Moves the first `tokens` tokens of a request to a slower tier, and takes the room here back. The
     /// bytes are copied before the step computes anything: [`Preempted`](crate::Preempted) says whose.
-    /// False, and nothing changes, if there is no such tier or no room in it.
-    fn swap_out(&mut self, id: RequestId, tokens: u32) -> bool {
+    ///
+    /// Returns how many are kept, from the first on: all, or those in full blocks if only these can be moved. 0,
+    /// and nothing changes, if there is no such tier or no room in it.
+    fn swap_out(&mut self, id: RequestId, tokens: u32) -> u32 {
         let _ = (id, tokens);
-        false
+        0
     }
 
     /// Makes room as `need` says for a request that was swapped out, whose first

@@ -66,9 +66,9 @@ impl<O: Order> Batcher<O> {
         self.encoder.leave(id);
 
         let computed_tokens = running.computed_tokens.min(known_tokens);
-        let swapped =
-            computed_tokens > 0 && self.prefers_swap(computed_tokens) && memory.swap_out(id, computed_tokens);
-        if !swapped {
+        let swaps = computed_tokens > 0 && self.prefers_swap(computed_tokens);
+        let swapped_tokens = if swaps { memory.swap_out(id, computed_tokens) } else { 0 };
+        if swapped_tokens == 0 {
             self.give_back(id, last_step, memory);
         }
 
@@ -78,14 +78,14 @@ impl<O: Order> Batcher<O> {
         let key = crate::line::Key { rank: crate::Rank::default(), id };
         let class = Class { long: false, ..class };
         let place = Place { class, lane: sequence.lane, key, since: now };
-        let swapped_tokens = swapped.then_some(computed_tokens);
-        let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens, cached_tokens: 0 };
+        let swapped = (swapped_tokens > 0).then_some(swapped_tokens);
+        let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens: swapped, cached_tokens: 0 };
         sequence.state = State::Waiting(Box::new(waiting));
         sequence.preemptions += 1;
         sequence.drafts = 0;
         self.waiting_tokens += u64::from(known_tokens);
         self.counts.preemptions += 1;
-        self.counts.swapped_tokens += u64::from(swapped_tokens.unwrap_or(0));
+        self.counts.swapped_tokens += u64::from(swapped_tokens);
         if let Some(ticks) = self.config.waiting_ticks_max {
             self.timers.set(now.after(ticks), id);
         }
@@ -93,7 +93,7 @@ impl<O: Order> Batcher<O> {
             self.wake_followers(id);
         }
         self.enqueue(slot);
-        swapped_tokens.unwrap_or(0)
+        swapped_tokens
     }
 
     fn prefers_swap(&self, tokens: u32) -> bool {

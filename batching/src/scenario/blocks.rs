@@ -329,15 +329,15 @@ impl Memory for BlockMemory {
         self.blocks_for(tokens) * self.block_tokens
     }
 
-    fn swap_out(&mut self, id: RequestId, tokens: u32) -> bool {
+    fn swap_out(&mut self, id: RequestId, tokens: u32) -> u32 {
         let blocks = self.blocks_for(tokens);
         if blocks > self.host_blocks {
-            return false;
+            return 0;
         }
         self.release(id);
         self.host_blocks -= blocks;
         self.text_mut(id).swapped_blocks = Some(blocks);
-        true
+        tokens
     }
 
     fn swap_in(&mut self, id: RequestId, need: Need) -> Room {
