@@ -24,6 +24,7 @@ pub(crate) struct Active {
     pub(crate) preempted_for: Option<batching::Reason>,
     pub(crate) prompt_tokens: u32,
     pub(crate) output_tokens_max: u32,
+    pub(crate) cache_salt: Option<String>,
     /// Prompt, then output.
     pub(crate) tokens: Vec<u32>,
     chooser: Chooser,
@@ -71,6 +72,7 @@ impl Active {
             preempted_for: None,
             prompt_tokens,
             output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
+            cache_salt: request.cache_salt.clone(),
             tokens: prompt.to_vec(),
             chooser: Chooser::new(sampling, prompt, context),
             guide: request.grammar.as_ref().map(Grammar::guide),
@@ -97,6 +99,10 @@ impl Active {
             eos: ends.first().map(|&id| TokenId(id)),
             stop_ids: further.map(|&id| TokenId(id)).collect(),
         }
+    }
+
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_tokens as usize]
     }
 
     pub(crate) fn output_tokens(&self) -> u32 {

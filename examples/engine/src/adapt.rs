@@ -18,6 +18,9 @@ pub(crate) fn sequence(id: RequestId) -> SequenceId {
 /// Every request is opened in the cache when it is added and closed when it ends.
 const OPEN: &str = "a request that the batcher knows is open in the cache";
 
+/// Every layer of this engine keeps every token.
+const GOES_BACK: &str = "a fork can go back to any of its tokens";
+
 impl Memory for PagedMemory {
     fn cached_tokens(&mut self, id: RequestId) -> u32 {
         self.cache.lookup(sequence(id)).expect("the batcher asks before the request holds room").tokens.get()
@@ -57,5 +60,20 @@ impl Memory for PagedMemory {
 
     fn release(&mut self, id: RequestId) {
         self.cache.release(sequence(id)).expect(OPEN);
+    }
+
+    fn fork(&mut self, parent: RequestId, child: RequestId, tokens: u32) -> bool {
+        let (parent, child) = (sequence(parent), sequence(child));
+        // A sample is open, and knows its prompt, of which the parent may know more by now. A beam is not.
+        let own = self.cache.known(child).ok();
+        if own.is_some() {
+            self.cache.close(child).expect(OPEN);
+        }
+        self.cache.fork(parent, child).expect(OPEN);
+        if let Some(prompt) = own {
+            self.cache.truncate(child, prompt).expect(GOES_BACK);
+        }
+        self.cache.trim(child, TokenCount(tokens)).expect(GOES_BACK);
+        true
     }
 }

@@ -167,6 +167,7 @@ impl Engine {
             priority: request.priority,
             arrival: batching::Tick(request.arrival.0),
             grammar: request.grammar.as_ref().map_or(batching::Grammar::None, |_| batching::Grammar::Ready),
+            sample_of: self.leader_of(&request),
             ..batching::Request::new(id, active.prompt_tokens, stop)
         };
         self.batcher.add(planned).map_err(|refusal| queue_refusal(&refusal))?;
@@ -181,6 +182,14 @@ impl Engine {
         self.active.insert(request.id, active);
         self.totals.accepted += 1;
         Ok(())
+    }
+
+    /// The request whose prompt this one can take over.
+    fn leader_of(&self, request: &Request) -> Option<batching::RequestId> {
+        let leader = self.active.get(&request.sample_of?)?;
+        let same = leader.prompt() == &*request.prompt && leader.cache_salt == request.cache_salt;
+        let reads = request.sampling.prompt_logprobs.is_some();
+        (same && !reads).then_some(batching::RequestId(leader.id.0))
     }
 
     fn examine(&self, request: &Request) -> Result<(), Refusal> {

@@ -6,6 +6,7 @@ mod bundled;
 mod chat;
 mod config;
 mod constraint;
+mod copies;
 mod detokenize;
 mod engine;
 mod error;

@@ -14,7 +14,7 @@ pub struct RequestId(pub u64);
 pub struct Tick(pub u64);
 
 /// One prompt to be continued once. Several continuations of one prompt (`n` on the wire) are several
-/// requests that share it; the prefix cache makes the prompt cost once.
+/// requests, of which all but the first are [samples](Request::sample_of) of the first.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The caller's name for it.
@@ -30,12 +30,16 @@ pub struct Request {
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
+    /// A request with the same prompt that was added before: this one waits until that one has read the prompt,
+    /// and takes its keys and values over. It reads the prompt itself if there is no such request, if prompt or
+    /// salt are others, or if it is to tell of each prompt token.
+    pub sample_of: Option<RequestId>,
     /// When it arrived; orders the waiting line.
     pub arrival: Tick,
 }
 
 impl Request {
-    /// A request with default sampling, no grammar, priority 0, no salt, arrived at the origin.
+    /// A request with default sampling, no grammar, priority 0, no salt, a sample of nobody's, arrived at the origin.
     #[must_use]
     pub fn new(id: RequestId, prompt: impl Into<Arc<[u32]>>) -> Self {
         Self {
@@ -45,6 +49,7 @@ impl Request {
             grammar: None,
             priority: 0,
             cache_salt: None,
+            sample_of: None,
             arrival: Tick::default(),
         }
     }

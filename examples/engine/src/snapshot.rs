@@ -102,6 +102,10 @@ pub struct Totals {
     pub output_tokens: u64,
     /// Requests that lost their blocks to another.
     pub preemptions: u64,
+    /// Requests that took their prompt's keys and values over from another: further answers to one prompt.
+    pub forks: u64,
+    /// Blocks that were copied because one of those who shared them went its own way.
+    pub copied_blocks: u64,
     /// Requests accepted.
     pub accepted: u64,
     /// Requests that reached their end.

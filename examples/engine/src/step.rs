@@ -1,6 +1,6 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
-use quayline_batching::{self as batching, Finished, Plan, Sampled, TokenId};
+use quayline_batching::{self as batching, Finished, Plan, Sampled, Source, TokenId};
 
 use crate::adapt::sequence;
 use crate::engine::Engine;
@@ -43,6 +43,7 @@ impl Engine {
         let mut step = std::mem::take(&mut self.step);
         self.batcher.step(batching::Tick(now.0), &mut self.memory, &mut step.plan);
         self.note(&step.plan, now, outputs);
+        self.copy_on_write();
         if !step.plan.is_empty() {
             self.gather(&mut step);
             self.model.run(&mut self.pool, &step.arrays.input()).expect(CHECKED);
@@ -67,6 +68,7 @@ impl Engine {
             let Some(active) = self.active.get_mut(&RequestId(admitted.id.0)) else { continue };
             active.started = Some(now);
             active.cached_tokens = admitted.cached_tokens;
+            self.totals.forks += u64::from(matches!(admitted.source, Source::Fork(_)));
             self.totals.prompt_tokens += u64::from(active.prompt_tokens);
         }
         for note in &plan.ended {

@@ -177,6 +177,11 @@ const WAYS: &[Way] = &[
         shows: |seen| seen.totals.preemptions > 0,
     },
     Way {
+        name: "further answers fork the prompt",
+        set: |all| all.max_num_seqs = 16,
+        shows: |seen| seen.totals.forks > 0 && seen.totals.copied_blocks > 0,
+    },
+    Way {
         name: "preempted, and found again",
         set: |all| {
             all.prefix_caching = true;
@@ -221,6 +226,16 @@ fn noise(id: u64, dice: &mut Dice, like: &[Request]) -> Request {
     Request { id: RequestId(id), priority: i32::try_from(dice.below(3)).unwrap(), ..request }
 }
 
+/// Makes each request a sample of the one with the same prompt that comes before it, if there is one. The last comes
+/// first.
+fn name_leaders(to_come: &mut [Request]) {
+    for place in 0..to_come.len() {
+        let (request, before) = to_come[place..].split_first_mut().unwrap();
+        request.sample_of =
+            before.iter().rev().find(|other| other.prompt == request.prompt).map(|other| other.id);
+    }
+}
+
 /// All requests, in any order, and others in between, some of which are cancelled. Returns what was seen at the end.
 fn together(options: &Options, mut dice: Dice, what: &str, asked: &Asked) -> Snapshot {
     let Asked { requests, answers: expected } = asked;
@@ -229,6 +244,7 @@ fn together(options: &Options, mut dice: Dice, what: &str, asked: &Asked) -> Sna
     let others = 100..100 + dice.below(6);
     to_come.extend(others.map(|id| noise(id, &mut dice, requests)));
     dice.shuffle(&mut to_come);
+    name_leaders(&mut to_come);
     let mut answers: BTreeMap<RequestId, Answer> = BTreeMap::new();
     let mut outputs = Vec::new();
     for now in 0.. {

@@ -37,13 +37,13 @@ pub(crate) struct Part {
 pub(crate) struct Job {
     /// The answer's id.
     pub(crate) name: String,
-    /// One per choice.
+    /// One per choice: `n` for each prompt, one behind the other.
     pub(crate) prompts: Vec<(Arc<[u32]>, Sampling)>,
     /// What every answer must be.
     pub(crate) grammar: Option<Grammar>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
-    /// Continuations per prompt, for the metrics.
+    /// Continuations per prompt.
     pub(crate) n: u32,
     /// When the server received it.
     pub(crate) arrived: Instant,
@@ -321,8 +321,9 @@ impl EngineThread {
         let key = self.ids;
         let now = Instant::now();
         let mut ids = Vec::with_capacity(job.prompts.len());
-        for (prompt, sampling) in &job.prompts {
+        for (choice, (prompt, sampling)) in job.prompts.iter().enumerate() {
             let id = RequestId(self.ids);
+            let first = choice - choice % job.n.max(1) as usize;
             let request = Request {
                 id,
                 prompt: Arc::clone(prompt),
@@ -330,6 +331,7 @@ impl EngineThread {
                 grammar: job.grammar.clone(),
                 priority: job.priority,
                 cache_salt: job.cache_salt.clone(),
+                sample_of: ids.get(first).copied(),
                 arrival: tick(self.origin, now),
             };
             if let Err(refusal) = self.engine.add(request) {

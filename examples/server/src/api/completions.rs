@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::access::Tag;
 use crate::api::body::{self, Json, Parse};
 use crate::api::error::{ApiError, ErrorBody};
-use crate::api::fields::{Limits, Shared};
+use crate::api::fields::{Limits, N_MAX, Shared};
 use crate::api::generation::{self, Generation, Head, Plan, aside, finish_reason, scored, stop_reason};
 use crate::api::logprobs::{CompletionLogprobs, Writer};
 use crate::api::prompt::Prompt;
@@ -38,7 +38,9 @@ pub(crate) struct CompletionFields {
     /// Report log-probabilities, and this many of the most likely tokens at each place.
     #[schema(maximum = 20)]
     logprobs: Option<u32>,
-    /// Only the same as `n`.
+    /// Make so many answers to each prompt, and give the `n` whose tokens are the most likely on average. Not with
+    /// `stream`, if it is more than `n`.
+    #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
 }
 
@@ -109,7 +111,7 @@ pub(crate) async fn create(
     let head = generation::head(&app, &model, &shared, "cmpl", &tag.id)?;
     let limits = app.limits(&model);
     let n = shared.n()?;
-    own.check_best_of(n)?;
+    let tried = own.best_of(n, shared.stream == Some(true))?;
     let echo = own.echo == Some(true);
     let asked = shared.max_tokens.unwrap_or(MAX_TOKENS);
     let scores_only = asked == 0 && echo;
@@ -134,7 +136,11 @@ pub(crate) async fn create(
         returns_ids: shared.return_token_ids == Some(true),
         prompts: Vec::new(),
         n,
+        tried,
     };
+    if tried > n {
+        sampling.logprobs = sampling.logprobs.or(Some(0));
+    }
     let prompt = own.prompt.ok_or_else(|| ApiError::field("prompt", "is missing"))?;
     let prompts = tokens(prompt, &model, &shared, max_tokens, limits).await?;
     let grammar = generation::grammar(&model, wanted).await?;
@@ -142,7 +148,7 @@ pub(crate) async fn create(
     let answer = Answer { prompts: prompts.clone(), ..answer };
     let plan = Plan {
         prompts,
-        n,
+        n: tried,
         sampling,
         grammar,
         priority,
@@ -187,12 +193,16 @@ async fn tokens(
 }
 
 impl CompletionFields {
-    fn check_best_of(&self, n: u32) -> Result<(), ApiError> {
-        match self.best_of {
-            Some(best_of) if best_of != n => {
-                Err(ApiError::field("best_of", format!("can only be the same as n, {n}, not {best_of}")))
-            }
-            _ => Ok(()),
+    /// How many answers are made of each prompt, for `n` to be given.
+    fn best_of(&self, n: u32, streams: bool) -> Result<u32, ApiError> {
+        let best_of = self.best_of.unwrap_or(n);
+        if best_of < n || best_of > N_MAX {
+            let problem = format!("must be from n, {n}, to {N_MAX}, not {best_of}");
+            Err(ApiError::field("best_of", problem))
+        } else if best_of > n && streams {
+            Err(ApiError::field("best_of", "above n cannot be streamed: the best is known at the end"))
+        } else {
+            Ok(best_of)
         }
     }
 }
@@ -210,7 +220,9 @@ struct Answer {
     as_ids: bool,
     returns_ids: bool,
     prompts: Vec<Arc<[u32]>>,
+    /// Answers given to each prompt, and answers made.
     n: u32,
+    tried: u32,
 }
 
 /// What has been written of one answer.
@@ -219,6 +231,7 @@ struct Draft {
     begun: bool,
     /// Where the next token starts in the text, in characters.
     offset: usize,
+    likelihood: Likelihood,
 }
 
 impl Answer {
@@ -226,7 +239,8 @@ impl Answer {
     fn piece(&self, part: Part, draft: &mut Draft) -> CompletionChoice {
         let Part { choice: index, mut output } = part;
         let first = !std::mem::replace(&mut draft.begun, true);
-        let prompt = &self.prompts[(index / self.n) as usize];
+        let prompt = &self.prompts[(index / self.tried) as usize];
+        draft.likelihood.add(&output.tokens);
         if self.scores_only {
             output.tokens.clear();
             output.text.clear();
@@ -295,10 +309,52 @@ impl Answer {
                 }
             }
         }
-        let choices = choices.into_iter().filter_map(|(_, choice)| choice).collect();
+        let answers =
+            choices.into_iter().filter_map(|(draft, choice)| Some((draft.likelihood.mean(), choice?)));
+        let choices = best(answers.collect(), self.n, self.tried);
         let usage = generation.tally.usage();
         Ok(axum::Json(self.write(choices, Some(Some(usage)))).into_response())
     }
+}
+
+/// How likely the tokens of an answer are.
+#[derive(Debug, Default)]
+struct Likelihood {
+    logprobs: f64,
+    tokens: u32,
+}
+
+impl Likelihood {
+    fn add(&mut self, tokens: &[SampledToken]) {
+        for logprobs in tokens.iter().filter_map(|token| token.logprobs.as_ref()) {
+            self.logprobs += f64::from(logprobs.chosen.logprob);
+            self.tokens += 1;
+        }
+    }
+
+    /// The mean log-probability of a token.
+    fn mean(&self) -> f64 {
+        self.logprobs / f64::from(self.tokens.max(1))
+    }
+}
+
+/// The `n` likeliest of each `tried` answers, likeliest first. If all are given, they stay as they are.
+fn best(answers: Vec<(f64, CompletionChoice)>, n: u32, tried: u32) -> Vec<CompletionChoice> {
+    if n == tried {
+        return answers.into_iter().map(|(_, choice)| choice).collect();
+    }
+    let mut answers = answers;
+    let prompt = |choice: &CompletionChoice| choice.index / tried;
+    answers.sort_by(|(one, a), (other, b)| prompt(a).cmp(&prompt(b)).then(other.total_cmp(one)));
+    let mut given: Vec<CompletionChoice> = Vec::new();
+    for (_, choice) in answers {
+        let of = prompt(&choice);
+        let place = u32::try_from(given.len()).unwrap_or(u32::MAX);
+        if place < (of + 1) * n {
+            given.push(CompletionChoice { index: place, ..choice });
+        }
+    }
+    given
 }
 
 impl CompletionChoice {

@@ -12,7 +12,7 @@ use crate::api::structured::{ResponseFormat, StructuredOutputs, Wanted};
 use crate::config::Defaults;
 
 /// Most continuations of one prompt.
-const N_MAX: u32 = 128;
+pub(crate) const N_MAX: u32 = 128;
 /// Most stop strings, and most bytes in each.
 const STOP_MAX: usize = 64;
 const STOP_BYTES_MAX: usize = 1024;

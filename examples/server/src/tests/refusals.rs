@@ -123,7 +123,8 @@ async fn completions_are_checked_down_to_the_prompt() {
         ("prompt", "prompt", json!(vec!["a"; 1025])),
         ("logprobs", "logprobs", json!(21)),
         ("logprobs", "logprobs", json!(true)),
-        ("best_of", "best_of", json!(2)),
+        ("best_of", "best_of", json!(0)),
+        ("best_of", "best_of", json!(129)),
         ("suffix", "suffix", json!("end")),
     ];
     for (param, field, value) in cases {
@@ -137,6 +138,9 @@ async fn completions_are_checked_down_to_the_prompt() {
     let mut body = completion(json!(vec!["a"; 1000]), 4);
     body["n"] = json!(2);
     refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some("n")).await;
+    let mut body = completion(json!("a"), 4);
+    (body["best_of"], body["stream"]) = (json!(2), json!(true));
+    refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some("best_of")).await;
     server.stop();
 }
 

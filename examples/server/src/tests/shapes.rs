@@ -151,6 +151,35 @@ async fn n_answers_share_a_prompt_and_differ_by_their_seed() {
 }
 
 #[tokio::test]
+async fn the_best_of_several_are_those_with_the_likeliest_tokens() {
+    let server = Server::start("").await;
+    let mut body = completion(json!(["ROMEO:\n", "JULIET:\n"]), 8);
+    (body["temperature"], body["seed"], body["n"]) = (json!(1.0), json!(7), json!(5));
+    (body["logprobs"], body["logit_bias"]) = (json!(0), json!({}));
+    let all = server.ok(COMPLETIONS, body.clone()).await;
+    let mean = |choice: &Value| {
+        let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        logprobs.iter().map(|one| one.as_f64().unwrap()).sum::<f64>() / logprobs.len() as f64
+    };
+    let mut expected = Vec::new();
+    for answers in all["choices"].as_array().unwrap().chunks(5) {
+        let mut ranked: Vec<&Value> = answers.iter().collect();
+        ranked.sort_by(|one, other| mean(other).total_cmp(&mean(one)));
+        expected.extend(ranked[..2].iter().map(|choice| choice["text"].clone()));
+    }
+    (body["n"], body["best_of"], body["logprobs"]) = (json!(2), json!(5), Value::Null);
+    let best = server.ok(COMPLETIONS, body).await;
+    let choices = best["choices"].as_array().unwrap();
+    assert_eq!(choices.iter().map(|choice| choice["text"].clone()).collect::<Vec<_>>(), expected);
+    assert_eq!(choices.iter().map(|choice| choice["index"].clone()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert!(choices.iter().all(|choice| choice["logprobs"].is_null()), "they were not asked for");
+    assert_eq!(best["usage"]["completion_tokens"], 2 * 5 * 8, "all that were made are counted");
+    let forks = server.app.engine.view().borrow().snapshot.totals.forks;
+    assert_eq!(forks, 2 * 2 * 4, "all but the first fork the prompt");
+    server.stop();
+}
+
+#[tokio::test]
 async fn stops_end_the_text_and_are_named() {
     let server = Server::start("").await;
     let whole = server.ok(COMPLETIONS, completion(json!("ROMEO:"), 24)).await;
