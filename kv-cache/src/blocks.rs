@@ -2,7 +2,8 @@
 //! them. What a block held is forgotten when it is handed out, not before.
 
 use crate::event::Stored;
-use crate::evict::{Eviction, Facts, Wanted};
+use crate::evict::{Eviction, Wanted};
+use crate::id::count;
 use crate::pool::Pool;
 use crate::prefix::Prefix;
 use crate::residency::Watch;
@@ -43,49 +44,64 @@ pub(crate) struct Blocks<D, E> {
 }
 
 impl<D: Digest, E: Eviction> Blocks<D, E> {
-    /// Hands out a free block for each thing wanted and shows it. The caller has made sure that there are as many.
+    /// Hands out a free block for each thing wanted and appends it to `taken`. The caller has made sure that there are
+    /// as many.
     #[inline]
-    pub(crate) fn take(
-        &mut self,
-        wanted: impl ExactSizeIterator<Item = Wanted>,
-        mut show: impl FnMut(BlockId),
-    ) {
-        let Blocks { pool, prefix, evictions, lost, report_lost, watch } = self;
-        pool.take(wanted, |block| {
-            if prefix.contains(block) {
-                if *report_lost {
-                    lost.extend(prefix.content(block));
-                }
-                if let Some(watch) = watch {
-                    watch.lost(block);
-                }
-                prefix.remove(block);
-                *evictions += 1;
-            }
-            show(block);
-        });
+    pub(crate) fn take(&mut self, wanted: impl ExactSizeIterator<Item = Wanted>, taken: &mut Vec<BlockId>) {
+        let before = taken.len();
+        self.pool.take(wanted, taken);
+        let taken = &taken[before..];
+        if let Some(first) = taken.iter().position(|&block| self.prefix.contains(block)) {
+            taken[first..].iter().for_each(|&block| self.lose(block));
+        }
     }
 
     /// Hands out one block.
     pub(crate) fn take_one(&mut self, wanted: Wanted) -> BlockId {
-        let mut taken = BlockId::NULL;
-        self.take(std::iter::once(wanted), |block| taken = block);
-        taken
+        let block = self.pool.take_one(wanted);
+        self.lose(block);
+        block
+    }
+
+    /// What a block that is handed out held cannot be found any more.
+    fn lose(&mut self, block: BlockId) {
+        if !self.prefix.contains(block) {
+            return;
+        }
+        if self.report_lost {
+            self.lost.extend(self.prefix.content(block));
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.lost(block);
+        }
+        self.prefix.remove(block);
+        self.evictions += 1;
     }
 
     /// One user less of each of `blocks`. Null blocks are passed over.
-    #[inline]
     pub(crate) fn release(&mut self, blocks: impl Iterator<Item = Leaving>) {
-        let Blocks { pool, prefix, .. } = self;
-        let blocks = blocks.filter(|leaving| leaving.block != BlockId::NULL);
-        pool.release(blocks, |leaving| {
-            let Leaving { block, index, before } = leaving;
-            prefix.first_hash(block).map(|hash| Facts {
-                index,
-                before: before.filter(|&before| before != BlockId::NULL),
-                content: name(prefix.group(block), &hash),
-            })
+        self.release_each(blocks.map(|leaving| (leaving.block, leaving)), |leaving| leaving);
+    }
+
+    /// One user less of each block of a table from `first` on, last one first.
+    #[inline]
+    pub(crate) fn release_behind(&mut self, table: &[BlockId], first: u32) {
+        let blocks = (first..count(table.len())).rev().map(|index| (table[index as usize], index));
+        self.release_each(blocks, |index| {
+            let before = index.checked_sub(1).map(|before| table[before as usize]);
+            Leaving { block: table[index as usize], index, before }
         });
+    }
+
+    #[inline]
+    fn release_each<T>(
+        &mut self,
+        blocks: impl Iterator<Item = (BlockId, T)>,
+        leaving: impl Fn(T) -> Leaving,
+    ) {
+        let Blocks { pool, prefix, .. } = self;
+        let content = |block| prefix.first_hash(block).map_or(0, |hash| name(prefix.group(block), &hash));
+        pool.release(blocks, |block| prefix.contains(block), leaving, content);
     }
 
     /// Lets others find a part of `block`, unless they already do. `stored` says how to tell it.

@@ -37,14 +37,20 @@ impl Buckets {
     /// The place of the bucket under `tag` whose number the caller recognises.
     #[inline]
     pub(crate) fn find(&self, tag: u32, is: impl Fn(u32) -> bool) -> Option<usize> {
+        self.probe(tag, is).ok()
+    }
+
+    /// The same, or the place where it would be.
+    #[inline]
+    fn probe(&self, tag: u32, is: impl Fn(u32) -> bool) -> Result<usize, usize> {
         let mut place = self.home(tag);
         loop {
             let bucket = self.buckets[place];
             if bucket.is_empty() {
-                return None;
+                return Err(place);
             }
             if bucket.tag == tag && is(bucket.number) {
-                return Some(place);
+                return Ok(place);
             }
             place = self.after(place);
         }
@@ -67,14 +73,32 @@ impl Buckets {
         self.buckets[place].number = number;
     }
 
-    /// Adds a key that is not there yet. `number` is not 0.
-    pub(crate) fn insert(&mut self, tag: u32, number: u32) {
+    /// The place of the bucket under `tag` whose number the caller recognises. If there is none, `number`, which is not
+    /// 0, is added.
+    #[inline]
+    pub(crate) fn find_or_insert(
+        &mut self,
+        tag: u32,
+        number: u32,
+        is: impl Fn(u32) -> bool,
+    ) -> Option<usize> {
         debug_assert_ne!(number, 0, "0 marks an empty bucket");
         if 2 * self.used + 2 > self.buckets.len() {
             self.grow();
         }
-        self.place(Bucket { tag, number });
-        self.used += 1;
+        match self.probe(tag, is) {
+            Ok(place) => Some(place),
+            Err(empty) => {
+                self.buckets[empty] = Bucket { tag, number };
+                self.used += 1;
+                None
+            }
+        }
+    }
+
+    /// Adds a key that is not there yet.
+    pub(crate) fn insert(&mut self, tag: u32, number: u32) {
+        self.find_or_insert(tag, number, |_| false);
     }
 
     /// Takes the bucket out and moves later ones up, each no further than its home.
@@ -103,19 +127,12 @@ impl Buckets {
         self.buckets.iter().copied().filter(|bucket| !bucket.is_empty())
     }
 
-    fn place(&mut self, bucket: Bucket) {
-        let mut place = self.home(bucket.tag);
-        while !self.buckets[place].is_empty() {
-            place = self.after(place);
-        }
-        self.buckets[place] = bucket;
-    }
-
     fn grow(&mut self) {
         let doubled = vec![Bucket::default(); self.buckets.len() * 2];
         for bucket in std::mem::replace(&mut self.buckets, doubled) {
             if !bucket.is_empty() {
-                self.place(bucket);
+                let empty = self.probe(bucket.tag, |_| false).unwrap_or_else(|empty| empty);
+                self.buckets[empty] = bucket;
             }
         }
     }

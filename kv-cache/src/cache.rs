@@ -4,7 +4,7 @@ use crate::blocks::Blocks;
 use crate::claim::{BlockCopy, Need, Plan};
 use crate::event::Events;
 use crate::evict::{Eviction, Lru};
-use crate::group::{Group, Groups};
+use crate::group::Groups;
 use crate::hash::{BlockHasher, Digest, Xxh3};
 use crate::hit::Search;
 use crate::id::count;
@@ -77,7 +77,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         eviction: impl FnOnce(BlockCount) -> E,
     ) -> Result<KvCache<H, E>, Error> {
         let groups = Groups::new(&config)?;
-        let parts: Vec<u32> = groups.all.iter().map(Group::entries).collect();
+        let parts: Vec<u32> = groups.all.iter().map(|group| group.parts).collect();
         let parts_max = parts.iter().copied().max().unwrap_or(1);
         let (blocks, max) = (config.block_count, BlockCount(BLOCK_COUNT_MAX / parts_max));
         if blocks < BlockCount(2) || blocks > max {
@@ -276,7 +276,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     pub fn table_in(&self, sequence: SequenceId, group: GroupId) -> Result<BlockTable<'_>, Error> {
         let sequence = self.sequences.get(sequence)?;
         let none = || Error::NoSuchGroup { group, groups: self.groups.all.len() };
-        let table = sequence.tables.get(group).ok_or_else(none)?;
+        let table = sequence.tables.get(group.index()).ok_or_else(none)?;
         Ok(BlockTable::new(&table.blocks, self.groups.all[group.index()].size))
     }
 
@@ -310,7 +310,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let place = self.sequences.place(sequence)?;
         let KvCache { blocks, sequences, groups, .. } = self;
         for ((_, group), table) in groups.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
-            let parts = group.entries();
+            let parts = group.parts;
             for entry in table.published_before..table.published {
                 let block = table.blocks[(entry / parts) as usize];
                 if block != BlockId::NULL {
@@ -331,6 +331,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     ///
     /// # Errors
     /// [`Error::NotOpen`].
+    #[inline]
     pub fn release(&mut self, sequence: SequenceId) -> Result<(), Error> {
         let place = self.sequences.place(sequence)?;
         let held_something = !self.sequences.at(place).tables.are_empty();
@@ -452,6 +453,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// A first claim counts as computed what the lookup found, or less of it.
+    #[inline]
     fn must_be_cached(&mut self, place: u32, computed: TokenCount) -> Result<(), Error> {
         self.find_prefix(place);
         let cached = self.sequences.at(place).hit.tokens;
@@ -461,7 +463,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let sequence = self.sequences.at(place).id;
         if computed < cached && self.groups.align(computed) == computed {
             // Groups that keep every token have all shorter prefixes as well; others must be asked again.
-            if self.groups.all.iter().all(|group| group.holds == Holds::EveryToken && group.entries() == 1) {
+            if self.groups.all.iter().all(|group| group.holds == Holds::EveryToken && group.parts == 1) {
                 return Ok(());
             }
             self.find_prefix_within(place, computed.plus(self.groups.margin));
@@ -474,6 +476,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         Err(Error::NotCached { sequence, computed, cached })
     }
 
+    #[inline]
     fn must_have_room_before(&self, place: u32, claim: Claim) -> Result<(), Error> {
         let Sequence { id: sequence, tables, loading, .. } = self.sequences.at(place);
         let sequence = *sequence;
@@ -491,6 +494,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         }
     }
 
+    #[inline]
     fn begins_from_fresh_state(&self, place: u32, computed: TokenCount) -> bool {
         let tables = &self.sequences.at(place).tables;
         computed > TokenCount(0)
@@ -557,7 +561,7 @@ fn watch(config: &Config) -> Option<Box<Watch>> {
 }
 
 fn events<D: Digest>(config: &Config, groups: &Groups) -> Option<Box<Events<D>>> {
-    let parts = groups.all.iter().map(Group::entries).max().unwrap_or(1);
+    let parts = groups.all.iter().map(|group| group.parts).max().unwrap_or(1);
     let tokens = groups.all.iter().map(|group| group.entry.len()).max().unwrap_or(0);
     let entries = config.block_count.get() as usize * parts as usize;
     (config.events_max > 0).then(|| Box::new(Events::new(entries, tokens, config.events_max)))

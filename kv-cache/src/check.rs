@@ -197,7 +197,7 @@ fn check_references<H: BlockHasher, E: Eviction>(
 /// Every published block is reached from its hash, and nothing else is.
 fn check_index<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(), Violation> {
     let prefix = &cache.blocks.prefix;
-    let published = prefix.next.iter().filter(|&&next| next != 0).count();
+    let published = prefix.entries.iter().filter(|entry| entry.is_found()).count();
     let mut indexed = 0;
     for (group, index) in (0..).map(GroupId).zip(&prefix.index) {
         let (used, counted) = (index.all().count(), index.len());
@@ -206,15 +206,16 @@ fn check_index<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<(),
         }
         for bucket in index.all() {
             let oldest = bucket.number as usize;
-            let (hash, block) = (prefix.hash[oldest], prefix.block(bucket.number));
+            let (hash, block) = (prefix.entries[oldest].hash, prefix.block(bucket.number));
             if bucket.tag != hash.tag() || prefix.get(group, hash) != Some(block) {
                 return Err(Violation::Unfindable { block });
             }
             let mut entry = oldest;
             loop {
-                let next = prefix.next[entry] as usize;
+                let next = prefix.entries[entry].next as usize;
                 indexed += 1;
-                let is_copy = prefix.prev[next] as usize == entry && prefix.hash[next] == hash;
+                let is_copy =
+                    prefix.entries[next].prev as usize == entry && prefix.entries[next].hash == hash;
                 if indexed > published || !is_copy || prefix.group(prefix.block(bucket.number)) != group {
                     return Err(Violation::Unfindable { block });
                 }
@@ -278,8 +279,7 @@ fn check_table<H: BlockHasher, E: Eviction>(
 ) -> Result<(), Violation> {
     let id = sequence.id;
     let (held, published) = (BlockCount(table.held()), table.published);
-    let entries =
-        group.entry.full_blocks(sequence.known).get().min(held.get().saturating_mul(group.entries()));
+    let entries = group.entry.full_blocks(sequence.known).get().min(held.get().saturating_mul(group.parts));
     let is_ordered = table.published_before <= published && published <= entries;
     let room_max = group.size.blocks_for(cache.config.sequence_tokens_max);
     if !is_ordered || (held > room_max && group.holds != Holds::Encoder) {
@@ -287,8 +287,8 @@ fn check_table<H: BlockHasher, E: Eviction>(
     }
     let stride = group.entry.get() / cache.groups.unit.get();
     for (index, &block) in (0..).zip(&table.blocks) {
-        for part in (0..group.entries()).filter(|_| block != BlockId::NULL) {
-            let entry = index * group.entries() + part;
+        for part in (0..group.parts).filter(|_| block != BlockId::NULL) {
+            let entry = index * group.parts + part;
             let own = sequence.hashes.get(((entry + 1) * stride - 1) as usize);
             let found_as = cache.blocks.prefix.hash(block, part);
             let is_cut = entry >= published && sequence.shared_from.is_some();
@@ -331,18 +331,18 @@ mod tests {
     fn every_kind_of_damage_is_found() {
         let damages: [Damage; 10] = [
             ("FreeList", |cache| cache.blocks.pool.policy.revive(BlockId(1))),
-            ("FreeCount", |cache| cache.blocks.pool.policy.pick(std::iter::once(Wanted::default()), |_| ())),
+            ("FreeCount", |cache| _ = cache.blocks.pool.policy.pick(Wanted::default())),
             ("References", |cache| cache.blocks.pool.references[1] += 1),
             ("FreeUse", |cache| {
-                let block = cache.sequences.at_mut(1).tables.first.blocks.pop().unwrap();
+                let block = cache.sequences.at_mut(1).tables[0].blocks.pop().unwrap();
                 cache.blocks.pool.references[block.index()] -= 1;
             }),
-            ("Unfindable", |cache| cache.blocks.prefix.hash[1] = BlockHash::default()),
+            ("Unfindable", |cache| cache.blocks.prefix.entries[1].hash = BlockHash::default()),
             ("PublishedCount", |cache| {
-                (cache.blocks.prefix.next[10], cache.blocks.prefix.prev[10]) = (10, 10)
+                (cache.blocks.prefix.entries[10].next, cache.blocks.prefix.entries[10].prev) = (10, 10)
             }),
             ("Tokens", |cache| cache.sequences.at_mut(0).known.0 += 1),
-            ("Published", |cache| cache.sequences.at_mut(0).tables.first.published = 7),
+            ("Published", |cache| cache.sequences.at_mut(0).tables[0].published = 7),
             ("Reserved", |cache| cache.reserved.0 += 1),
             ("WrongHash", |cache| cache.sequences.at_mut(0).hashes[0] = BlockHash::default()),
         ];

@@ -1,6 +1,6 @@
 //! Asking for room: a claim is answered by an admission, an admission is committed.
 
-use crate::sequence::{Table, Tables};
+use crate::sequence::Table;
 use crate::{BlockCount, BlockHasher, BlockId, Eviction, GroupId, KvCache, Lru, OverLimit, TokenCount, Xxh3};
 
 /// Whether a sequence may read what others left in the cache.
@@ -59,6 +59,7 @@ pub struct Claim {
 
 impl Claim {
     /// Tokens that have K and V after the step.
+    #[inline]
     pub const fn computed_after(&self) -> TokenCount {
         self.computed.plus(self.external).plus(self.new_tokens)
     }
@@ -117,23 +118,24 @@ pub struct Grant<'a> {
     /// Until more than this many tokens are computed, a further claim without lookahead would change nothing:
     /// it needs no block and fills none. Such claims may be left out, as long as nothing is withdrawn or released.
     pub covered: TokenCount,
-    tables: &'a Tables,
+    tables: &'a [Table],
 }
 
 impl<'a> Grant<'a> {
+    #[inline]
     pub(crate) fn new(
         cached: TokenCount,
         covered: TokenCount,
-        tables: &'a Tables,
+        tables: &'a [Table],
         copies: &'a [BlockCopy],
     ) -> Grant<'a> {
-        Grant { cached, new_blocks: tables.first.new_blocks(), copies, covered, tables }
+        Grant { cached, new_blocks: tables[0].new_blocks(), copies, covered, tables }
     }
 
     /// Blocks added to the end of the table of `group`; the null block where the group needs none. Empty for a group
     /// that the cache does not have.
     pub fn new_blocks_in(self, group: GroupId) -> &'a [BlockId] {
-        self.tables.get(group).map_or(&[], Table::new_blocks)
+        self.tables.get(group.index()).map_or(&[], Table::new_blocks)
     }
 }
 
@@ -180,6 +182,7 @@ pub(crate) struct Need {
 
 impl Need {
     /// What leaves the free list, or must be able to.
+    #[inline]
     pub(crate) fn blocks(&self) -> u32 {
         self.revived + self.copies + self.beyond
     }

@@ -36,8 +36,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             let after = group.length_after(table.held(), claim, sequence.encoder, config.sequence_tokens_max);
             let unneeded = group.unneeded(claim, sequence.prompt);
             extend(table, after, blocks, unneeded, |index| {
-                let end = (index as usize + 1) * (group.size.get() / groups.unit.get()) as usize;
-                let content = sequence.hashes.get(end - 1).map(|hash| name(id, hash));
+                let last = (index as usize + 1) * group.hashes as usize - 1;
+                let content = sequence.hashes.get(last).map(|hash| name(id, hash));
                 Wanted { content, tenant: sequence.keys.tenant }
             });
         }
@@ -59,6 +59,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
 
     /// Whether a block that is to be written into belongs to somebody else as well: to more than `own` tables, or to
     /// those who may find it. Copies that are yet to be made of it do not count, they come before the writing.
+    #[inline]
     pub(crate) fn is_shared(&self, written: Written, own: u32) -> bool {
         let Written { block, first_part, .. } = written;
         let references = self.blocks.pool.references(block);
@@ -68,6 +69,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Takes the blocks that the lookup found for the first `tokens` tokens.
+    #[inline]
     fn share(&mut self, place: u32, tokens: TokenCount) {
         let KvCache { groups, blocks, sequences, .. } = self;
         for (group, table) in groups.all.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
@@ -96,9 +98,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 let tenant = self.sequences.at(place).keys.tenant;
                 let to = self.blocks.take_one(Wanted { content: None, tenant });
                 let tables = &mut self.sequences.at_mut(place).tables;
-                let table = tables.get_mut(id);
+                let table = &mut tables[id.index()];
                 table.blocks[index as usize] = to;
-                table.published = table.published.min(index * group.entries());
+                table.published = table.published.min(index * group.parts);
                 self.copies.push(BlockCopy { group: id, index, from, to, tokens: TokenCount(tokens) });
                 next = index + 1;
             }
@@ -107,13 +109,14 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
 
     fn next_shared(&self, place: u32, id: GroupId, claim: Claim, next: u32) -> Option<Written> {
         let sequence = self.sequences.at(place);
-        let table = sequence.tables.get(id)?;
+        let table = &sequence.tables[id.index()];
         let group = &self.groups.all[id.index()];
         let from = sequence.shared_from;
         let mut written = group.written_blocks(claim, from, &table.blocks, table.published);
         written.find(|written| written.index >= next && self.is_shared(*written, 1))
     }
 
+    #[inline]
     fn count_admission(&mut self, place: u32, cached: TokenCount) {
         let sequence = self.sequences.at(place);
         if !self.config.prefix_caching || sequence.reuse == Reuse::WriteOnly {
@@ -136,7 +139,7 @@ fn extend<D: Digest>(
 ) {
     let before = table.held();
     if unneeded.is_empty() {
-        blocks.take((before..after).map(&wanted), |block| table.blocks.push(block));
+        blocks.take((before..after).map(wanted), &mut table.blocks);
         return;
     }
     for index in before..after {
@@ -146,11 +149,16 @@ fn extend<D: Digest>(
 }
 
 /// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less what it has got.
+#[inline]
 fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, rest: u32, taken: u32) -> u32 {
     if claim.external > TokenCount(0) { rest } else { sequence.set_aside.get().saturating_sub(taken) }
 }
 
+/// Entries of the index whose places are read before they are written.
+const TOUCHED: usize = 32;
+
 /// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
+#[inline]
 pub(crate) fn publish<D: Digest>(
     sequence: &mut Sequence<D>,
     computed: TokenCount,
@@ -166,10 +174,15 @@ pub(crate) fn publish<D: Digest>(
         if group.holds == Holds::Encoder {
             continue;
         }
-        let parts = group.entries();
-        let stride = group.entry.get() / groups.unit.get();
+        let (parts, stride) = (group.parts, group.hashes / group.parts);
+        let mut touched = table.published + 2;
         while group.entry.is_full(table.published, tokens) {
             let (entry, end) = (table.published, group.entry.tokens_in(BlockCount(table.published + 1)));
+            if entry >= touched {
+                let ahead = hashes.iter().skip(((entry + 1) * stride - 1) as usize).step_by(stride as usize);
+                blocks.prefix.touch(id, ahead.take(TOUCHED).copied());
+                touched = entry + count(TOUCHED);
+            }
             table.published += 1;
             let block = table.blocks[(entry / parts) as usize];
             if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
@@ -194,6 +207,7 @@ pub(crate) fn publish<D: Digest>(
 }
 
 /// How far a sequence can be computed before it fills another block or needs one.
+#[inline]
 fn covered<D: Digest>(sequence: &Sequence<D>, groups: &Groups, config: &Config) -> TokenCount {
     let mut covered = TokenCount(u32::MAX);
     for (group, table) in groups.all.iter().zip(sequence.tables.iter()) {

@@ -100,17 +100,19 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
 
     /// Gives back, in reverse, all blocks of a sequence behind those that `keep` names for each group: how many blocks,
     /// and how many entries of the index.
+    #[inline]
     pub(crate) fn give_back(&mut self, place: u32, keep: impl Fn(&Group) -> (u32, u32)) {
         let KvCache { groups, blocks, sequences, .. } = self;
         for (group, table) in groups.all.iter().zip(sequences.at_mut(place).tables.iter_mut()) {
             let (keep, published_max) = keep(group);
-            blocks.release(table.backwards(keep));
+            blocks.release_behind(&table.blocks, keep);
             table.truncate(keep, published_max);
         }
         self.drop_unwanted_copies();
     }
 
     /// A copy into a block that nobody holds any more is not made.
+    #[inline]
     pub(crate) fn drop_unwanted_copies(&mut self) {
         let KvCache { blocks, copies, .. } = self;
         // Later ones may have been made of the block of an earlier one.

@@ -27,6 +27,10 @@ pub(crate) struct Group {
     pub(crate) size: BlockSize,
     /// Tokens that one entry of the index stands for: a block, or a part of it.
     pub(crate) entry: BlockSize,
+    /// Entries per block.
+    pub(crate) parts: u32,
+    /// Hashes per block.
+    pub(crate) hashes: u32,
 }
 
 /// What is known of a sequence that decides where its blocks stay usable.
@@ -51,8 +55,9 @@ impl Groups {
             .iter()
             .map(|group| {
                 let (size, holds) = (group.size(config.block_size), group.kind.holds());
-                let parts = config.match_unit.is_some() && holds != Holds::State;
-                Group { kind: group.kind.clone(), holds, size, entry: if parts { unit } else { size } }
+                let entry = if config.match_unit.is_some() && holds != Holds::State { unit } else { size };
+                let [parts, hashes] = [entry, unit].map(|part| size.get() / part.get());
+                Group { kind: group.kind.clone(), holds, size, entry, parts, hashes }
             })
             .collect();
         if let Some(odd) = all.iter().find(|group| !group.size.get().is_multiple_of(unit.get())) {
@@ -64,16 +69,19 @@ impl Groups {
         Ok(Groups { all, unit, alignment, margin, retention: config.retention })
     }
 
+    #[inline]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (GroupId, &Group)> + '_ {
         (0..).map(GroupId).zip(&self.all)
     }
 
     /// The longest usable length of at most `tokens`.
+    #[inline]
     pub(crate) fn align(&self, tokens: TokenCount) -> TokenCount {
         self.alignment.tokens_in(self.alignment.full_blocks(tokens))
     }
 
     /// Whether no group holds anything of the tokens themselves.
+    #[inline]
     pub(crate) fn share_nothing(&self) -> bool {
         self.all.iter().all(|group| group.holds == Holds::Encoder)
     }
@@ -136,11 +144,6 @@ impl Groups {
 }
 
 impl Group {
-    /// Index entries per block.
-    pub(crate) fn entries(&self) -> u32 {
-        if self.size == self.entry { 1 } else { self.size.get() / self.entry.get() }
-    }
-
     /// The tokens that nobody attends to once `computed` are computed.
     pub(crate) fn skipped(&self, computed: TokenCount, prompt: TokenCount) -> Range<u32> {
         let range = self.kind.skipped(Progress { computed, prompt });
@@ -155,11 +158,13 @@ impl Group {
     }
 
     /// Blocks that a hit of `tokens` tokens puts into the table, null ones counted.
+    #[inline]
     pub(crate) fn hit_blocks(&self, tokens: TokenCount) -> u32 {
         if self.holds == Holds::Encoder { 0 } else { self.size.blocks_for(tokens).get() }
     }
 
     /// Entries of the index that such a hit covers.
+    #[inline]
     pub(crate) fn hit_entries(&self, tokens: TokenCount) -> u32 {
         if self.holds == Holds::Encoder { 0 } else { self.entry.full_blocks(tokens).get() }
     }
@@ -182,6 +187,7 @@ impl Group {
 
     /// Blocks that a sequence of `known` tokens needs beyond the `has` of a table of `length`: at its longest, or at
     /// once, if the group gives back what it skips.
+    #[inline]
     pub(crate) fn whole(
         &self,
         length: u32,
@@ -199,6 +205,7 @@ impl Group {
     }
 
     /// Which entries from `has` on stay empty when a claim is granted: those that nobody will attend to.
+    #[inline]
     pub(crate) fn unneeded(&self, claim: Claim, prompt: TokenCount) -> Unneeded {
         let start = claim.computed.plus(claim.external);
         match self.holds {
@@ -213,6 +220,7 @@ impl Group {
 
     /// Which of the `held` blocks a claim writes into, other than what they are published to hold: the first
     /// `published` entries of the table are rewritten as they are, if at all.
+    #[inline]
     pub(crate) fn written_blocks<'a>(
         &self,
         claim: Claim,
@@ -228,7 +236,7 @@ impl Group {
             Holds::State => self.last_block(claim.computed_after()),
             Holds::Encoder => u32::MAX,
         };
-        let parts = self.entries();
+        let parts = self.parts;
         (0..).zip(held).skip(first as usize).filter_map(move |(index, &block)| {
             let first_part = published.saturating_sub(index * parts);
             (block != BlockId::NULL && first_part < parts).then_some(Written { index, block, first_part })
@@ -236,6 +244,7 @@ impl Group {
     }
 
     /// The block that the last of `tokens` tokens is in.
+    #[inline]
     pub(crate) fn last_block(&self, tokens: TokenCount) -> u32 {
         self.size.full_blocks(TokenCount(tokens.get().saturating_sub(1))).get()
     }
@@ -257,15 +266,18 @@ pub(crate) struct Unneeded {
 }
 
 impl Unneeded {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
+    #[inline]
     pub(crate) fn contains(&self, index: u32) -> bool {
         self.blocks.contains(&index) && self.but != Some(index)
     }
 
     /// How many of the entries `from..to` are needed.
+    #[inline]
     pub(crate) fn needed(&self, from: u32, to: u32) -> u32 {
         let (first, last) = (self.blocks.start.max(from), self.blocks.end.min(to));
         let empty = last.saturating_sub(first);

@@ -52,8 +52,8 @@ impl<D: Digest> Search<'_, D> {
         let stride = group.size.get() / unit;
         self.prefix.longest(id, &self.hashes[..(full * stride) as usize], stride as usize, found);
         let mut tokens = group.size.tokens_in(BlockCount(crate::id::count(found.len())));
-        if group.entries() > 1 {
-            let ends = (1..group.entries()).map(|part| tokens.plus(group.entry.tokens_in(BlockCount(part))));
+        if group.parts > 1 {
+            let ends = (1..group.parts).map(|part| tokens.plus(group.entry.tokens_in(BlockCount(part))));
             let within = ends.filter(|&end| end <= limit);
             let last = within.rev().find_map(|end| Some((end, self.block_to(id, end)?)));
             if let Some((end, block)) = last {
@@ -89,7 +89,7 @@ impl<D: Digest> Search<'_, D> {
             |end: TokenCount| end.get().is_multiple_of(group.size.get()) || self.block_to(id, end).is_some();
         let fits = |tokens: TokenCount| is_there(tokens) && is_there(tokens.plus(self.margin));
         let mut tokens = limit;
-        while group.entries() > 1 && tokens > TokenCount(0) && !fits(tokens) {
+        while group.parts > 1 && tokens > TokenCount(0) && !fits(tokens) {
             tokens = self.shorter(tokens);
         }
         tokens

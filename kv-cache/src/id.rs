@@ -123,16 +123,25 @@ impl BlockSize {
     }
 
     /// Blocks needed to hold `tokens`: the last one may be partly filled.
+    #[inline]
     pub const fn blocks_for(self, tokens: TokenCount) -> BlockCount {
-        BlockCount(tokens.0.div_ceil(self.get()))
+        let full = self.full_blocks(tokens);
+        BlockCount(full.0 + (self.tokens_in(full).0 < tokens.0) as u32)
     }
 
     /// Blocks that `tokens` fill to the last place.
+    #[inline]
     pub const fn full_blocks(self, tokens: TokenCount) -> BlockCount {
-        BlockCount(tokens.0 / self.get())
+        // Sizes are powers of two, most of them, and a shift takes a fifth of the time.
+        BlockCount(if self.0.is_power_of_two() {
+            tokens.0 >> self.0.trailing_zeros()
+        } else {
+            tokens.0 / self.get()
+        })
     }
 
     /// Tokens that `blocks` full blocks hold, at most `u32::MAX`.
+    #[inline]
     pub const fn tokens_in(self, blocks: BlockCount) -> TokenCount {
         TokenCount(blocks.0.saturating_mul(self.get()))
     }
@@ -155,6 +164,7 @@ impl BlockSize {
     }
 
     /// Blocks that `tokens` need beyond the `held` ones. Most steps need none, and then nothing is divided.
+    #[inline]
     pub(crate) const fn blocks_beyond(self, held: BlockCount, tokens: TokenCount) -> BlockCount {
         if tokens.0 <= self.tokens_in(held).0 {
             return BlockCount(0);
@@ -163,6 +173,7 @@ impl BlockSize {
     }
 
     /// Whether the block at `index` of a table is full once `tokens` are in it and those before.
+    #[inline]
     pub(crate) const fn is_full(self, index: u32, tokens: TokenCount) -> bool {
         (index as u64 + 1) * self.get() as u64 <= tokens.0 as u64
     }
@@ -227,6 +238,7 @@ impl fmt::Display for BlockCount {
 }
 
 /// The length of a list of ids. Lists are bounded by the number of blocks or of tokens, both `u32`.
+#[inline]
 pub(crate) fn count(length: usize) -> u32 {
     u32::try_from(length).expect("a list of blocks or tokens is counted in u32")
 }

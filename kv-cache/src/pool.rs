@@ -11,12 +11,16 @@ pub(crate) struct Pool<E> {
     pub(crate) policy: E,
     pub(crate) references: Vec<u32>,
     free: u32,
+    /// What a release frees, for as long as it lasts.
+    worthless: Vec<BlockId>,
+    kept: Vec<Leaving>,
 }
 
 impl<E: Eviction> Pool<E> {
     /// All blocks free, and `policy` fresh.
     pub(crate) fn new(blocks: BlockCount, policy: E) -> Self {
-        Pool { policy, references: vec![0; blocks.get() as usize], free: blocks.get() - 1 }
+        let references = vec![0; blocks.get() as usize];
+        Pool { policy, references, free: blocks.get() - 1, worthless: Vec::new(), kept: Vec::new() }
     }
 
     /// All blocks but the null block.
@@ -32,21 +36,28 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()]
     }
 
-    /// Takes a free block for each thing wanted, and shows it. The caller has made sure that there are as many.
+    /// Takes a free block for each thing wanted, and appends it to `taken`. The caller has made sure that there are as
+    /// many.
     #[inline]
-    pub(crate) fn take(
-        &mut self,
-        wanted: impl ExactSizeIterator<Item = Wanted>,
-        mut show: impl FnMut(BlockId),
-    ) {
+    pub(crate) fn take(&mut self, wanted: impl ExactSizeIterator<Item = Wanted>, taken: &mut Vec<BlockId>) {
         let blocks = BlockCount(count(wanted.len()));
         assert!(blocks.get() <= self.free, "{blocks} blocks are taken, {} are free", self.free);
-        let Pool { policy, references, .. } = self;
-        policy.pick(wanted, |block| {
-            references[block.index()] = 1;
-            show(block);
-        });
+        let before = taken.len();
+        self.policy.pick_all(wanted, taken);
+        for block in &taken[before..] {
+            self.references[block.index()] = 1;
+        }
         self.free -= blocks.get();
+    }
+
+    /// Takes one free block. The caller has made sure that there is one.
+    #[inline]
+    pub(crate) fn take_one(&mut self, wanted: Wanted) -> BlockId {
+        assert!(self.free > 0, "a block is taken, none is free");
+        let block = self.policy.pick(wanted);
+        self.references[block.index()] = 1;
+        self.free -= 1;
+        block
     }
 
     /// A sequence asked for what `block` holds, and uses it from now on; a free one is free no more.
@@ -70,25 +81,40 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()] += 1;
     }
 
-    /// One user less of each of `blocks`. Those that nobody
-    /// uses any more are free, and `facts` says what the policy may know of them, if they can be found.
+    /// One user less of each of `blocks`, null blocks left out. Those that nobody uses any more are free: `is_found`
+    /// says which of them hold something that can be found, `leaving` where they were, `content` what it is.
     #[inline]
-    pub(crate) fn release(
+    pub(crate) fn release<T>(
         &mut self,
-        blocks: impl Iterator<Item = Leaving>,
-        facts: impl Fn(Leaving) -> Option<Facts>,
+        blocks: impl Iterator<Item = (BlockId, T)>,
+        is_found: impl Fn(BlockId) -> bool,
+        leaving: impl Fn(T) -> Leaving,
+        content: impl Fn(BlockId) -> u32,
     ) {
-        let Pool { policy, references, free } = self;
-        policy.free(blocks.filter_map(|leaving| {
-            let block = leaving.block;
+        let Pool { policy, references, free, worthless, kept } = self;
+        let references = references.as_mut_slice();
+        for (block, from) in blocks {
+            if block == BlockId::NULL {
+                continue;
+            }
             let references = &mut references[block.index()];
             assert!(*references > 0, "block {block} is released once per user");
             *references -= 1;
-            (*references == 0).then(|| {
-                *free += 1;
-                (block, facts(leaving))
-            })
-        }));
+            match *references {
+                0 if is_found(block) => kept.push(leaving(from)),
+                0 => worthless.push(block),
+                _ => (),
+            }
+        }
+        *free += count(worthless.len() + kept.len());
+        policy.free(
+            worthless,
+            kept.drain(..).map(|Leaving { block, index, before }| {
+                let before = before.filter(|&before| before != BlockId::NULL);
+                (block, Facts { index, before, content: content(block) })
+            }),
+        );
+        worthless.clear();
     }
 
     /// The free blocks, next to be handed out first.
@@ -103,13 +129,14 @@ mod tests {
     use crate::Lru;
 
     const LEAVING: Leaving = Leaving { block: BlockId(2), index: 0, before: None };
-    const FACTS: Facts = Facts { index: 0, before: None, content: 0 };
 
     #[test]
     fn a_block_leaves_the_middle_of_the_list_and_returns_when_its_last_user_goes() {
         let mut pool = Pool::new(BlockCount(5), Lru::new(BlockCount(5)));
         let order = |pool: &Pool<Lru>| pool.free_blocks().map(BlockId::get).collect::<Vec<_>>();
-        let release = |pool: &mut Pool<Lru>| pool.release([LEAVING].into_iter(), |_| Some(FACTS));
+        let release = |pool: &mut Pool<Lru>| {
+            pool.release([(LEAVING.block, LEAVING)].into_iter(), |_| true, |leaving| leaving, |_| 0)
+        };
         pool.share(BlockId(2));
         pool.share(BlockId(2));
         assert_eq!(order(&pool), [1, 3, 4]);

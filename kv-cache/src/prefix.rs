@@ -4,6 +4,8 @@
 //! of them was not allowed to read. All copies stay, since a block table only ever grows at its end; a lookup
 //! gives the oldest that is still there, and forgetting one copy leaves the others found.
 
+use std::hint::black_box;
+
 use crate::buckets::Buckets;
 use crate::event::Events;
 use crate::{BlockCount, BlockId, Digest, GroupId, Lost};
@@ -18,10 +20,7 @@ pub(crate) struct Prefix<D> {
     pub(crate) index: Vec<Buckets>,
     /// By block, and only where there are several groups: the one it is found in.
     group: Vec<u8>,
-    /// By entry.
-    pub(crate) hash: Vec<D>,
-    pub(crate) next: Vec<u32>,
-    pub(crate) prev: Vec<u32>,
+    pub(crate) entries: Vec<Entry<D>>,
     /// Parts that every block has room for: as many as the blocks of the group with the most.
     parts: u32,
     parts_of: Vec<u32>,
@@ -29,6 +28,21 @@ pub(crate) struct Prefix<D> {
     pub(crate) events: Option<Box<Events<D>>>,
     blocks: u32,
     version: u64,
+}
+
+/// What is found in a block, or in a part of it, and the neighbours in the ring of its copies.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entry<D> {
+    pub(crate) hash: D,
+    pub(crate) next: u32,
+    pub(crate) prev: u32,
+}
+
+impl<D> Entry<D> {
+    #[inline]
+    pub(crate) fn is_found(&self) -> bool {
+        self.next != 0
+    }
 }
 
 impl<D: Digest> Prefix<D> {
@@ -40,9 +54,7 @@ impl<D: Digest> Prefix<D> {
         Prefix {
             index: vec![Buckets::with_room_for(entries / groups); groups],
             group: if groups > 1 { vec![0; blocks] } else { Vec::new() },
-            hash: vec![D::default(); entries],
-            next: vec![0; entries],
-            prev: vec![0; entries],
+            entries: vec![Entry::default(); entries],
             parts,
             parts_of,
             events,
@@ -52,11 +64,13 @@ impl<D: Digest> Prefix<D> {
     }
 
     /// How many blocks are in the index, every copy counted.
+    #[inline]
     pub(crate) fn blocks(&self) -> BlockCount {
         BlockCount(self.blocks)
     }
 
     /// Changes whenever a lookup could give another answer.
+    #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
@@ -64,25 +78,29 @@ impl<D: Digest> Prefix<D> {
     /// Whether anything of `block` can be found.
     #[inline]
     pub(crate) fn contains(&self, block: BlockId) -> bool {
-        if self.parts == 1 { self.next[block.index()] != 0 } else { self.contains_from(block, 0) }
+        if self.parts == 1 { self.entries[block.index()].is_found() } else { self.contains_from(block, 0) }
     }
 
     /// Whether the part `first` of `block`, or a later one, can be found.
     pub(crate) fn contains_from(&self, block: BlockId, first: u32) -> bool {
-        (first..self.parts).any(|part| self.next[self.entry(block, part)] != 0)
+        (first..self.parts).any(|part| self.entries[self.entry(block, part)].is_found())
     }
 
     /// The hash under which a part of `block` is found.
     #[inline]
     pub(crate) fn hash(&self, block: BlockId, part: u32) -> Option<D> {
-        let entry = self.entry(block, part);
-        (self.next[entry] != 0).then(|| self.hash[entry])
+        let entry = self.entries.get(self.entry(block, part))?;
+        entry.is_found().then_some(entry.hash)
     }
 
     /// The hash under which a block is found, or its first part that is.
     #[inline]
     pub(crate) fn first_hash(&self, block: BlockId) -> Option<D> {
-        (0..self.parts).find_map(|part| self.hash(block, part))
+        if self.parts == 1 {
+            self.hash(block, 0)
+        } else {
+            (0..self.parts).find_map(|part| self.hash(block, part))
+        }
     }
 
     /// The group that a block in the index is found in.
@@ -118,7 +136,7 @@ impl<D: Digest> Prefix<D> {
                 *guess = index.guess(hash.tag());
             }
             for (&guess, &hash) in guesses.iter().zip(ends()) {
-                let guessed = guess != 0 && self.hash[guess as usize] == hash;
+                let guessed = guess != 0 && self.entries[guess as usize].hash == hash;
                 let block = if guessed { Some(self.block(guess)) } else { self.get(group, hash) };
                 let Some(block) = block else { return };
                 found.push(block);
@@ -126,30 +144,36 @@ impl<D: Digest> Prefix<D> {
         }
     }
 
+    /// Reads where `hashes` would be found, for whoever is about to enter or remove them: each of these is a read of
+    /// memory in a large index, and so they overlap.
+    #[inline]
+    pub(crate) fn touch(&self, group: GroupId, hashes: impl Iterator<Item = D>) {
+        let index = &self.index[group.index()];
+        black_box(hashes.fold(0, |sum, hash| sum ^ index.guess(hash.tag())));
+    }
+
     /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether
-    /// it is
-    /// the only one.
+    /// it is the only one.
+    #[inline]
     pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) -> bool {
         let entry = self.entry(block, part);
-        debug_assert_eq!(self.next[entry], 0, "block {block} is published once");
+        debug_assert!(!self.entries[entry].is_found(), "block {block} is published once");
         self.blocks += u32::from(!self.contains(block));
         let this = number(entry);
-        let oldest = self.find(group, hash);
-        match oldest {
-            None => {
-                self.index[group.index()].insert(hash.tag(), this);
-                (self.next[entry], self.prev[entry]) = (this, this);
-            }
+        let Prefix { index, entries, .. } = self;
+        let is_this = |entry: u32| entries[entry as usize].hash == hash;
+        let oldest = index[group.index()].find_or_insert(hash.tag(), this, is_this);
+        let (prev, next) = match oldest {
+            None => (this, this),
             Some(place) => {
                 let oldest = self.index[group.index()].number(place);
-                let newest = self.prev[oldest as usize];
-                self.next[newest as usize] = this;
-                self.prev[entry] = newest;
-                self.next[entry] = oldest;
-                self.prev[oldest as usize] = this;
+                let newest = self.entries[oldest as usize].prev;
+                self.entries[newest as usize].next = this;
+                self.entries[oldest as usize].prev = this;
+                (newest, oldest)
             }
-        }
-        self.hash[entry] = hash;
+        };
+        self.entries[entry] = Entry { hash, next, prev };
         if let Some(of_block) = self.group.get_mut(block.index()) {
             *of_block = group.0;
         }
@@ -168,25 +192,25 @@ impl<D: Digest> Prefix<D> {
     /// Forgets a part of this copy. Does nothing to one that is not in the index.
     pub(crate) fn remove_part(&mut self, block: BlockId, part: u32) {
         let entry = self.entry(block, part);
-        if self.next[entry] == 0 {
+        let Entry { hash, next, prev } = self.entries[entry];
+        if next == 0 {
             return;
         }
         let this = number(entry);
-        let (before, after) = (self.prev[entry], self.next[entry]);
         let group = self.group(block);
-        let place = self.find(group, self.hash[entry]).expect("the hash of a published block is indexed");
+        let place = self.find(group, hash).expect("the hash of a published block is indexed");
         let index = &mut self.index[group.index()];
-        if after == this {
+        if next == this {
             index.remove(place);
             if let Some(events) = &mut self.events {
-                events.removed(self.hash[entry], group);
+                events.removed(hash, group);
             }
         } else if index.number(place) == this {
-            index.replace(place, after);
+            index.replace(place, next);
         }
-        self.next[before as usize] = after;
-        self.prev[after as usize] = before;
-        (self.next[entry], self.prev[entry]) = (0, 0);
+        self.entries[prev as usize].next = next;
+        self.entries[next as usize].prev = prev;
+        (self.entries[entry].next, self.entries[entry].prev) = (0, 0);
         self.blocks -= u32::from(!self.contains(block));
         self.version += 1;
     }
@@ -194,8 +218,7 @@ impl<D: Digest> Prefix<D> {
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.index.iter_mut().for_each(Buckets::clear);
-        self.next.fill(0);
-        self.prev.fill(0);
+        self.entries.fill(Entry::default());
         self.blocks = 0;
         self.version += 1;
         if let Some(events) = &mut self.events {
@@ -208,7 +231,7 @@ impl<D: Digest> Prefix<D> {
         (0..).map(GroupId).zip(&self.index).flat_map(move |(group, index)| {
             index.all().map(move |bucket| {
                 let entry = bucket.number as usize;
-                (entry, group, self.hash[entry])
+                (entry, group, self.entries[entry].hash)
             })
         })
     }
@@ -226,7 +249,7 @@ impl<D: Digest> Prefix<D> {
 
     #[inline]
     fn find(&self, group: GroupId, hash: D) -> Option<usize> {
-        self.index[group.index()].find(hash.tag(), |entry| self.hash[entry as usize] == hash)
+        self.index[group.index()].find(hash.tag(), |entry| self.entries[entry as usize].hash == hash)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the cache remembers of a sequence, and where it finds it.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use crate::blocks::Leaving;
 use crate::buckets::Buckets;
@@ -8,8 +8,8 @@ use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
 use crate::keys::Keys;
 use crate::{
-    BlockCount, BlockId, BlockSize, Content, Error, GroupId, Hit, Reuse, SequenceId, SequenceKey, TokenCount,
-    TokenId, TokenIndex,
+    BlockCount, BlockId, BlockSize, Content, Error, Hit, Reuse, SequenceId, SequenceKey, TokenCount, TokenId,
+    TokenIndex,
 };
 
 /// One open sequence.
@@ -54,11 +54,11 @@ pub(crate) struct Sequence<D> {
     pub(crate) set_aside: BlockCount,
 }
 
-/// The block tables of a sequence. Most caches have one group, whose table is found without a detour.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tables {
-    pub(crate) first: Table,
-    pub(crate) others: Vec<Table>,
+/// The block tables of a sequence, by group. Most caches have one, whose table is found without a detour.
+#[derive(Clone, Debug)]
+pub(crate) enum Tables {
+    One([Table; 1]),
+    Several(Box<[Table]>),
 }
 
 /// The blocks of a sequence in one group.
@@ -96,34 +96,38 @@ pub(crate) struct Loading {
 
 impl Tables {
     fn new(groups: usize) -> Self {
-        Tables { first: Table::default(), others: vec![Table::default(); groups - 1] }
-    }
-
-    #[inline]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Table> + '_ {
-        std::iter::once(&self.first).chain(&self.others)
-    }
-
-    #[inline]
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Table> + '_ {
-        std::iter::once(&mut self.first).chain(&mut self.others)
-    }
-
-    pub(crate) fn get(&self, group: GroupId) -> Option<&Table> {
-        group.index().checked_sub(1).map_or(Some(&self.first), |other| self.others.get(other))
-    }
-
-    pub(crate) fn get_mut(&mut self, group: GroupId) -> &mut Table {
-        match group.index().checked_sub(1) {
-            None => &mut self.first,
-            Some(other) => &mut self.others[other],
+        match groups {
+            1 => Tables::One(Default::default()),
+            _ => Tables::Several(vec![Table::default(); groups].into()),
         }
     }
 
     /// Whether no room was ever claimed, or all was given back.
     #[inline]
     pub(crate) fn are_empty(&self) -> bool {
-        self.first.blocks.is_empty() && self.others.iter().all(|table| table.blocks.is_empty())
+        self.iter().all(|table| table.blocks.is_empty())
+    }
+}
+
+impl Deref for Tables {
+    type Target = [Table];
+
+    #[inline]
+    fn deref(&self) -> &[Table] {
+        match self {
+            Tables::One(table) => table,
+            Tables::Several(tables) => tables,
+        }
+    }
+}
+
+impl DerefMut for Tables {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [Table] {
+        match self {
+            Tables::One(table) => table,
+            Tables::Several(tables) => tables,
+        }
     }
 }
 
@@ -140,22 +144,14 @@ impl Table {
     }
 
     /// What the last commit added.
+    #[inline]
     pub(crate) fn new_blocks(&self) -> &[BlockId] {
         &self.blocks[self.length_before as usize..]
     }
 
-    /// The blocks from `first` on with their indices, last one first.
-    pub(crate) fn backwards(&self, first: u32) -> impl Iterator<Item = Leaving> + '_ {
-        let first = first as usize;
-        self.blocks.iter().enumerate().skip(first).rev().map(|(index, &block)| Leaving {
-            block,
-            index: count(index),
-            before: index.checked_sub(1).map(|before| self.blocks[before]),
-        })
-    }
-
     /// Puts the null block in the place of `dropped` blocks, the last one first, and gives them with their indices.
     /// Those that an earlier call dropped are not looked at again.
+    #[inline]
     pub(crate) fn drop_blocks(&mut self, dropped: Range<u32>) -> impl Iterator<Item = Leaving> + '_ {
         let end = dropped.end.min(self.held());
         let first = dropped.start.max(self.settled).min(end);
@@ -168,6 +164,7 @@ impl Table {
     }
 
     /// Forgets blocks that were given back: all but the first `keep`.
+    #[inline]
     pub(crate) fn truncate(&mut self, keep: u32, published_max: u32) {
         self.blocks.truncate(keep as usize);
         self.published = self.published.min(published_max);
@@ -254,6 +251,7 @@ impl<D: Digest> Sequence<D> {
     }
 
     /// Forgets what it held; it may start over.
+    #[inline]
     pub(crate) fn release(&mut self) {
         for table in self.tables.iter_mut() {
             table.truncate(0, 0);

@@ -112,14 +112,13 @@ impl Arc {
 }
 
 impl Eviction for Arc {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         let mut front = None;
-        for (block, facts) in blocks {
-            let Some(facts) = facts else {
-                self.make_worthless(front, block);
-                front = Some(block.get());
-                continue;
-            };
+        for &block in worthless {
+            self.make_worthless(front, block);
+            front = Some(block.get());
+        }
+        for (block, facts) in kept {
             self.content[block.index()] = facts.content;
             self.links.push_last(self.list[block.index()].into(), block.get());
         }
@@ -134,17 +133,15 @@ impl Eviction for Arc {
         self.list[block.index()] = AGAIN;
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let lost_from = self.learn(wanted);
-            let block = match (self.links.pop_first(WORTHLESS.into()), lost_from) {
-                (Some(block), _) => BlockId(block),
-                (None, Some(lost_from)) => self.replace(lost_from == LOST_AGAIN),
-                (None, None) => self.make_room_for_news(),
-            };
-            self.list[block.index()] = if lost_from.is_some() { AGAIN } else { ONCE };
-            show(block);
-        }
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let lost_from = self.learn(wanted);
+        let block = match (self.links.pop_first(WORTHLESS.into()), lost_from) {
+            (Some(block), _) => BlockId(block),
+            (None, Some(lost_from)) => self.replace(lost_from == LOST_AGAIN),
+            (None, None) => self.make_room_for_news(),
+        };
+        self.list[block.index()] = if lost_from.is_some() { AGAIN } else { ONCE };
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
@@ -273,13 +270,11 @@ mod tests {
             if let Some(place) = self.holds.iter().position(|&held| held == Some(content)) {
                 let block = BlockId(crate::id::count(place));
                 self.arc.revive(block);
-                return self.arc.free([(block, Some(facts))].into_iter());
+                return self.arc.free(&[], [(block, facts)].into_iter());
             }
-            let mut picked = BlockId::NULL;
-            let wanted = Wanted { content: Some(content), ..Wanted::default() };
-            self.arc.pick(std::iter::once(wanted), |block| picked = block);
+            let picked = self.arc.pick(Wanted { content: Some(content), ..Wanted::default() });
             self.holds[picked.index()] = Some(content);
-            self.arc.free([(picked, Some(facts))].into_iter());
+            self.arc.free(&[], [(picked, facts)].into_iter());
         }
 
         fn contents(&self, list: u8) -> Vec<u32> {

@@ -82,15 +82,14 @@ impl CostAware {
 }
 
 impl Eviction for CostAware {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         let mut front = None;
-        for (block, facts) in blocks {
-            let Some(facts) = facts else {
-                self.leaves.begin_anew(block);
-                self.worthless.push_behind(0, front, block.get());
-                front = Some(block.get());
-                continue;
-            };
+        for &block in worthless {
+            self.leaves.begin_anew(block);
+            self.worthless.push_behind(0, front, block.get());
+            front = Some(block.get());
+        }
+        for (block, facts) in kept {
             self.freed += 1;
             self.content[block.index()] = facts.content;
             let rank = (self.rank(block, facts.index), self.freed);
@@ -103,16 +102,14 @@ impl Eviction for CostAware {
         self.use_once_more(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let block = self.worthless.first(0).map(BlockId).unwrap_or_else(|| {
-                let block = self.leaves.first().expect("no more blocks are picked than are free");
-                self.floor = self.floor.max(self.leaves.rank(block).0);
-                block
-            });
-            self.take(block, wanted);
-            show(block);
-        }
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let block = self.worthless.first(0).map(BlockId).unwrap_or_else(|| {
+            let block = self.leaves.first().expect("no more blocks are picked than are free");
+            self.floor = self.floor.max(self.leaves.rank(block).0);
+            block
+        });
+        self.take(block, wanted);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {

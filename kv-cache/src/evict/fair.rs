@@ -214,17 +214,14 @@ fn list_of(tenant: u32) -> usize {
 }
 
 impl<E: Eviction> Eviction for Fair<E> {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         let Fair { policy, ledger } = self;
         let mut front = None;
-        policy.free(blocks.inspect(|&(block, facts)| {
-            if facts.is_some() {
-                ledger.keep(block);
-            } else {
-                ledger.lose(block, front);
-                front = Some(block.get());
-            }
-        }));
+        for &block in worthless {
+            ledger.lose(block, front);
+            front = Some(block.get());
+        }
+        policy.free(worthless, kept.inspect(|&(block, _)| ledger.keep(block)));
     }
 
     fn revive(&mut self, block: BlockId) {
@@ -232,21 +229,19 @@ impl<E: Eviction> Eviction for Fair<E> {
         self.policy.revive(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
         let Fair { policy, ledger } = self;
-        for wanted in wanted {
-            let tenant = ledger.place(wanted.tenant);
-            let mut picked = BlockId::NULL;
-            if let Some(block) = ledger.victim(tenant) {
+        let tenant = ledger.place(wanted.tenant);
+        let block = match ledger.victim(tenant) {
+            Some(block) => {
                 policy.take(block, wanted);
-                picked = block;
-            } else {
-                policy.pick(std::iter::once(wanted), |block| picked = block);
+                block
             }
-            ledger.leave(picked);
-            ledger.charge(picked, tenant);
-            show(picked);
-        }
+            None => policy.pick(wanted),
+        };
+        ledger.leave(block);
+        ledger.charge(block, tenant);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {

@@ -35,15 +35,14 @@ pub(super) fn worthless(blocks: BlockCount) -> Links {
 }
 
 impl Eviction for LeafFirst {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         let mut front = None;
-        for (block, facts) in blocks {
-            let Some(facts) = facts else {
-                self.leaves.begin_anew(block);
-                self.worthless.push_behind(0, front, block.get());
-                front = Some(block.get());
-                continue;
-            };
+        for &block in worthless {
+            self.leaves.begin_anew(block);
+            self.worthless.push_behind(0, front, block.get());
+            front = Some(block.get());
+        }
+        for (block, facts) in kept {
             self.freed += 1;
             self.leaves.insert(block, facts.before, (self.freed, 0));
         }
@@ -53,13 +52,11 @@ impl Eviction for LeafFirst {
         self.leaves.remove(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let block = self.worthless.first(0).map(BlockId).or(self.leaves.first());
-            let block = block.expect("no more blocks are picked than are free");
-            self.take(block, wanted);
-            show(block);
-        }
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let block = self.worthless.first(0).map(BlockId).or(self.leaves.first());
+        let block = block.expect("no more blocks are picked than are free");
+        self.take(block, wanted);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {

@@ -4,7 +4,7 @@
 //! revives it. Block 0 is never handed out; its links serve as the two ends of the list.
 //!
 //! ```text
-//!  next[0] = first to be handed out  ->  ...  ->  prev[0] = last to be handed out
+//!  next of 0 = first to be handed out  ->  ...  ->  prev of 0 = last to be handed out
 //! ```
 
 use super::{Eviction, Facts, Wanted};
@@ -13,15 +13,24 @@ use crate::{BlockCount, BlockId};
 /// One list in order of the last use.
 #[derive(Clone, Debug)]
 pub struct Lru {
-    next: Vec<u32>,
-    prev: Vec<u32>,
+    /// By block.
+    links: Vec<Link>,
+}
+
+/// The neighbours of a free block.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    next: u32,
+    prev: u32,
 }
 
 impl Lru {
     /// Blocks 1 to `blocks - 1` are free and worthless.
     pub fn new(blocks: BlockCount) -> Self {
         let last = blocks.get() - 1;
-        Lru { next: (1..=last).chain([0]).collect(), prev: [last].into_iter().chain(0..last).collect() }
+        let inner = (1..last).map(|block| Link { next: block + 1, prev: block - 1 });
+        let first = Link { next: 1, prev: last };
+        Lru { links: [first].into_iter().chain(inner).chain([Link { next: 0, prev: last - 1 }]).collect() }
     }
 }
 
@@ -34,48 +43,55 @@ impl Eviction for Lru {
     ///       grows at its end       was free         grows at its end
     /// ```
     #[inline]
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (mut front, mut head, mut back) = (0, self.next[0], self.prev[0]);
-        for (block, facts) in blocks {
-            if facts.is_none() {
-                self.link(front, block.get());
-                front = block.get();
-            } else if back == 0 {
-                (head, back) = (block.get(), block.get());
-            } else {
-                self.link(back, block.get());
-                back = block.get();
-            }
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
+        let (mut front, head) = (0, self.links[0].next);
+        for &block in worthless {
+            self.link(front, block.get());
+            front = block.get();
         }
         self.link(front, head);
-        self.link(if back == 0 { front } else { back }, 0);
+        let mut back = self.links[0].prev;
+        for (block, _) in kept {
+            self.link(back, block.get());
+            back = block.get();
+        }
+        self.link(back, 0);
     }
 
     #[inline]
     fn revive(&mut self, block: BlockId) {
-        self.link(self.prev[block.index()], self.next[block.index()]);
+        let Link { next, prev } = self.links[block.index()];
+        self.link(prev, next);
     }
 
     #[inline]
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        let mut first = self.next[0];
-        for _ in wanted {
-            show(BlockId(first));
-            first = self.next[first as usize];
-        }
+    fn pick(&mut self, _wanted: Wanted) -> BlockId {
+        let first = self.links[0].next;
+        self.link(0, self.links[first as usize].next);
+        BlockId(first)
+    }
+
+    #[inline]
+    fn pick_all(&mut self, wanted: impl Iterator<Item = Wanted>, picked: &mut Vec<BlockId>) {
+        let mut first = self.links[0].next;
+        picked.extend(wanted.map(|_| {
+            let block = BlockId(first);
+            first = self.links[first as usize].next;
+            block
+        }));
         self.link(0, first);
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        std::iter::successors(Some(self.next[0]), |&block| Some(self.next[block as usize]))
+        std::iter::successors(Some(self.links[0].next), |&block| Some(self.links[block as usize].next))
             .take_while(|&block| block != 0)
             .map(BlockId)
     }
 
     fn check(&self) -> Result<(), BlockId> {
         let mut before = BlockId::NULL;
-        for block in self.order().take(self.next.len()).chain([BlockId::NULL]) {
-            if self.prev[block.index()] != before.get() {
+        for block in self.order().take(self.links.len()).chain([BlockId::NULL]) {
+            if self.links[block.index()].prev != before.get() {
                 return Err(block);
             }
             before = block;
@@ -86,9 +102,10 @@ impl Eviction for Lru {
 
 impl Lru {
     /// Makes `after` the one that follows `before`.
+    #[inline]
     fn link(&mut self, before: u32, after: u32) {
-        self.next[before as usize] = after;
-        self.prev[after as usize] = before;
+        self.links[before as usize].next = after;
+        self.links[after as usize].prev = before;
     }
 }
 
@@ -103,13 +120,14 @@ mod tests {
 
     fn take(lru: &mut Lru, n: usize) -> Vec<BlockId> {
         let mut taken = Vec::new();
-        lru.pick(std::iter::repeat_n(Wanted::default(), n), |block| taken.push(block));
+        lru.pick_all(std::iter::repeat_n(Wanted::default(), n), &mut taken);
         taken
     }
 
     fn free(lru: &mut Lru, blocks: impl IntoIterator<Item = BlockId>, keep: impl Fn(BlockId) -> bool) {
         let facts = Facts { index: 0, before: None, content: 0 };
-        lru.free(blocks.into_iter().map(|block| (block, keep(block).then_some(facts))));
+        let (kept, worthless): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|&block| keep(block));
+        lru.free(&worthless, kept.into_iter().map(|block| (block, facts)));
     }
 
     #[test]
@@ -142,7 +160,7 @@ mod tests {
     #[test]
     fn a_broken_link_is_found() {
         let mut lru = Lru::new(BlockCount(8));
-        lru.prev.swap(3, 4);
+        (lru.links[3].prev, lru.links[4].prev) = (lru.links[4].prev, lru.links[3].prev);
         assert_eq!(lru.check(), Err(BlockId(3)));
     }
 }

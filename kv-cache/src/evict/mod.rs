@@ -35,7 +35,7 @@ pub use lru::Lru;
 pub use policy::{Policy, PolicyName, UnknownPolicy};
 pub use slru::Slru;
 
-/// What a policy may judge a free block by. A block that nobody can find has no worth, and no facts.
+/// What a policy may judge a free block by that others can find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The block's place in the table it leaves: 0 is the beginning of the sequence.
@@ -75,15 +75,20 @@ pub struct OverLimit {
 ///
 /// A fresh policy holds blocks 1 to n - 1, worthless, and hands them out in this order.
 pub trait Eviction: Clone + Debug {
-    /// These blocks are free from now on. Those without facts hold nothing that can be found: they are handed out
-    /// before all others, in the order given.
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>);
+    /// These blocks are free from now on. The worthless ones hold nothing that can be found: they are handed out before
+    /// all others, in the order given.
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>);
 
     /// A free block has a user again, because its content was asked for.
     fn revive(&mut self, block: BlockId);
 
-    /// Hands out a free block for each thing wanted. There are as many.
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, show: impl FnMut(BlockId));
+    /// Hands out a free block. There is one.
+    fn pick(&mut self, wanted: Wanted) -> BlockId;
+
+    /// Hands out a free block for each thing wanted, in this order, and appends them to `picked`. There are as many.
+    fn pick_all(&mut self, wanted: impl Iterator<Item = Wanted>, picked: &mut Vec<BlockId>) {
+        picked.extend(wanted.map(|wanted| self.pick(wanted)));
+    }
 
     /// The free blocks, next to be handed out first, if nothing else happens: for reports and audits.
     fn order(&self) -> impl Iterator<Item = BlockId> + '_;
@@ -127,6 +132,6 @@ pub trait Eviction: Clone + Debug {
 /// The order in which `policy` would hand out `free` blocks for contents that it does not know.
 fn order_by_picking<E: Eviction>(policy: &E, free: usize) -> impl Iterator<Item = BlockId> + use<E> {
     let mut order = Vec::with_capacity(free);
-    policy.clone().pick(std::iter::repeat_n(Wanted::default(), free), |block| order.push(block));
+    policy.clone().pick_all(std::iter::repeat_n(Wanted::default(), free), &mut order);
     order.into_iter()
 }

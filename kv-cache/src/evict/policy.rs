@@ -102,16 +102,20 @@ macro_rules! whichever {
 }
 
 impl Eviction for Policy {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        whichever!(self, policy => policy.free(blocks));
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
+        whichever!(self, policy => policy.free(worthless, kept));
     }
 
     fn revive(&mut self, block: BlockId) {
         whichever!(self, policy => policy.revive(block));
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, show: impl FnMut(BlockId)) {
-        whichever!(self, policy => policy.pick(wanted, show));
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        whichever!(self, policy => policy.pick(wanted))
+    }
+
+    fn pick_all(&mut self, wanted: impl Iterator<Item = Wanted>, picked: &mut Vec<BlockId>) {
+        whichever!(self, policy => policy.pick_all(wanted, picked));
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {

@@ -60,16 +60,15 @@ const fn list(list: usize) -> u8 {
 }
 
 impl Eviction for Slru {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         let mut front = None;
-        for (block, facts) in blocks {
-            if facts.is_none() {
-                self.standing[block.index()] = list(WORTHLESS);
-                self.links.push_behind(WORTHLESS, front, block.get());
-                front = Some(block.get());
-            } else {
-                self.links.push_last(self.list_of(block), block.get());
-            }
+        for &block in worthless {
+            self.standing[block.index()] = list(WORTHLESS);
+            self.links.push_behind(WORTHLESS, front, block.get());
+            front = Some(block.get());
+        }
+        for (block, _) in kept {
+            self.links.push_last(self.list_of(block), block.get());
         }
         self.demote();
     }
@@ -79,13 +78,11 @@ impl Eviction for Slru {
         self.standing[block.index()] = list(PROTECTED);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let block = (WORTHLESS..=PROTECTED).find_map(|list| self.links.first(list)).map(BlockId);
-            let block = block.expect("no more blocks are picked than are free");
-            self.take(block, wanted);
-            show(block);
-        }
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let block = (WORTHLESS..=PROTECTED).find_map(|list| self.links.first(list)).map(BlockId);
+        let block = block.expect("no more blocks are picked than are free");
+        self.take(block, wanted);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {

@@ -68,7 +68,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let claim = Claim { computed: from, external, ..Claim::default() };
         let unneeded = group.unneeded(claim, sequence.prompt);
         let stride = (group.size.get() / self.groups.unit.get()) as usize;
-        let blocks = sequence.tables.get(id).map_or(&[][..], |table| &table.blocks);
+        let blocks = sequence.tables.get(id.index()).map_or(&[][..], |table| &table.blocks);
         let range = group.size.full_blocks(from).get()..group.size.full_blocks(to).get();
         range.filter(move |&index| !unneeded.contains(index)).map(move |index| Needed {
             key: BlockKey { digest: sequence.hashes[(index as usize + 1) * stride - 1], group: id },
@@ -87,7 +87,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         let mut found = Vec::new();
         for (id, group) in self.groups.iter().filter(|(_, group)| group.holds != Holds::Encoder) {
             let stride = (group.size.get() / self.groups.unit.get()) as usize;
-            let blocks = sequence.tables.get(id).map_or(&[][..], |table| &table.blocks);
+            let blocks = sequence.tables.get(id.index()).map_or(&[][..], |table| &table.blocks);
             for index in group.size.full_blocks(from).get()..group.size.full_blocks(to).get() {
                 let Some(&digest) = sequence.hashes.get((index as usize + 1) * stride - 1) else { break };
                 let leaving = leaving(blocks, index);

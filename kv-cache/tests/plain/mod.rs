@@ -10,21 +10,9 @@ fn all(blocks: BlockCount) -> Vec<BlockId> {
     (1..blocks.0).map(BlockId).collect()
 }
 
-/// Splits freed blocks into those without worth and the rest.
-fn split(blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) -> (Vec<BlockId>, Vec<(BlockId, Facts)>) {
-    let (mut worthless, mut kept) = (Vec::new(), Vec::new());
-    for (block, facts) in blocks {
-        match facts {
-            None => worthless.push(block),
-            Some(facts) => kept.push((block, facts)),
-        }
-    }
-    (worthless, kept)
-}
-
 /// Puts `new` in front of `old`.
-fn in_front(new: Vec<BlockId>, old: &mut Vec<BlockId>) {
-    old.splice(0..0, new);
+fn in_front(new: &[BlockId], old: &mut Vec<BlockId>) {
+    old.splice(0..0, new.iter().copied());
 }
 
 fn without(list: &mut Vec<BlockId>, block: BlockId) -> bool {
@@ -35,7 +23,7 @@ fn without(list: &mut Vec<BlockId>, block: BlockId) -> bool {
 /// What picking one after the other gives.
 fn picked<E: Eviction>(policy: &E, free: usize) -> std::vec::IntoIter<BlockId> {
     let mut order = Vec::new();
-    policy.clone().pick((0..free).map(|_| Wanted::default()), |block| order.push(block));
+    policy.clone().pick_all((0..free).map(|_| Wanted::default()), &mut order);
     order.into_iter()
 }
 
@@ -49,8 +37,7 @@ impl PlainLru {
 }
 
 impl Eviction for PlainLru {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (worthless, kept) = split(blocks);
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         in_front(worthless, &mut self.0);
         self.0.extend(kept.into_iter().map(|(block, _)| block));
     }
@@ -59,8 +46,8 @@ impl Eviction for PlainLru {
         without(&mut self.0, block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        wanted.for_each(|_| show(self.0.remove(0)));
+    fn pick(&mut self, _wanted: Wanted) -> BlockId {
+        self.0.remove(0)
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
@@ -120,8 +107,7 @@ impl Eviction for PlainLeafFirst {
         self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (worthless, kept) = split(blocks);
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         worthless.iter().for_each(|&block| self.tree.cut(block));
         in_front(worthless, &mut self.worthless);
         for (block, facts) in kept {
@@ -134,12 +120,10 @@ impl Eviction for PlainLeafFirst {
         self.tree.remove(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
-            self.take(block, wanted);
-            show(block);
-        }
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
+        self.take(block, wanted);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
@@ -189,8 +173,7 @@ impl Eviction for PlainSlru {
         self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (worthless, kept) = split(blocks);
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         self.asked_again.retain(|block| !worthless.contains(block));
         in_front(worthless, &mut self.worthless);
         for (block, _) in kept {
@@ -212,11 +195,9 @@ impl Eviction for PlainSlru {
         self.asked_again.push(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for _ in wanted {
-            let lists = [&mut self.worthless, &mut self.probation, &mut self.protected];
-            show(lists.into_iter().find(|list| !list.is_empty()).unwrap().remove(0));
-        }
+    fn pick(&mut self, _wanted: Wanted) -> BlockId {
+        let lists = [&mut self.worthless, &mut self.probation, &mut self.protected];
+        lists.into_iter().find(|list| !list.is_empty()).unwrap().remove(0)
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
@@ -312,8 +293,7 @@ impl Eviction for PlainArc {
         self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (worthless, kept) = split(blocks);
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         self.again.retain(|block| !worthless.contains(block));
         in_front(worthless, &mut self.worthless);
         for (block, facts) in kept {
@@ -335,19 +315,17 @@ impl Eviction for PlainArc {
         self.again.push(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let lost_from = self.learn(wanted.content);
-            let block = match lost_from {
-                _ if !self.worthless.is_empty() => self.worthless.remove(0),
-                Some(from_b2) => self.replace(from_b2),
-                None => self.make_room(),
-            };
-            if lost_from.is_some() {
-                self.again.push(block);
-            }
-            show(block);
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let lost_from = self.learn(wanted.content);
+        let block = match lost_from {
+            _ if !self.worthless.is_empty() => self.worthless.remove(0),
+            Some(from_b2) => self.replace(from_b2),
+            None => self.make_room(),
+        };
+        if lost_from.is_some() {
+            self.again.push(block);
         }
+        block
     }
 
     fn take(&mut self, block: BlockId, wanted: Wanted) {
@@ -440,8 +418,7 @@ impl Eviction for PlainCost {
         self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let (worthless, kept) = split(blocks);
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
         worthless.iter().for_each(|&block| self.tree.cut(block));
         in_front(worthless, &mut self.worthless);
         for (block, facts) in kept {
@@ -463,16 +440,14 @@ impl Eviction for PlainCost {
         *uses = (*uses + 1).min(255);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
-            if self.worthless.is_empty() {
-                let (.., (rank, _)) = self.tree.0.iter().find(|&&(here, ..)| here == block).unwrap();
-                self.floor = self.floor.max(*rank);
-            }
-            self.take(block, wanted);
-            show(block);
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
+        if self.worthless.is_empty() {
+            let (.., (rank, _)) = self.tree.0.iter().find(|&&(here, ..)| here == block).unwrap();
+            self.floor = self.floor.max(*rank);
         }
+        self.take(block, wanted);
+        block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
@@ -539,10 +514,9 @@ impl<E: Eviction> PlainFair<E> {
 }
 
 impl<E: Eviction> Eviction for PlainFair<E> {
-    fn free(&mut self, blocks: impl Iterator<Item = (BlockId, Option<Facts>)>) {
-        let blocks: Vec<_> = blocks.collect();
-        self.policy.free(blocks.iter().copied());
-        let (worthless, kept) = split(blocks.into_iter());
+    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
+        let kept: Vec<_> = kept.collect();
+        self.policy.free(worthless, kept.iter().copied());
         self.payer.retain(|block, _| !worthless.contains(block));
         in_front(worthless, &mut self.worthless);
         self.cached.extend(kept.into_iter().map(|(block, _)| block));
@@ -557,24 +531,19 @@ impl<E: Eviction> Eviction for PlainFair<E> {
         self.policy.reused(block);
     }
 
-    fn pick(&mut self, wanted: impl Iterator<Item = Wanted>, mut show: impl FnMut(BlockId)) {
-        for wanted in wanted {
-            if !self.tenants.contains(&wanted.tenant) {
-                self.tenants.push(wanted.tenant);
-            }
-            let mut picked = BlockId::NULL;
-            match self.victim(wanted.tenant) {
-                Some(block) => {
-                    picked = block;
-                    self.policy.take(block, wanted);
-                }
-                None => self.policy.pick(std::iter::once(wanted), |block| picked = block),
-            }
-            without(&mut self.worthless, picked);
-            without(&mut self.cached, picked);
-            self.payer.insert(picked, wanted.tenant);
-            show(picked);
+    fn pick(&mut self, wanted: Wanted) -> BlockId {
+        if !self.tenants.contains(&wanted.tenant) {
+            self.tenants.push(wanted.tenant);
         }
+        let victim = self.victim(wanted.tenant);
+        let picked = victim.unwrap_or_else(|| self.policy.pick(wanted));
+        if victim.is_some() {
+            self.policy.take(picked, wanted);
+        }
+        without(&mut self.worthless, picked);
+        without(&mut self.cached, picked);
+        self.payer.insert(picked, wanted.tenant);
+        picked
     }
 
     fn forget(&mut self, block: BlockId) {
