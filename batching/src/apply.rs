@@ -108,6 +108,8 @@ impl<O: Order> Batcher<O> {
             && let State::Running(running) = &mut sequence.state
         {
             running.computed_tokens -= rejected;
+            // What fills a block is another token now: the memory is asked again, though there is room.
+            running.covered_tokens = running.computed_tokens;
             memory.truncate(part.id, running.computed_tokens);
         }
         if part.drafts > 0 {

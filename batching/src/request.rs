@@ -128,8 +128,9 @@ impl StopRules {
     }
 
     /// Why a request that just generated `token` ends, or `None` if it goes on. `new_tokens` and
-    /// `known_tokens` count this token.
-    pub(crate) fn verdict(
+    /// `known_tokens` count this token. [`Batcher::apply`](crate::Batcher::apply) asks for each token; a caller
+    /// that chooses several tokens at once asks before it chooses the next.
+    pub fn verdict(
         &self,
         token: TokenId,
         new_tokens: u32,

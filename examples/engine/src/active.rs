@@ -1,15 +1,16 @@
 //! One request in the engine: its tokens, what chooses the next one, and what makes text of them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use quayline_batching::{self as batching, StopRules, TokenId};
 
 use crate::detokenize::TextStream;
+use crate::drafts::Drafter;
+use crate::engine::Engine;
 use crate::error::Refusal;
 use crate::grammar::{Grammar, Guide, GuideState};
 use crate::output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason};
-use crate::request::{Request, RequestId, Tick};
+use crate::request::{Request, RequestId, Sampling, Tick};
 use crate::sampling::{self, Chooser, Context, Scratch};
 use crate::stop::StopStrings;
 use crate::text::Text;
@@ -27,16 +28,18 @@ pub(crate) struct Active {
     pub(crate) cache_salt: Option<String>,
     /// Prompt, then output.
     pub(crate) tokens: Vec<u32>,
+    /// Guesses at what comes next, if the engine makes any.
+    pub(crate) drafter: Option<Drafter>,
+    rules: StopRules,
     chooser: Chooser,
     guide: Option<Guide>,
     stream: TextStream,
     stops: StopStrings,
     user_stop_ids: Vec<u32>,
     include_stop: bool,
-    min_tokens: u32,
     logprobs: Option<u32>,
     prompt_logprobs: Option<PromptLogprobs>,
-    /// The token of this step.
+    /// The token that was chosen last, until [`advance`](Active::advance) takes it.
     chosen: Option<SampledToken>,
 }
 
@@ -49,20 +52,16 @@ struct PromptLogprobs {
 }
 
 impl Active {
-    /// `tokens_max` is the longest sequence, longer than the prompt.
-    pub(crate) fn new(
-        request: &Request,
-        text: &Arc<Text>,
-        eos: &[u32],
-        seed: u64,
-        tokens_max: u32,
-    ) -> Result<Self, Refusal> {
+    /// What `engine` needs to know of a request with a prompt shorter than the longest sequence.
+    pub(crate) fn new(request: &Request, engine: &Engine) -> Result<Self, Refusal> {
+        let Engine { text, eos, seed, sizes, speculation, .. } = engine;
         let Request { prompt, sampling, .. } = request;
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let bad_words = spellings(text, &sampling.bad_words)?;
         let context =
-            Context { seed: sampling::request_seed(seed, request.id.0), eos: eos.to_vec(), bad_words };
-        let room = tokens_max - prompt_tokens;
+            Context { seed: sampling::request_seed(*seed, request.id.0), eos: eos.clone(), bad_words };
+        let room = sizes.model_tokens_max - prompt_tokens;
+        let output_tokens_max = sampling.max_tokens.unwrap_or(room).min(room);
         Ok(Self {
             id: request.id,
             arrival: request.arrival,
@@ -71,16 +70,17 @@ impl Active {
             preemptions: 0,
             preempted_for: None,
             prompt_tokens,
-            output_tokens_max: sampling.max_tokens.unwrap_or(room).min(room),
+            output_tokens_max,
             cache_salt: request.cache_salt.clone(),
             tokens: prompt.to_vec(),
+            drafter: speculation.map(|speculation| Drafter::new(&speculation, prompt)),
+            rules: stop_rules(sampling, output_tokens_max, eos),
             chooser: Chooser::new(sampling, prompt, context),
             guide: request.grammar.as_ref().map(Grammar::guide),
             stream: text.stream(sampling.skip_special_tokens, prompt),
             stops: StopStrings::new(sampling.stop.clone(), sampling.include_stop_str_in_output),
             user_stop_ids: sampling.stop_token_ids.clone(),
             include_stop: sampling.include_stop_str_in_output,
-            min_tokens: sampling.min_tokens,
             logprobs: sampling.logprobs,
             prompt_logprobs: sampling
                 .prompt_logprobs
@@ -90,15 +90,8 @@ impl Active {
     }
 
     /// When to stop, in the batcher's words.
-    pub(crate) fn stop_rules(&self, request: &Request, eos: &[u32]) -> StopRules {
-        let ends = if request.sampling.ignore_eos { &[] } else { eos };
-        let further = ends.iter().skip(1).chain(&request.sampling.stop_token_ids);
-        StopRules {
-            new_tokens_max: self.output_tokens_max,
-            new_tokens_min: self.min_tokens.min(self.output_tokens_max),
-            eos: ends.first().map(|&id| TokenId(id)),
-            stop_ids: further.map(|&id| TokenId(id)).collect(),
-        }
+    pub(crate) fn stop_rules(&self) -> StopRules {
+        self.rules.clone()
     }
 
     pub(crate) fn prompt(&self) -> &[u32] {
@@ -107,6 +100,11 @@ impl Active {
 
     pub(crate) fn output_tokens(&self) -> u32 {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX) - self.prompt_tokens
+    }
+
+    /// Its first `count` drafts.
+    pub(crate) fn drafts(&self, count: u32) -> &[u32] {
+        self.drafter.as_ref().map_or(&[], |drafter| drafter.drafts(count))
     }
 
     /// Which of the positions `start..end` must give logits for `prompt_logprobs`: each tells of the prompt
@@ -126,7 +124,7 @@ impl Active {
     }
 
     /// Chooses the next token from the logits of the last one. `row` is room for a copy of them.
-    pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) -> u32 {
+    pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) {
         self.copy_allowed(logits, row);
         let mut id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
         let mut of = logits;
@@ -140,7 +138,6 @@ impl Active {
         }
         let logprobs = self.logprobs.map(|top| sampling::logprobs(of, id, top, scratch));
         self.chosen = Some(SampledToken { id, logprobs });
-        id
     }
 
     /// The logits of the tokens that the grammar takes.
@@ -152,62 +149,73 @@ impl Active {
         }
     }
 
-    /// Makes the chosen token part of the output. `verdict` is the batcher's.
-    pub(crate) fn advance(&mut self, verdict: Option<batching::FinishReason>) -> Output {
-        let token = self.chosen.take().expect("a token was chosen in this step");
-        self.tokens.push(token.id);
-        self.chooser.push(token.id);
-        let mut finish = verdict.map(|reason| self.finish(reason));
-        let guided = self.guide.as_mut().map_or(GuideState::Open, |guide| guide.push(token.id));
-        let mut ended_by_token = verdict.is_some_and(|reason| !reason.is_length());
-        if !ended_by_token {
-            finish = end_of_grammar(guided).or(finish);
-            ended_by_token = guided == GuideState::Ended;
-        }
-        let mut text = String::new();
-        let mut piece = String::new();
-        if !ended_by_token || self.include_stop {
-            self.stream.push(token.id, &mut piece);
-        }
-        let may_stop = !ended_by_token && self.output_tokens() > self.min_tokens;
-        if let Some(stop) = self.stops.push(&piece, may_stop, &mut text) {
-            let stop = Some(StopReason::String(stop.to_owned()));
-            finish = Some(Finish { reason: FinishReason::Stop, stop });
-        } else if finish.is_some() {
-            self.stops.finish(&mut text);
-        } else if let Some(guide) = &mut self.guide {
-            finish = end_of_grammar(guide.look_ahead());
-        }
+    /// What this step brings, to be filled by [`advance`](Active::advance).
+    pub(crate) fn output(&mut self) -> Output {
         Output {
             id: self.id,
-            tokens: vec![token],
-            text,
+            tokens: Vec::new(),
+            text: String::new(),
             prompt_logprobs: self.take_prompt_logprobs(),
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             output_tokens: self.output_tokens(),
             started: self.started,
             preemptions: self.preemptions,
-            finish,
+            finish: None,
         }
+    }
+
+    /// The token that was chosen and is not part of the output yet.
+    pub(crate) fn chosen(&self) -> Option<u32> {
+        self.chosen.as_ref().map(|token| token.id)
+    }
+
+    /// Makes the chosen token, if there is one, part of the output. Nothing is chosen behind one that ends it.
+    pub(crate) fn advance(&mut self, output: &mut Output) {
+        let Some(token) = self.chosen.take() else { return };
+        self.tokens.push(token.id);
+        self.chooser.push(token.id);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.push(token.id);
+        }
+        let verdict = self.verdict(token.id);
+        output.finish = verdict.map(|reason| self.finish(reason));
+        let guided = self.guide.as_mut().map_or(GuideState::Open, |guide| guide.push(token.id));
+        let mut ended_by_token = verdict.is_some_and(|reason| !reason.is_length());
+        if !ended_by_token {
+            output.finish = end_of_grammar(guided).or(output.finish.take());
+            ended_by_token = guided == GuideState::Ended;
+        }
+        let mut piece = String::new();
+        if !ended_by_token || self.include_stop {
+            self.stream.push(token.id, &mut piece);
+        }
+        let may_stop = !ended_by_token && self.output_tokens() > self.rules.new_tokens_min;
+        if let Some(stop) = self.stops.push(&piece, may_stop, &mut output.text) {
+            let stop = Some(StopReason::String(stop.to_owned()));
+            output.finish = Some(Finish { reason: FinishReason::Stop, stop });
+        } else if output.finish.is_some() {
+            self.stops.finish(&mut output.text);
+        } else if let Some(guide) = &mut self.guide {
+            output.finish = end_of_grammar(guide.look_ahead());
+        }
+        output.tokens.push(token);
+        output.output_tokens = self.output_tokens();
+    }
+
+    /// Why the batcher will end the request on its last token, if it will.
+    fn verdict(&self, token: u32) -> Option<batching::FinishReason> {
+        let known_tokens = self.prompt_tokens + self.output_tokens();
+        self.rules.verdict(TokenId(token), self.output_tokens(), known_tokens, u32::MAX)
     }
 
     /// The last output of a request that must end without a further token.
     pub(crate) fn give_up(&mut self) -> Output {
-        let mut text = String::new();
-        self.stops.finish(&mut text);
-        Output {
-            id: self.id,
-            tokens: Vec::new(),
-            text,
-            prompt_logprobs: None,
-            prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens,
-            output_tokens: self.output_tokens(),
-            started: self.started,
-            preemptions: self.preemptions,
-            finish: Some(Finish { reason: FinishReason::Length, stop: None }),
-        }
+        let mut output = self.output();
+        output.prompt_logprobs = None;
+        self.stops.finish(&mut output.text);
+        output.finish = Some(Finish { reason: FinishReason::Length, stop: None });
+        output
     }
 
     fn finish(&self, reason: batching::FinishReason) -> Finish {
@@ -224,6 +232,17 @@ impl Active {
     fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<Logprobs>>> {
         let mut prompt = self.prompt_logprobs.take()?;
         Some((0..self.prompt_tokens).map(|position| prompt.by_position.remove(&position)).collect())
+    }
+}
+
+fn stop_rules(sampling: &Sampling, output_tokens_max: u32, eos: &[u32]) -> StopRules {
+    let ends = if sampling.ignore_eos { &[] } else { eos };
+    let further = ends.iter().skip(1).chain(&sampling.stop_token_ids);
+    StopRules {
+        new_tokens_max: output_tokens_max,
+        new_tokens_min: sampling.min_tokens.min(output_tokens_max),
+        eos: ends.first().map(|&id| TokenId(id)),
+        stop_ids: further.map(|&id| TokenId(id)).collect(),
     }
 }
 

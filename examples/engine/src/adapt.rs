@@ -39,7 +39,9 @@ impl Memory for PagedMemory {
         };
         match self.cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
             Admission::Admit(reservation) => {
-                Room::Granted { covered_tokens: reservation.commit().covered.get() }
+                // The cache wants to hear of a block that fills up; what it has room for may reach further.
+                let covered = reservation.commit().covered.get();
+                Room::Granted { covered_tokens: covered.max(need.held_tokens()) }
             }
             Admission::Wait { need, watermark, reserved, free } => {
                 Room::Short { need: need.get() + watermark.get() + reserved.get(), free: free.get() }

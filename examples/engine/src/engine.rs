@@ -9,6 +9,7 @@ use quayline_kv_cache::{self as kv_cache, BlockCount, BlockSize, KvCache, Reuse,
 
 use crate::active::Active;
 use crate::adapt::PagedMemory;
+use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
 use crate::grammar::Grammars;
@@ -32,6 +33,7 @@ pub struct Engine {
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) eos: Vec<u32>,
     pub(crate) seed: u64,
+    pub(crate) speculation: Option<Speculation>,
     pub(crate) sizes: Sizes,
     pub(crate) model: Model<Cpu>,
     pub(crate) pool: <Cpu as Ops>::KvPool,
@@ -98,6 +100,7 @@ impl Engine {
             text,
             eos,
             seed: options.seed,
+            speculation: options.speculation,
             sizes,
             model,
             pool,
@@ -161,8 +164,8 @@ impl Engine {
 
     fn try_add(&mut self, request: Request) -> Result<(), Refusal> {
         self.examine(&request)?;
-        let active = Active::new(&request, &self.text, &self.eos, self.seed, self.sizes.model_tokens_max)?;
-        let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules(&request, &self.eos));
+        let active = Active::new(&request, self)?;
+        let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules());
         let planned = batching::Request {
             priority: request.priority,
             arrival: batching::Tick(request.arrival.0),

@@ -41,18 +41,18 @@ impl StepArrays {
         logits_rows.clear();
     }
 
-    /// Adds a sequence's part of the step: `tokens` are its tokens from position `start` on, `blocks` its
-    /// block table. Returns the row of the first of them.
+    /// Adds a sequence's part of the step: its tokens from position `start` on, in two pieces (what is known, and
+    /// drafts); `blocks` is its block table. Returns the row of the first of them.
     ///
     /// # Panics
     /// When the table is too short for the tokens.
-    pub fn push(&mut self, start: u32, tokens: &[u32], blocks: impl Iterator<Item = u32>) -> u32 {
+    pub fn push(&mut self, start: u32, tokens: [&[u32]; 2], blocks: impl Iterator<Item = u32>) -> u32 {
         let row = count(self.tokens.len());
-        let len = count(tokens.len());
+        let len = count(tokens[0].len() + tokens[1].len());
         let end = start + len;
         let table = self.ragged.len();
         self.ragged.extend(blocks.take((end as usize).div_ceil(self.block_size)));
-        self.tokens.extend_from_slice(tokens);
+        tokens.into_iter().for_each(|tokens| self.tokens.extend_from_slice(tokens));
         for position in start..end {
             let (block, offset) = (position as usize / self.block_size, position as usize % self.block_size);
             let slot = self.ragged[table + block] as usize * self.block_size + offset;
@@ -112,8 +112,8 @@ mod tests {
         let mut arrays = StepArrays::new(4);
         for _ in 0..2 {
             arrays.clear();
-            assert_eq!(arrays.push(3, &[30, 31, 32], [7, 2, 9].into_iter()), 0);
-            assert_eq!(arrays.push(0, &[40], [5].into_iter()), 3);
+            assert_eq!(arrays.push(3, [&[30, 31], &[32]], [7, 2, 9].into_iter()), 0);
+            assert_eq!(arrays.push(0, [&[40], &[]], [5].into_iter()), 3);
             assert_eq!(arrays.want_logits(2), 0);
             assert_eq!(arrays.want_logits(3), 1);
             let input = arrays.input();

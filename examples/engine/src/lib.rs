@@ -8,6 +8,7 @@ mod config;
 mod constraint;
 mod copies;
 mod detokenize;
+mod drafts;
 mod engine;
 mod error;
 mod files;
@@ -37,6 +38,7 @@ pub use chat::Chat;
 pub use config::{Architecture, ConfigError, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 pub use constraint::{Constraint, ConstraintError};
 pub use detokenize::TextStream;
+pub use drafts::Speculation;
 pub use engine::Engine;
 pub use error::{LoadError, Refusal, TextError};
 pub use files::ModelFiles;
@@ -48,6 +50,8 @@ pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReaso
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
-pub use snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason};
+pub use snapshot::{
+    BlockUse, Blocks, DraftTotals, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason,
+};
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};

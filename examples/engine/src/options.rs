@@ -3,6 +3,8 @@
 use std::num::NonZeroU32;
 use std::num::NonZeroUsize;
 
+use crate::drafts::Speculation;
+
 /// How an engine is set up. The defaults serve a laptop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -29,6 +31,8 @@ pub struct Options {
     pub prefix_caching: bool,
     /// Who runs first.
     pub order: Order,
+    /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
+    pub speculation: Option<Speculation>,
     /// Most requests that may wait.
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait.
@@ -53,6 +57,7 @@ impl Default for Options {
             long_prefill_token_threshold: 0,
             prefix_caching: true,
             order: Order::FirstCome,
+            speculation: None,
             max_queued_requests: None,
             max_queued_tokens: None,
             threads: None,

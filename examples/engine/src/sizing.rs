@@ -5,6 +5,7 @@ use quayline_gpu_kernels::Dtype;
 use std::num::NonZeroU32;
 
 use crate::config::ModelConfig;
+use crate::drafts::Speculation;
 use crate::error::LoadError;
 use crate::model::StepLimits;
 use crate::options::{KvDtype, KvSize, Options, Order};
@@ -71,6 +72,12 @@ impl Sizes {
                 format!("{step} tokens are too few for {} requests (max_num_seqs)", options.max_num_seqs);
             return Err(LoadError::Options { option: "max_num_batched_tokens", problem });
         }
+        if let Some(Speculation { prompt_lookup_min: min, prompt_lookup_max: max, .. }) = options.speculation
+            && min > max
+        {
+            let problem = format!("prompt_lookup_min {min} is more than prompt_lookup_max {max}");
+            return Err(LoadError::Options { option: "speculative_config", problem });
+        }
         let bytes = bytes_per_block * (u64::from(blocks) + 1);
         Ok(Self { dtype, blocks, bytes, model_tokens_max, step_tokens_max })
     }
@@ -93,6 +100,7 @@ impl Sizes {
                 (true, Some(tokens_max)) => batching::Prefill::Capped { tokens_max, adaptive: false },
             },
             mixed_prefill_tokens_max: NonZeroU32::new(options.mixed_prefill_tokens),
+            drafts: options.speculation.map_or(batching::Drafts::NONE, drafts),
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
             ..batching::Config::new(self.model_tokens_max)
@@ -100,12 +108,23 @@ impl Sizes {
     }
 
     pub(crate) fn step_limits(&self, options: &Options, vocab: usize) -> StepLimits {
-        let rows = (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, options.max_num_seqs as usize);
+        let drafts = options.speculation.map_or(0, |speculation| speculation.num_speculative_tokens.get());
+        let rows_max = options.max_num_seqs.saturating_mul(1 + drafts) as usize;
+        let rows = (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, rows_max);
         StepLimits {
             tokens: self.step_tokens_max.min(PART_TOKENS_MAX) as usize,
             logits_rows: rows.min(self.step_tokens_max as usize),
             positions: self.model_tokens_max as usize,
         }
+    }
+}
+
+/// How many drafts each gets is for its drafter to say.
+fn drafts(speculation: Speculation) -> batching::Drafts {
+    let none = |above_running| batching::DraftLimit { above_running, tokens_max: 0 };
+    batching::Drafts {
+        limits: speculation.disable_by_batch_size.map(none).into_iter().collect(),
+        ..batching::Drafts::up_to(speculation.num_speculative_tokens.get())
     }
 }
 

@@ -112,6 +112,36 @@ pub struct Totals {
     pub finished: u64,
     /// Requests cancelled by the caller.
     pub cancelled: u64,
+    /// Drafts.
+    pub drafts: DraftTotals,
+}
+
+/// What became of drafts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DraftTotals {
+    /// Times that a request had drafts verified.
+    pub drafts: u64,
+    /// Tokens that were drafted.
+    pub draft_tokens: u64,
+    /// Drafted tokens that became part of an answer.
+    pub accepted_tokens: u64,
+    /// Of these, the first of their draft, the second, and so on; the last entry counts all behind, too.
+    pub accepted_by_place: [u64; Self::PLACES],
+}
+
+impl DraftTotals {
+    /// Places in a draft that are counted apart.
+    pub const PLACES: usize = 16;
+
+    /// So many tokens were drafted for a request, and so many of them accepted.
+    pub(crate) fn note(&mut self, drafted: u32, accepted: usize) {
+        self.drafts += 1;
+        self.draft_tokens += u64::from(drafted);
+        self.accepted_tokens += accepted as u64;
+        for place in 0..accepted {
+            self.accepted_by_place[place.min(Self::PLACES - 1)] += 1;
+        }
+    }
 }
 
 /// What one step was made of.

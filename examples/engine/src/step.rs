@@ -22,12 +22,22 @@ pub(crate) struct StepMemory {
     scratch: Scratch,
 }
 
-/// What a row of logits is for.
+/// A row of logits, and whose it is.
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     id: RequestId,
-    /// The prompt position it was computed at; `None` if the next token is to be chosen from it.
-    prompt_position: Option<u32>,
+    goal: Goal,
+}
+
+/// What a row of logits is for.
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    /// To tell of the prompt token behind this position.
+    Prompt { position: u32 },
+    /// To choose the next token.
+    Next,
+    /// To choose the token behind a draft, if that one is chosen as the `place`th of the step.
+    Behind { draft: u32, place: usize },
 }
 
 /// Inputs are checked at the door, in [`Engine::add`].
@@ -47,8 +57,12 @@ impl Engine {
         if !step.plan.is_empty() {
             self.gather(&mut step);
             self.model.run(&mut self.pool, &step.arrays.input()).expect(CHECKED);
-            self.choose(&mut step);
-            self.settle(&mut step, outputs);
+            let before = outputs.len();
+            self.choose(&mut step, outputs);
+            self.settle(&mut step, &mut outputs[before..]);
+            if self.speculation.is_some() {
+                self.draft(&step.plan, &outputs[before..]);
+            }
         }
         let tokens = step.plan.tokens;
         self.step = step;
@@ -91,7 +105,7 @@ impl Engine {
         };
         for scheduled in &plan.scheduled {
             let prompt = self.active.get(&RequestId(scheduled.id.0)).map_or(0, |active| active.prompt_tokens);
-            if scheduled.tokens > 1 || scheduled.start < prompt {
+            if scheduled.tokens - scheduled.drafts > 1 || scheduled.start < prompt {
                 shape.prefill_requests += 1;
                 shape.prefill_tokens += scheduled.tokens;
             } else {
@@ -108,65 +122,99 @@ impl Engine {
         for scheduled in &step.plan.scheduled {
             let id = RequestId(scheduled.id.0);
             let active = &self.active[&id];
-            let (start, end) = (scheduled.start, scheduled.end());
+            let (start, end) = (scheduled.start, scheduled.end() - scheduled.drafts);
             let table = self.memory.cache.table(sequence(scheduled.id)).expect("a planned sequence is open");
             let tokens = &active.tokens[start as usize..end as usize];
-            let row = step.arrays.push(start, tokens, table.blocks().iter().map(|block| block.get()));
+            let drafts = active.drafts(scheduled.drafts);
+            let row =
+                step.arrays.push(start, [tokens, drafts], table.blocks().iter().map(|block| block.get()));
+            let mut want = |row, goal| {
+                step.arrays.want_logits(row);
+                step.wanted.push(Wanted { id, goal });
+            };
             for position in active.prompt_positions(start, end) {
-                step.arrays.want_logits(row + position - start);
-                step.wanted.push(Wanted { id, prompt_position: Some(position) });
+                want(row + position - start, Goal::Prompt { position });
             }
             if scheduled.samples {
-                step.arrays.want_logits(row + scheduled.tokens - 1);
-                step.wanted.push(Wanted { id, prompt_position: None });
+                want(row + end - start - 1, Goal::Next);
+            }
+            for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
+                want(row, Goal::Behind { draft, place });
             }
         }
     }
 
-    /// Goes through the logits, in parts that fit into the model's room for them.
-    fn choose(&mut self, step: &mut StepMemory) {
-        step.sampled.clear();
+    /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
+    /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
+    fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
         let vocab = self.model.config().vocab;
         let part = self.model.limits().logits_rows;
         let mut from = 0;
         for wanted in step.wanted.chunks(part) {
             let to = from + u32::try_from(wanted.len()).unwrap_or(u32::MAX);
             let logits = self.model.logits(from..to).expect(CHECKED);
-            for (&Wanted { id, prompt_position }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
+            for (&Wanted { id, goal }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
                 let active = self.active.get_mut(&id).expect("a planned request is active");
-                if let Some(position) = prompt_position {
-                    active.note_prompt_logits(position, logits, &mut step.scratch);
-                } else {
-                    let token = TokenId(active.choose(logits, &mut step.row, &mut step.scratch));
-                    step.sampled.push(Sampled { id: batching::RequestId(id.0), token });
+                match goal {
+                    Goal::Prompt { position } => {
+                        active.note_prompt_logits(position, logits, &mut step.scratch);
+                        continue;
+                    }
+                    Goal::Next => outputs.push(active.output()),
+                    Goal::Behind { draft, place } => {
+                        let output = outputs.last_mut().expect("its request has chosen before");
+                        if output.tokens.len() != place || active.chosen() != Some(draft) {
+                            continue;
+                        }
+                        active.advance(output);
+                        if output.finish.is_some() {
+                            continue;
+                        }
+                    }
                 }
+                active.choose(logits, &mut step.row, &mut step.scratch);
             }
             from = to;
         }
     }
 
-    /// Tells cache and batcher what was chosen, makes the outputs, and lets go of who is done.
-    fn settle(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
-        for &Sampled { id, token } in &step.sampled {
-            let pushed = self.memory.cache.push(sequence(id), &[token.0]);
-            pushed.expect("a chosen token is within the longest sequence");
+    /// Completes the outputs, tells cache and batcher of them, and lets go of who is done.
+    fn settle(&mut self, step: &mut StepMemory, outputs: &mut [Output]) {
+        step.sampled.clear();
+        for output in &mut *outputs {
+            let active = self.active.get_mut(&output.id).expect("a planned request is active");
+            active.advance(output);
+            let id = batching::RequestId(output.id.0);
+            for token in &output.tokens {
+                let pushed = self.memory.cache.push(sequence(id), &[token.id]);
+                pushed.expect("a chosen token is within the longest sequence");
+                step.sampled.push(Sampled { id, token: TokenId(token.id) });
+            }
+            self.totals.output_tokens += output.tokens.len() as u64;
         }
         let applied = self.batcher.apply(step.plan.step, &step.sampled, &mut self.memory, &mut step.finished);
         applied.expect("each chosen token was planned");
-        let mut finished = step.finished.iter().peekable();
-        for &Sampled { id, .. } in &step.sampled {
-            let verdict = finished.next_if(|finished| finished.id == id).map(|finished| finished.reason);
-            let own = RequestId(id.0);
-            let output = self.active.get_mut(&own).expect("a planned request is active").advance(verdict);
-            self.totals.output_tokens += 1;
-            if output.finish.is_some() {
-                if verdict.is_none() {
-                    self.batcher.finish(id, &mut self.memory);
-                }
-                self.forget(own);
-                self.totals.finished += 1;
+        for output in outputs.iter().filter(|output| output.finish.is_some()) {
+            // The batcher has ended it already, unless it ended by its text.
+            self.batcher.finish(batching::RequestId(output.id.0), &mut self.memory);
+            self.forget(output.id);
+            self.totals.finished += 1;
+        }
+    }
+
+    /// Makes drafts for whoever goes on.
+    fn draft(&mut self, plan: &Plan, outputs: &[Output]) {
+        let parts = plan.scheduled.iter().filter(|scheduled| scheduled.samples);
+        for (part, output) in parts.zip(outputs).filter(|(part, _)| part.drafts > 0) {
+            self.totals.drafts.note(part.drafts, output.tokens.len() - 1);
+        }
+        for output in outputs.iter().filter(|output| output.finish.is_none()) {
+            let active = self.active.get_mut(&output.id).expect("a request that goes on is active");
+            if let Some(drafter) = &mut active.drafter {
+                let id = batching::RequestId(output.id.0);
+                let drafts = drafter.draft(self.batcher.drafts_wanted(id));
+                self.batcher.propose(id, drafts);
             }
-            outputs.push(output);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use quayline_engine::{
     Constraint, Engine, Finish, Grammars, KvDtype, KvSize, Logprobs, ModelFiles, Options, Order, Output,
-    Request, RequestId, Sampling, Snapshot, Text, Tick,
+    Request, RequestId, Sampling, Snapshot, Speculation, Text, Tick,
 };
 
 /// Numbers from a seed: SplitMix64.
@@ -82,7 +82,7 @@ fn requests(text: &Arc<Text>) -> Vec<Request> {
     };
     let base =
         || Sampling { max_tokens: Some(12), logprobs: Some(2), ignore_eos: true, ..Sampling::default() };
-    let kinds = vec![
+    let mut kinds = vec![
         (prompt(0, "O"), Sampling { temperature: 0.0, ..base() }),
         (prompt(64, "JULIET:\n"), Sampling { temperature: 0.0, ..base() }),
         (prompt(64, "JULIET:\nWhat"), Sampling { seed: Some(1), ..base() }),
@@ -106,6 +106,7 @@ fn requests(text: &Arc<Text>) -> Vec<Request> {
         ),
         (prompt(64, "And"), Sampling { seed: Some(7), ignore_eos: false, max_tokens: Some(30), ..base() }),
     ];
+    kinds.extend(repetitive(text));
     let request = |(id, (prompt, sampling))| Request { sampling, ..Request::new(RequestId(id), prompt) };
     let mut requests: Vec<Request> = (0..).zip(kinds).map(request).collect();
     // What some must be goes with their place: the same prompt and sampling with a grammar as without.
@@ -117,14 +118,34 @@ fn requests(text: &Arc<Text>) -> Vec<Request> {
     requests
 }
 
+/// Requests that say again what was said: some drafts of what comes next are right, whatever else is asked for.
+fn repetitive(text: &Text) -> Vec<(Vec<u32>, Sampling)> {
+    let list = "ROMEO:\nI will go, I will go, I will go, and I will go, and I will go, I will go, I";
+    let prompt = text.encode(list, true).unwrap();
+    let base = Sampling { max_tokens: Some(40), logprobs: Some(1), ignore_eos: true, ..Sampling::greedy() };
+    vec![
+        (prompt.clone(), base.clone()),
+        (prompt.clone(), Sampling { temperature: 0.6, seed: Some(8), ..base.clone() }),
+        (
+            prompt.clone(),
+            Sampling { temperature: 0.8, seed: Some(9), frequency_penalty: 0.1, ..base.clone() },
+        ),
+        (
+            prompt,
+            Sampling { stop: vec!["go, and".into()], min_tokens: 3, logit_bias: vec![(300, 1.0)], ..base },
+        ),
+    ]
+}
+
 /// What answers must be, each with the request that it is put on.
-fn constraints() -> [(usize, Constraint); 3] {
+fn constraints() -> [(usize, Constraint); 4] {
     let name = serde_json::json!({ "type": "string", "maxLength": 9 });
     let list = serde_json::json!({ "type": "array", "items": name, "minItems": 1 });
     [
         (1, Constraint::Json(list)),
         (3, Constraint::JsonObject),
         (9, Constraint::Regex("[A-Z][a-z]+(, [a-z]+)*!".into())),
+        (11, Constraint::Regex("( I will (go|stay),)+ I will!".into())),
     ]
 }
 
@@ -189,7 +210,22 @@ const WAYS: &[Way] = &[
         },
         shows: |seen| seen.totals.preemptions > 0 && seen.prefix.hits > 0,
     },
+    Way { name: "drafts", set: |all| all.speculation = drafts(8, 1, 3), shows: some_drafts_are_right },
+    Way {
+        name: "drafts, preempted, and found again",
+        set: |all| {
+            all.speculation = drafts(3, 1, 2);
+            all.prefix_caching = true;
+            blocks(all, 8, 24);
+        },
+        shows: |seen| some_drafts_are_right(seen) && seen.totals.preemptions > 0 && seen.prefix.hits > 0,
+    },
 ];
+
+fn some_drafts_are_right(seen: &Snapshot) -> bool {
+    let drafts = seen.totals.drafts;
+    drafts.accepted_tokens > 0 && drafts.accepted_tokens < drafts.draft_tokens
+}
 
 fn blocks(options: &mut Options, size: u32, number: u32) {
     options.block_size = NonZeroU32::new(size).unwrap();
@@ -212,8 +248,19 @@ fn random_options(dice: &mut Dice) -> Options {
         order: dice.pick(&[Order::FirstCome, Order::Priority]),
         seed: dice.next(),
         mixed_prefill_tokens: dice.pick(&[0, 1, 7, 48]),
+        speculation: dice.pick(&[None, drafts(1, 1, 1), drafts(3, 2, 2), drafts(8, 1, 3)]),
         ..options()
     }
+}
+
+fn drafts(most: u32, min: u32, max: u32) -> Option<Speculation> {
+    let [most, min, max] = [most, min, max].map(|n| NonZeroU32::new(n).unwrap());
+    Some(Speculation {
+        num_speculative_tokens: most,
+        prompt_lookup_max: max,
+        prompt_lookup_min: min,
+        disable_by_batch_size: None,
+    })
 }
 
 /// Somebody else's request, in the way.

@@ -9,6 +9,7 @@ use quayline_engine::{GenerationConfig, KvDtype, KvSize, LoadError, ModelFiles, 
 use serde_json::{Map, Value};
 
 use crate::foreign;
+use crate::speculative::SpeculativeConfig;
 
 /// Serves a language model over the OpenAI API.
 #[derive(Debug, Clone, Parser)]
@@ -138,6 +139,10 @@ pub(crate) struct Flags {
     /// Who runs first
     #[arg(long, value_enum, default_value_t = Policy::Fcfs, help_heading = "Engine")]
     scheduling_policy: Policy,
+    /// Draft likely tokens from the text so far, and verify several in one step:
+    /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    #[arg(long, value_parser = json::<SpeculativeConfig>, value_name = "JSON", help_heading = "Engine")]
+    speculative_config: Option<SpeculativeConfig>,
     /// Most requests that may wait; more get 429
     #[arg(long, default_value_t = 4096, value_parser = count_u32, help_heading = "Engine")]
     max_num_queued_reqs: u32,
@@ -294,6 +299,7 @@ impl Flags {
                 Policy::Fcfs => Order::FirstCome,
                 Policy::Priority => Order::Priority,
             },
+            speculation: self.speculative_config.map(SpeculativeConfig::speculation),
             max_queued_requests: Some(self.max_num_queued_reqs),
             max_queued_tokens: Some(self.max_num_queued_tokens),
             threads: self.threads,

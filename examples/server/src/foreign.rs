@@ -139,7 +139,6 @@ const NAMES: &[&str] = &[
     "show-hidden-metrics-for-version",
     "skip-mm-profiling",
     "skip-tokenizer-init",
-    "speculative-config",
     "ssl-ca-certs",
     "ssl-cert-reqs",
     "ssl-certfile",

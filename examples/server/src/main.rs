@@ -15,6 +15,7 @@ mod page;
 mod probe;
 mod process;
 mod shutdown;
+mod speculative;
 #[cfg(test)]
 mod tests;
 

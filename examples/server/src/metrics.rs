@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::{FinishReason, Options, ReasonCount, Snapshot, WaitReason};
+use quayline_engine::{DraftTotals, FinishReason, Options, ReasonCount, Snapshot, WaitReason};
 use tokio::sync::watch;
 
 use crate::engine::View;
@@ -405,6 +405,9 @@ impl Collector for EngineCollector {
             snapshot.prefix.queries,
         )?;
         write.counter("vllm:prefix_cache_hits", "Tokens found in the cache", snapshot.prefix.hits)?;
+        if let Some(speculation) = self.options.speculation {
+            write.drafts(&snapshot.totals.drafts, speculation.num_speculative_tokens.get())?;
+        }
         write.reasons(&snapshot.reasons)?;
         self.cache_config(&mut write, &snapshot)
     }
@@ -458,6 +461,22 @@ impl Write<'_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (reason, count) in [("capacity", u64::from(waiting) - deferred), ("deferred", deferred)] {
             ConstGauge::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+
+    fn drafts(&mut self, drafts: &DraftTotals, places: u32) -> fmt::Result {
+        self.counter("vllm:spec_decode_num_drafts", "Times that drafts were verified", drafts.drafts)?;
+        let tokens = drafts.draft_tokens;
+        self.counter("vllm:spec_decode_num_draft_tokens", "Tokens that were drafted", tokens)?;
+        let (help, tokens) = ("Drafted tokens that were accepted", drafts.accepted_tokens);
+        self.counter("vllm:spec_decode_num_accepted_tokens", help, tokens)?;
+        let name = "vllm:spec_decode_num_accepted_tokens_per_pos";
+        let help = "Drafted tokens that were accepted, by their place in the draft";
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (place, &count) in drafts.accepted_by_place.iter().enumerate().take(places as usize) {
+            let labels = [("position", place.to_string())];
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

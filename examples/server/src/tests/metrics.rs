@@ -81,6 +81,31 @@ async fn metrics_have_vllm_s_names_and_real_values() {
 }
 
 #[tokio::test]
+async fn drafts_are_counted_under_vllm_s_names() {
+    let config =
+        r#"{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_min":1,"prompt_lookup_max":3}"#;
+    let server = Server::start(&format!("--speculative-config {config}")).await;
+    let plain = Server::start("").await;
+    let again = completion(json!("I will go, I will go, I will go, I will go, I"), 40);
+    let with = server.ok("/v1/completions", again.clone()).await;
+    let without = plain.ok("/v1/completions", again).await;
+    assert_eq!(with["choices"], without["choices"], "drafts change no answer");
+    server.idle().await;
+    let samples = parse(&server.get("/metrics").await.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let sample =
+        |name: &str, more: &str| samples[&format!("vllm:spec_decode_{name}_total{{{labels}{more}}}")];
+    let accepted = sample("num_accepted_tokens", "");
+    assert!(accepted > 0.0 && accepted <= sample("num_draft_tokens", ""));
+    assert!(sample("num_drafts", "") <= sample("num_draft_tokens", ""));
+    let by_place = |place| sample("num_accepted_tokens_per_pos", &format!(",position=\"{place}\""));
+    assert_eq!(by_place(0) + by_place(1) + by_place(2), accepted);
+    assert!(!plain.get("/metrics").await.text.contains("spec_decode"), "what is off is not shown");
+    server.stop();
+    plain.stop();
+}
+
+#[tokio::test]
 async fn open_metrics_come_when_asked_for() {
     let server = Server::start("").await;
     let request = Request::get("/metrics").header(
