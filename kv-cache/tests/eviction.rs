@@ -103,14 +103,14 @@ fn compare<A: Eviction, B: Eviction>(
     policy: impl Fn(BlockCount) -> A,
     plain: impl Fn(BlockCount) -> B,
 ) {
-    for run in 0..25 {
+    for run in 0..20 {
         let mut random = Random(seed * 1000 + run);
-        let blocks = BlockCount(2 + random.below(24));
+        let blocks = BlockCount(2 + random.below(15));
         let config = Config::new(BlockSize::new(SIZE).unwrap(), blocks);
         let hasher = || Xxh3::new(0);
         let mut a = KvCache::with(config.clone(), hasher(), &policy).unwrap();
         let mut b = KvCache::with(config, hasher(), &plain).unwrap();
-        for step in 0..300 {
+        for step in 0..250 {
             let at = format!("seed {seed}, run {run}, step {step}, {blocks} blocks");
             let call = Call::random(&mut random);
             assert_eq!(call.on(&mut a), call.on(&mut b), "{at}: {call:?}");
