@@ -21,15 +21,12 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         if self.sequences.place(child).is_ok() {
             return Err(Error::AlreadyOpen { sequence: child });
         }
-        let new = self.sequences.fork(place, child);
         // What is not known yet, each will learn for itself; and names cover the tokens ahead.
         let ahead = self.config.hash_lookahead.get();
         let sequence = self.sequences.at_mut(place);
-        let shared = TokenCount(sequence.known.get().saturating_sub(ahead));
-        sequence.share_from(shared);
-        let sequence = self.sequences.at_mut(new);
-        sequence.share_from(shared);
-        let blocks = sequence.tables.iter().flat_map(|table| &table.blocks);
+        sequence.share_from(TokenCount(sequence.known.get().saturating_sub(ahead)));
+        let new = self.sequences.fork(place, child);
+        let blocks = self.sequences.at(new).tables.iter().flat_map(|table| &table.blocks);
         for &block in blocks.filter(|&&block| block != BlockId::NULL) {
             self.blocks.pool.hold(block);
         }

@@ -243,6 +243,7 @@ impl<D: Digest> Sequence<D> {
             (table.length_before, table.settled) = (of_parent.held(), of_parent.settled);
         }
         self.hit.junction = parent.hit.junction;
+        self.shared_from = parent.shared_from;
     }
 
     /// Notes that what it writes from `tokens` on may be in blocks that others hold, or find.

@@ -7,16 +7,20 @@
 //!
 //! Beside it `check()` runs after every call, and a replica of the index that hears nothing but events.
 
+mod behind;
+
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use quayline_kv_cache::evict::{Policy, PolicyName};
+use behind::Behind;
+use quayline_kv_cache::evict::{Fair, Policy, PolicyName, Quota};
 use quayline_kv_cache::kind::{ChunkedLocal, Full, SlidingWindow};
 use quayline_kv_cache::*;
 
-type Cache = KvCache<Xxh3, Policy>;
+type Cache = KvCache<Xxh3, Fair<Policy>>;
 
 const SEQUENCES: u64 = 6;
+const TENANTS: u32 = 3;
 const TOKENS_MAX: u32 = 96;
 
 /// What is asked of the cache, one byte after another. When there is no more, zeroes follow.
@@ -81,10 +85,13 @@ impl Attention {
 #[derive(Clone, Default)]
 struct Sequence {
     key: u32,
+    tenant: TenantId,
     tokens: Vec<TokenId>,
     computed: u32,
     /// Where it stood before, and the tokens that are on their way, if there are any.
     loading: Option<(u32, u32, u32)>,
+    /// Whether they come from a tier, and whether that has begun.
+    fetches: Option<bool>,
 }
 
 impl Sequence {
@@ -104,13 +111,14 @@ struct World {
     /// By group and slot.
     memory: Vec<BTreeMap<u64, u64>>,
     replica: Replica<BlockHash>,
+    behind: Option<Behind>,
     writes: u64,
 }
 
 impl World {
     fn new(script: &mut Script<'_>) -> World {
         let block_size = 1 + script.below(5);
-        let blocks = BlockCount(2 + script.below(40));
+        let blocks = BlockCount(2 + script.below(28));
         let window = 1 + script.below(9);
         let attention = match script.below(6) {
             0 | 1 => vec![Attention::Full],
@@ -135,10 +143,11 @@ impl World {
             sequence_tokens_max: TokenCount(TOKENS_MAX),
             events_max: 1 << 16,
             residency_every: 1,
+            report_lost: true,
             ..Config::new(size, blocks)
         };
         let policy = PolicyName::ALL[script.below(5) as usize];
-        let eviction = |blocks| Policy::new(policy, blocks, size);
+        let eviction = |blocks| Fair::new(blocks, Policy::new(policy, blocks, size));
         World {
             memory: vec![BTreeMap::new(); attention.len()],
             cache: KvCache::with(config, Xxh3::new(7), eviction).expect("sizes are sound"),
@@ -146,6 +155,7 @@ impl World {
             block_size,
             sequences: BTreeMap::new(),
             replica: Replica::new(),
+            behind: Behind::new(script),
             writes: 0,
         }
     }
@@ -153,7 +163,7 @@ impl World {
     fn call(&mut self, script: &mut Script<'_>) {
         let id = u64::from(script.below(SEQUENCES as u32));
         let name = SequenceId(id);
-        match script.below(25) {
+        match script.below(36) {
             0..4 => self.open(id, script),
             4..7 => self.push(id, script),
             7..13 => self.step(id, script),
@@ -165,13 +175,12 @@ impl World {
             15 => self.fork(id, script),
             16 => self.cut(id, script),
             17 => {
-                if let Some(sequence) = self.sequences.get_mut(&id) {
-                    self.cache.release(name).expect("open");
-                    (sequence.computed, sequence.loading) = (0, None);
+                if self.sequences.contains_key(&id) {
+                    self.release(id);
                 }
             }
             18 | 19 => {
-                assert_eq!(self.cache.close(name).is_ok(), self.sequences.remove(&id).is_some());
+                assert_eq!(self.part(id, true), self.sequences.remove(&id).is_some());
             }
             20 => {
                 let sequence = self.sequences.get(&id);
@@ -192,10 +201,22 @@ impl World {
                 }
             }
             23 => self.pin(id, script),
-            _ => {
-                self.cache.reset();
+            24 => {
+                self.reset();
             }
+            25 => {
+                let blocks = |count: u32| BlockCount(if count == 0 { u32::MAX } else { count });
+                let quota = Quota { share: blocks(script.below(20)), limit: blocks(script.below(40)) };
+                self.cache.set_quota(TenantId(script.below(TENANTS)), quota);
+            }
+            _ => self.tend(id, script),
         }
+    }
+
+    fn release(&mut self, id: u64) {
+        assert!(self.part(id, false), "it is open");
+        let sequence = self.sequences.get_mut(&id).expect("open");
+        (sequence.computed, sequence.loading, sequence.fetches) = (0, None, None);
     }
 
     fn open(&mut self, id: u64, script: &mut Script<'_>) {
@@ -207,12 +228,15 @@ impl World {
             SequenceKey { adapter: Some(Adapter { name: "a", path: "" }), ..SequenceKey::default() },
             SequenceKey { embeds: Some(&[[1; 32]]), ..SequenceKey::default() },
         ];
+        let tenant = TenantId(script.below(TENANTS));
+        let key_of_tenant = SequenceKey { tenant, ..keys[key as usize] };
         let reuse = if script.one_in(6) { Reuse::WriteOnly } else { Reuse::ReadWrite };
         let tokens = script.tokens(40);
-        let opened = self.cache.open(SequenceId(id), keys[key as usize], &tokens, reuse);
+        let opened = self.cache.open(SequenceId(id), key_of_tenant, &tokens, reuse);
         assert_eq!(opened.is_ok(), !self.sequences.contains_key(&id));
         if opened.is_ok() {
-            self.sequences.insert(id, Sequence { key: key.max(1), tokens, ..Sequence::default() });
+            let key = key.max(1);
+            self.sequences.insert(id, Sequence { key, tenant, tokens, ..Sequence::default() });
         }
     }
 
@@ -242,6 +266,15 @@ impl World {
         };
         let known = sequence.tokens.len() as u32;
         let left = known.saturating_sub(computed);
+        if self.cache.lookup(name).is_ok()
+            && computed == self.cache.lookup(name).map_or(0, |hit| hit.tokens.get())
+        {
+            match self.look_behind(id) {
+                None => return,
+                Some(0) => {}
+                Some(external) => return self.fetch(id, computed, external, script.one_in(4)),
+            }
+        }
         let external = if script.one_in(6) { script.below(left.max(1)) } else { 0 };
         let chunk = if script.one_in(2) { script.below(left.max(1)) } else { left - external };
         let claim = Claim {
@@ -252,7 +285,45 @@ impl World {
             whole_sequence: script.one_in(4),
             watermark: BlockCount(if script.one_in(6) { script.below(6) } else { 0 }),
         };
-        let Ok(Admission::Admit(reservation)) = self.cache.reserve(name, claim) else { return };
+        if !self.claim(id, claim) {
+            return;
+        }
+        if sequence.loading.is_none() {
+            self.read(id, computed);
+        }
+        // Drafts are computed too, and do not count: none of them is ever right.
+        let after = claim.computed_after().get().min(known.max(computed));
+        if external == 0 && sequence.loading.is_none() {
+            self.write(id, computed, claim.computed_after().get());
+            self.offer(id, after);
+        }
+        let sequence = self.sequences.get_mut(&id).expect("open");
+        sequence.computed = after;
+        if external > 0 {
+            // What is computed behind a load is written when the step runs: after the load has arrived.
+            sequence.loading = Some((computed, computed, computed + external));
+        }
+        self.cache.end_step();
+    }
+
+    /// Room for what a tier has, and the load.
+    fn fetch(&mut self, id: u64, computed: u32, external: u32, whole_sequence: bool) {
+        let [tokens, external_tokens] = [computed, external].map(TokenCount);
+        let claim = Claim { computed: tokens, external: external_tokens, whole_sequence, ..Claim::default() };
+        if self.claim(id, claim) {
+            let sequence = self.sequences.get_mut(&id).expect("open");
+            (sequence.computed, sequence.fetches) = (computed + external, Some(false));
+            sequence.loading = Some((computed, computed, computed + external));
+            self.cache.end_step();
+            self.load(id);
+        }
+    }
+
+    /// Takes the room for a claim, if it gets it, saves what that pushes out, and makes the copies it brings about.
+    fn claim(&mut self, id: u64, claim: Claim) -> bool {
+        let Ok(Admission::Admit(reservation)) = self.cache.reserve(SequenceId(id), claim) else {
+            return false;
+        };
         let new: usize = reservation.new_blocks().get() as usize;
         let grant = reservation.commit();
         let mut handed_out: Vec<BlockId> = (0..self.attention.len() as u8)
@@ -262,22 +333,11 @@ impl World {
         assert!(handed_out.len() <= new);
         handed_out.sort();
         assert!(handed_out.windows(2).all(|two| two[0] != two[1]), "twice in one step: {handed_out:?}");
+        let tenant = self.cache.tenant(self.sequences[&id].tenant);
+        assert!(new == 0 || tenant.used <= tenant.quota.limit, "{tenant:?}");
+        self.rescue();
         self.copy();
-        if sequence.loading.is_none() {
-            self.read(id, computed);
-        }
-        // Drafts are computed too, and do not count: none of them is ever right.
-        let after = claim.computed_after().get().min(known.max(computed));
-        if external == 0 && sequence.loading.is_none() {
-            self.write(id, computed, claim.computed_after().get());
-        }
-        let sequence = self.sequences.get_mut(&id).expect("open");
-        sequence.computed = after;
-        if external > 0 {
-            // What is computed behind a load is written when the step runs: after the load has arrived.
-            sequence.loading = Some((computed, computed, computed + external));
-        }
-        self.cache.end_step();
+        true
     }
 
     /// Whole blocks of a hit, but not all of them.
@@ -339,6 +399,11 @@ impl World {
             assert!(self.cache.loaded(name, TokenCount(script.below(20))).is_err());
             return;
         };
+        match self.sequences[&id].fetches {
+            None => {}
+            Some(true) => return,
+            Some(false) => return self.load(id),
+        }
         let tokens = from + script.below(to - from + 1);
         self.write(id, from, tokens);
         if script.one_in(3) {
@@ -411,24 +476,20 @@ impl World {
         let stats = self.cache.stats();
         assert_eq!(stats.free.get() + stats.used.get() + stats.pinned.get(), stats.blocks.get());
         assert_eq!(stats.sequences as usize, self.sequences.len());
-        let replica = &mut self.replica;
-        self.cache.drain_events(|number, event| {
-            replica.apply(number, &event).unwrap_or_else(|error| panic!("{error}: {event:?}"));
-        });
-        let snapshot = self.cache.snapshot().expect("it tells");
-        assert_eq!(*replica, Replica::of(&snapshot), "the events come to the index");
+        self.hear();
     }
 
     fn wind_down(mut self) {
         for id in std::mem::take(&mut self.sequences).into_keys() {
-            self.cache.close(SequenceId(id)).expect("open");
+            assert!(self.part(id, true), "it is open");
         }
+        self.settle_behind();
         self.cache.expire(Tick(u64::MAX));
         for pin in 0..3 {
             let _ = self.cache.unpin(PinId(pin));
         }
         self.audit();
-        assert!(self.cache.reset());
+        assert!(self.reset());
         self.audit();
         assert_eq!(self.cache.stats().free, self.cache.stats().blocks, "no block is lost");
     }
