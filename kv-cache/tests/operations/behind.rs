@@ -62,7 +62,7 @@ fn both<'a>(cache: &'a mut Cache, behind: &'a mut Option<Behind>) -> Option<(&'a
 }
 
 impl World {
-    /// How many tokens behind its hit a sequence may claim as external, because a tier has them; none if it has to wait.
+    /// How many tokens behind its hit a sequence may claim as external, because a tier has them. None if it waits.
     pub(super) fn look_behind(&mut self, id: u64) -> Option<u32> {
         let Some((cache, behind)) = both(&mut self.cache, &mut self.behind) else { return Some(0) };
         behind.now.0 += 1;
