@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::config::Config;
+use crate::config::{Config, Preemption};
 use crate::encoder::Encoder;
 use crate::error::{ConfigError, Refusal, RefusalReason, WeightError};
 use crate::flight::Flight;
@@ -209,6 +209,12 @@ impl<O: Order> Batcher<O> {
         request.grammar = Grammar::Ready;
         self.regate(slot);
         true
+    }
+
+    /// What becomes of the tokens of those who are preempted from here on: what moving and computing them takes may be
+    /// measured as it goes.
+    pub fn set_preemption(&mut self, preemption: Preemption) {
+        self.config.preemption = preemption;
     }
 
     /// Opens, drains, holds or stops the flow.

@@ -263,6 +263,19 @@ pub trait Ops {
     /// When a block is not in the pool.
     fn copy_blocks(&self, pool: &mut Self::KvPool, pairs: &[(u32, u32)]) -> Result<(), Error>;
 
+    /// Copies a block, K and V of all layers, out of the pool into `bytes`, as many as [`Ops::kv_block_bytes`]. What
+    /// they mean is known to [`Ops::load_block`] of a pool of the same shape alone.
+    ///
+    /// # Errors
+    /// When the block is not in the pool, or `bytes` has another length.
+    fn save_block(&self, pool: &Self::KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// Copies what [`Ops::save_block`] gave over a block of the pool.
+    ///
+    /// # Errors
+    /// As [`Ops::save_block`].
+    fn load_block(&self, pool: &mut Self::KvPool, block: u32, bytes: &[u8]) -> Result<(), Error>;
+
     /// The elements of `x`, row-major, on the host.
     ///
     /// # Errors

@@ -290,14 +290,14 @@ fn a_copied_block_reads_as_its_source() {
         let mut random = Random::new(5);
         let heads = Heads { query: 2, kv: 2, dim: 24 };
         let shape =
-            KvShape { layers: 3, blocks: 4, block_size: 4, kv_heads: 2, head_dim: 24, dtype: Dtype::Bf16 };
+            KvShape { layers: 3, blocks: 5, block_size: 4, kv_heads: 2, head_dim: 24, dtype: Dtype::Bf16 };
         let mut pool = cpu.kv_pool(shape).unwrap();
         let x = random.floats(4 * 48);
         let mut k = cpu.tensor(4, 48).unwrap();
         cpu.write(&mut k, &x).unwrap();
         let spans = [Span { query_start: 0, query_len: 4, context_len: 4 }];
         let mut outs = Vec::new();
-        for (slots, table) in [([8, 9, 10, 11], [2]), ([-1; 4], [1]), ([-1; 4], [3])] {
+        for (slots, table) in [([8, 9, 10, 11], [2]), ([-1; 4], [1]), ([-1; 4], [3]), ([-1; 4], [4])] {
             let batch = BatchInput {
                 positions: &[0; 4],
                 slots: &slots,
@@ -308,6 +308,12 @@ fn a_copied_block_reads_as_its_source() {
             let batch = cpu.batch(batch).unwrap();
             cpu.append(&mut pool, 2, &batch, &k, &k).unwrap();
             cpu.copy_blocks(&mut pool, &[(2, 1), (1, 3)]).unwrap();
+            // Out, and in again where another one was: as if it had been copied.
+            let mut bytes = vec![0; cpu.kv_block_bytes(shape).unwrap()];
+            cpu.save_block(&pool, 2, &mut bytes).unwrap();
+            cpu.load_block(&mut pool, 4, &bytes).unwrap();
+            assert!(cpu.save_block(&pool, 9, &mut bytes).is_err());
+            assert!(cpu.load_block(&mut pool, 2, &bytes[1..]).is_err());
             let mut out = cpu.tensor(4, 48).unwrap();
             let attention = Attention { heads, scale: 1.0, window: None };
             cpu.attention(&pool, 2, &batch, &k, attention, &mut out).unwrap();
@@ -316,5 +322,6 @@ fn a_copied_block_reads_as_its_source() {
         assert!(outs[0].iter().any(|&x| x != 0.0));
         assert_eq!(outs[0], outs[1], "{cpu:?}");
         assert_eq!(outs[0], outs[2], "{cpu:?}");
+        assert_eq!(outs[0], outs[3], "{cpu:?}");
     }
 }

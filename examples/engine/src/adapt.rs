@@ -1,13 +1,85 @@
 //! Where the batcher meets the cache: what batching asks about room, answered by the paged cache. The only
 //! file that knows both.
 
-use quayline_batching::{Memory, Need, RequestId, Room};
+use quayline_batching::{Memory, Need, Remote, RequestId, Room};
 use quayline_kv_cache::{Admission, BlockCount, Claim, KvCache, SequenceId, TokenCount};
 
-/// A [`KvCache`] as the batcher sees it. A request's sequence bears the request's number.
+use crate::host_tier::HostTier;
+
+/// A [`KvCache`], and the host memory behind it if there is some, as the batcher sees them. A request's sequence bears
+/// the request's number.
 #[derive(Debug)]
 pub(crate) struct PagedMemory {
     pub(crate) cache: KvCache,
+    pub(crate) host: Option<HostTier>,
+}
+
+impl PagedMemory {
+    /// Forgets a sequence.
+    ///
+    /// # Panics
+    /// When it is not open: a bug of ours.
+    pub(crate) fn close(&mut self, sequence: SequenceId) {
+        match &mut self.host {
+            Some(host) => host.close(&mut self.cache, sequence),
+            None => self.cache.close(sequence).expect(OPEN),
+        }
+    }
+
+    /// A step has computed the keys and values of a request's tokens before `end`, and what it chose is known.
+    ///
+    /// # Panics
+    /// When it is not open: a bug of ours.
+    pub(crate) fn computed(&mut self, id: RequestId, end: u32) {
+        if let Some(host) = &mut self.host {
+            // What was drafted and rejected is not known any more; the last known token was not computed.
+            let known = self.cache.known(sequence(id)).expect(OPEN);
+            let end = end.min(known.get().saturating_sub(1));
+            host.computed(&mut self.cache, sequence(id), TokenCount(end));
+        }
+    }
+
+    /// Forgets all content; false, and nothing changes, while somebody needs it.
+    pub(crate) fn reset(&mut self) -> bool {
+        match &mut self.host {
+            Some(host) => host.reset(&mut self.cache),
+            None => self.cache.reset(),
+        }
+    }
+
+    fn claim(&mut self, id: RequestId, claim: Claim) -> Room {
+        let Self { cache, host } = self;
+        match cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
+            Admission::Admit(reservation) => {
+                // The cache wants to hear of a block that fills up; what it has room for may reach further.
+                let held = claim.computed_after().plus(claim.lookahead);
+                let covered_tokens = reservation.commit().covered.max(held).get();
+                if let Some(host) = host {
+                    host.granted(cache, sequence(id), claim.external);
+                }
+                Room::Granted { covered_tokens }
+            }
+            Admission::Wait { need, watermark, reserved, free } => {
+                Room::Short { need: need.get() + watermark.get() + reserved.get(), free: free.get() }
+            }
+            Admission::OverLimit(_) => unreachable!("this engine sets no quotas"),
+            Admission::NextStep => unreachable!("no model of this engine keeps a state"),
+            Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
+        }
+    }
+
+    fn claim_of(&self, need: Need) -> Claim {
+        let blocks_for = |tokens| self.cache.config().block_size.blocks_for(TokenCount(tokens));
+        let watermark = blocks_for(need.watermark_tokens).get() + blocks_for(need.reserved_tokens).get();
+        Claim {
+            computed: TokenCount(need.computed_tokens),
+            new_tokens: TokenCount(need.new_tokens),
+            external: TokenCount(need.external_tokens),
+            lookahead: TokenCount(need.lookahead_tokens),
+            whole_sequence: need.whole_tokens.is_some(),
+            watermark: BlockCount(watermark),
+        }
+    }
 }
 
 /// The cache's name for a request's sequence.
@@ -27,29 +99,7 @@ impl Memory for PagedMemory {
     }
 
     fn allocate(&mut self, id: RequestId, need: Need) -> Room {
-        let blocks_for = |tokens| self.cache.config().block_size.blocks_for(TokenCount(tokens));
-        let watermark = blocks_for(need.watermark_tokens).get() + blocks_for(need.reserved_tokens).get();
-        let claim = Claim {
-            computed: TokenCount(need.computed_tokens),
-            new_tokens: TokenCount(need.new_tokens),
-            external: TokenCount(need.external_tokens),
-            lookahead: TokenCount(need.lookahead_tokens),
-            whole_sequence: need.whole_tokens.is_some(),
-            watermark: BlockCount(watermark),
-        };
-        match self.cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
-            Admission::Admit(reservation) => {
-                // The cache wants to hear of a block that fills up; what it has room for may reach further.
-                let covered = reservation.commit().covered.get();
-                Room::Granted { covered_tokens: covered.max(need.held_tokens()) }
-            }
-            Admission::Wait { need, watermark, reserved, free } => {
-                Room::Short { need: need.get() + watermark.get() + reserved.get(), free: free.get() }
-            }
-            Admission::OverLimit(_) => unreachable!("this engine sets no quotas"),
-            Admission::NextStep => unreachable!("no model of this engine keeps a state"),
-            Admission::Never { need, blocks } => Room::Never { need: need.get(), total: blocks.get() },
-        }
+        self.claim(id, self.claim_of(need))
     }
 
     fn rounded_tokens(&self, tokens: u32) -> u32 {
@@ -61,7 +111,32 @@ impl Memory for PagedMemory {
     }
 
     fn release(&mut self, id: RequestId) {
-        self.cache.release(sequence(id)).expect(OPEN);
+        match &mut self.host {
+            Some(host) => host.release(&mut self.cache, sequence(id)),
+            None => self.cache.release(sequence(id)).expect(OPEN),
+        }
+    }
+
+    fn remote_tokens(&mut self, id: RequestId, _: u32) -> Remote {
+        match &mut self.host {
+            Some(host) => Remote::Now { tokens: host.loadable(&mut self.cache, sequence(id)) },
+            None => Remote::Nothing,
+        }
+    }
+
+    fn swap_out(&mut self, id: RequestId, tokens: u32) -> u32 {
+        match &mut self.host {
+            Some(host) => host.swap_out(&mut self.cache, sequence(id), TokenCount(tokens)).get(),
+            None => 0,
+        }
+    }
+
+    fn swap_in(&mut self, id: RequestId, need: Need) -> Room {
+        // What the device still has need not come back.
+        let kept = need.computed_tokens;
+        let here = self.cached_tokens(id).min(kept);
+        let claim = self.claim_of(Need { computed_tokens: here, external_tokens: kept - here, ..need });
+        self.claim(id, claim)
     }
 
     fn fork(&mut self, parent: RequestId, child: RequestId, tokens: u32) -> bool {
@@ -69,7 +144,7 @@ impl Memory for PagedMemory {
         // A sample is open, and knows its prompt, of which the parent may know more by now. A beam is not.
         let own = self.cache.known(child).ok();
         if own.is_some() {
-            self.cache.close(child).expect(OPEN);
+            self.close(child);
         }
         self.cache.fork(parent, child).expect(OPEN);
         if let Some(prompt) = own {

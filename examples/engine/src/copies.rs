@@ -1,15 +1,61 @@
 //! Bytes that move before a step computes.
 
+use quayline_batching::{Admitted, Costs, Preemption, Source};
 use quayline_gpu_kernels::Ops;
 
 use crate::engine::Engine;
+use crate::options::Speeds;
 
 impl Engine {
-    /// Copies what forked sequences share in part, and are about to write into, to blocks of their own.
+    /// All copies that the plan asks for: what leaves the device and what comes back to it, in the order in which it was
+    /// decided, then what shared blocks were copied for.
     ///
     /// # Panics
     /// When the cache names blocks that the pool does not have: a bug of ours.
-    pub(crate) fn copy_on_write(&mut self) {
+    pub(crate) fn move_blocks(&mut self) {
+        if let Some(host) = &mut self.memory.host {
+            host.carry_out(self.model.ops(), &mut self.pool);
+        }
+        self.copy_on_write();
+    }
+
+    /// Books what host memory brought one who starts or resumes.
+    pub(crate) fn note_host(&mut self, admitted: &Admitted) {
+        if self.memory.host.is_none() {
+            return;
+        }
+        // What is swapped in was promised, and a fork is another's: neither is looked for.
+        if matches!(admitted.source, Source::Swap | Source::Fork(_)) {
+            return;
+        }
+        let loaded = loaded_tokens(admitted);
+        let found_here = admitted.cached_tokens - loaded;
+        self.host_hits.queries += u64::from(admitted.known_tokens - found_here);
+        self.host_hits.hits += u64::from(loaded);
+    }
+
+    /// Copies a block to host memory and back, so often, and returns the bytes of all copies: with your clock, what
+    /// [`Speeds::bytes_per_second`] is. `None` without host memory.
+    ///
+    /// # Panics
+    /// When the pool has no block: a bug of ours.
+    pub fn exercise_copies(&mut self, times: u32) -> Option<u64> {
+        let host = self.memory.host.as_ref()?;
+        Some(host.exercise(self.model.ops(), &mut self.pool, times))
+    }
+
+    /// How fast copies and prompts are, as the caller, who has a clock, measured it. From now on this decides who is
+    /// moved and who computes again, under [`Preemption::Cheaper`](crate::Preemption::Cheaper).
+    pub fn set_speeds(&mut self, speeds: Speeds) {
+        if let Preemption::Cheaper(costs) = self.batcher.config().preemption {
+            let Speeds { bytes_per_second, prefill_tokens_per_second } = speeds;
+            let costs = Costs { bytes_per_second, prefill_tokens_per_second, ..costs };
+            self.batcher.set_preemption(Preemption::Cheaper(costs));
+        }
+    }
+
+    /// Copies what forked sequences share in part, and are about to write into, to blocks of their own.
+    fn copy_on_write(&mut self) {
         let cache = &mut self.memory.cache;
         let pairs: Vec<(u32, u32)> =
             cache.copies().iter().map(|copy| (copy.from.get(), copy.to.get())).collect();
@@ -19,5 +65,13 @@ impl Engine {
             self.totals.copied_blocks += pairs.len() as u64;
         }
         cache.end_step();
+    }
+}
+
+/// How many tokens of one who starts or resumes were found in host memory.
+pub(crate) fn loaded_tokens(admitted: &Admitted) -> u32 {
+    match admitted.source {
+        Source::Remote { tokens } => tokens,
+        Source::Cache | Source::Swap | Source::Fork(_) => 0,
     }
 }

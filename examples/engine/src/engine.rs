@@ -13,12 +13,13 @@ use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
 use crate::grammar::Grammars;
+use crate::host_tier::HostTier;
 use crate::model::Model;
-use crate::options::Options;
+use crate::options::{OffloadingWrite, Options};
 use crate::reasons::Reasons;
 use crate::request::{Request, RequestId};
 use crate::sizing::Sizes;
-use crate::snapshot::{StepShape, Totals};
+use crate::snapshot::{HostUse, StepShape, Totals};
 use crate::step::StepMemory;
 use crate::text::Text;
 
@@ -44,6 +45,7 @@ pub struct Engine {
     pub(crate) totals: Totals,
     pub(crate) last_step: StepShape,
     pub(crate) reasons: Reasons,
+    pub(crate) host_hits: HostUse,
 }
 
 impl std::fmt::Debug for Engine {
@@ -87,13 +89,18 @@ impl Engine {
             prefix_caching: options.prefix_caching,
             hash_seed: options.seed,
             sequence_tokens_max: TokenCount(sizes.model_tokens_max),
+            report_lost: options.offloading.is_some_and(|one| one.write == OffloadingWrite::Back),
             ..kv_cache::Config::new(
                 BlockSize::new(block_size).map_err(|error| refused("block_size", &error))?,
                 BlockCount(sizes.blocks + 1),
             )
         })
         .map_err(|error| refused("kv", &error))?;
-        let batcher = Batcher::with_order(sizes.batching(options), Sizes::order(options))
+        let block_bytes = model.ops().kv_block_bytes(model.kv_shape(1, block_size as usize, sizes.dtype))?;
+        let host = sizes.host_blocks(options, block_bytes)?;
+        let host = host.map(|(offloading, blocks)| HostTier::new(offloading, blocks, block_bytes));
+        let config = sizes.batching(options, block_bytes as u64);
+        let batcher = Batcher::with_order(config, Sizes::order(options))
             .map_err(|error| refused("max_num_batched_tokens", &error))?;
         Ok(Self {
             grammars: Arc::new(Grammars::new(Arc::clone(&text), &eos)),
@@ -104,13 +111,14 @@ impl Engine {
             sizes,
             model,
             pool,
-            memory: PagedMemory { cache },
+            memory: PagedMemory { cache, host },
             batcher,
             active: BTreeMap::new(),
             step: StepMemory::new(block_size as usize),
             totals: Totals::default(),
             last_step: StepShape::default(),
             reasons: Reasons::default(),
+            host_hits: HostUse::default(),
         })
     }
 
@@ -224,7 +232,7 @@ impl Engine {
     /// Lets go of a request that the batcher has already let go of.
     pub(crate) fn forget(&mut self, id: RequestId) -> Option<Active> {
         let active = self.active.remove(&id)?;
-        self.memory.cache.close(kv_cache::SequenceId(id.0)).expect("an active request is open in the cache");
+        self.memory.close(kv_cache::SequenceId(id.0));
         Some(active)
     }
 
@@ -246,7 +254,7 @@ impl Engine {
 
     /// Drops all cached prefixes. False when requests still hold blocks.
     pub fn reset_prefix_cache(&mut self) -> bool {
-        self.memory.cache.reset()
+        self.memory.reset()
     }
 }
 

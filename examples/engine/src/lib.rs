@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod files;
 mod grammar;
+mod host_tier;
 mod input;
 mod json;
 mod layers;
@@ -45,13 +46,13 @@ pub use files::ModelFiles;
 pub use grammar::{Grammar, Grammars, Guide, GuideState};
 pub use input::StepArrays;
 pub use model::{Model, StepInput, StepLimits};
-pub use options::{KvDtype, KvSize, Options, Order};
+pub use options::{KvDtype, KvSize, Offloading, OffloadingWrite, Options, Order, Preemption, Speeds};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
 pub use snapshot::{
-    BlockUse, Blocks, DraftTotals, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason,
+    BlockUse, Blocks, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason,
 };
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};

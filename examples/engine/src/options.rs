@@ -1,7 +1,7 @@
 //! The knobs of an engine, under vLLM's names where it has them.
 
-use std::num::NonZeroU32;
 use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use crate::drafts::Speculation;
 
@@ -29,6 +29,10 @@ pub struct Options {
     pub long_prefill_token_threshold: u32,
     /// Whether blocks of earlier requests are reused.
     pub prefix_caching: bool,
+    /// Host memory behind the cache; needs `prefix_caching`, since content lies there under the hash of its tokens.
+    pub offloading: Option<Offloading>,
+    /// What becomes of the keys and values of a request that yields its room.
+    pub preemption: Preemption,
     /// Who runs first.
     pub order: Order,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
@@ -56,12 +60,79 @@ impl Default for Options {
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
             prefix_caching: true,
+            offloading: None,
+            preemption: Preemption::default(),
             order: Order::FirstCome,
             speculation: None,
             max_queued_requests: None,
             max_queued_tokens: None,
             threads: None,
             seed: 0,
+        }
+    }
+}
+
+/// Host memory that keeps blocks which the cache has no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloading {
+    /// How much. It is taken as it is written.
+    pub bytes: u64,
+    /// Which blocks are written to it.
+    pub write: OffloadingWrite,
+    /// Give up blocks by adaptive replacement: one long document does not drive out what is used daily. Otherwise what
+    /// was used longest ago.
+    pub arc: bool,
+}
+
+impl Offloading {
+    /// Written through, least recently used given up.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, write: OffloadingWrite::Through, arc: false }
+    }
+}
+
+/// Which blocks are written to host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffloadingWrite {
+    /// Every full block, when it has been computed.
+    Through,
+    /// A block that was computed or found in the cache so many times.
+    AfterUses(NonZeroU32),
+    /// What the cache is about to overwrite.
+    Back,
+}
+
+/// What becomes of the keys and values of a request that yields its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preemption {
+    /// They are moved to host memory if that is quicker, there and back, than computing them again, by these
+    /// [`Speeds`]; computed again without host memory.
+    Cheaper(Speeds),
+    /// They are computed again, as far as the cache does not find them.
+    #[default]
+    Recompute,
+    /// They are moved to host memory, if it has room.
+    Swap,
+}
+
+/// How fast this machine is. [`Engine::set_speeds`](crate::Engine::set_speeds) tells what was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speeds {
+    /// Copies between the cache and host memory, one way.
+    pub bytes_per_second: NonZeroU64,
+    /// Prompts.
+    pub prefill_tokens_per_second: NonZeroU64,
+}
+
+impl Default for Speeds {
+    /// A guess for a laptop and a small model: 4 GB and 500 tokens a second.
+    fn default() -> Self {
+        const {
+            Self {
+                bytes_per_second: NonZeroU64::new(4_000_000_000).expect("not 0"),
+                prefill_tokens_per_second: NonZeroU64::new(500).expect("not 0"),
+            }
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct Output {
     pub prompt_tokens: u32,
     /// How many of them were found in the prefix cache when the request first ran.
     pub cached_tokens: u32,
+    /// How many of those were not in the cache any more, and were loaded from host memory.
+    pub loaded_tokens: u32,
     /// Tokens chosen so far, these included.
     pub output_tokens: u32,
     /// The step in which the request first took part; `None` if it ended without.

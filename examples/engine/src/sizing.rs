@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::drafts::Speculation;
 use crate::error::LoadError;
 use crate::model::StepLimits;
-use crate::options::{KvDtype, KvSize, Options, Order};
+use crate::options::{KvDtype, KvSize, Offloading, Options, Order, Preemption};
 
 /// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
@@ -89,7 +89,46 @@ impl Sizes {
         }
     }
 
-    pub(crate) fn batching(&self, options: &Options) -> batching::Config {
+    /// How many blocks host memory holds, if there is some.
+    pub(crate) fn host_blocks<'a>(
+        &self,
+        options: &'a Options,
+        block_bytes: usize,
+    ) -> Result<Option<(&'a Offloading, u32)>, LoadError> {
+        let refuse = |option, problem| Err(LoadError::Options { option, problem });
+        let Some(offloading) = &options.offloading else {
+            return match options.preemption {
+                Preemption::Swap => refuse("preemption_mode", "swap needs host memory to swap to".to_owned()),
+                _ => Ok(None),
+            };
+        };
+        const OPTION: &str = "kv_offloading_size";
+        if !options.prefix_caching {
+            return refuse(
+                OPTION,
+                "needs prefix caching: blocks lie there under the hash of their tokens".into(),
+            );
+        }
+        match u32::try_from(offloading.bytes / block_bytes.max(1) as u64).unwrap_or(u32::MAX / 4) {
+            0 => refuse(OPTION, format!("there must be room for one block of {block_bytes} bytes")),
+            blocks => Ok(Some((offloading, blocks))),
+        }
+    }
+
+    fn preemption(options: &Options, bytes_per_token: u64) -> batching::Preemption {
+        match (options.preemption, options.offloading) {
+            (_, None) | (Preemption::Recompute, _) => batching::Preemption::Recompute,
+            (Preemption::Swap, _) => batching::Preemption::Swap,
+            (Preemption::Cheaper(speeds), _) => batching::Preemption::Cheaper(batching::Costs {
+                bytes_per_token,
+                bytes_per_second: speeds.bytes_per_second,
+                transfer_nanoseconds: 0,
+                prefill_tokens_per_second: speeds.prefill_tokens_per_second,
+            }),
+        }
+    }
+
+    pub(crate) fn batching(&self, options: &Options, block_bytes: u64) -> batching::Config {
         let capped = NonZeroU32::new(options.long_prefill_token_threshold);
         batching::Config {
             step_tokens_max: self.step_tokens_max,
@@ -101,6 +140,7 @@ impl Sizes {
             },
             mixed_prefill_tokens_max: NonZeroU32::new(options.mixed_prefill_tokens),
             drafts: options.speculation.map_or(batching::Drafts::NONE, drafts),
+            preemption: Self::preemption(options, block_bytes / u64::from(options.block_size.get())),
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
             ..batching::Config::new(self.model_tokens_max)

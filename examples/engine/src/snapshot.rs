@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub blocks: Blocks,
     /// The prefix cache since the start.
     pub prefix: PrefixUse,
+    /// Host memory behind the cache, if there is some.
+    pub host: Option<HostUse>,
     /// Counters since the start.
     pub totals: Totals,
     /// The composition of the last step that ran anything.
@@ -89,6 +91,27 @@ pub struct PrefixUse {
     pub queries: u64,
     /// Tokens found.
     pub hits: u64,
+}
+
+/// Host memory behind the cache: what lies there, and what it brought since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostUse {
+    /// Blocks that it can hold.
+    pub blocks: u32,
+    /// Blocks that it holds.
+    pub used: u32,
+    /// Tokens that the cache did not have, of requests that started or resumed.
+    pub queries: u64,
+    /// How many of them were loaded from here.
+    pub hits: u64,
+    /// Tokens of preempted requests that were moved here.
+    pub swapped_tokens: u64,
+    /// Bytes copied here.
+    pub saved_bytes: u64,
+    /// Bytes copied back.
+    pub loaded_bytes: u64,
+    /// Blocks given up for others.
+    pub evictions: u64,
 }
 
 /// Counters that only grow.

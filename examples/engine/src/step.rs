@@ -3,6 +3,7 @@
 use quayline_batching::{self as batching, Finished, Plan, Sampled, Source, TokenId};
 
 use crate::adapt::sequence;
+use crate::copies::loaded_tokens;
 use crate::engine::Engine;
 use crate::input::StepArrays;
 use crate::output::Output;
@@ -53,7 +54,7 @@ impl Engine {
         let mut step = std::mem::take(&mut self.step);
         self.batcher.step(batching::Tick(now.0), &mut self.memory, &mut step.plan);
         self.note(&step.plan, now, outputs);
-        self.copy_on_write();
+        self.move_blocks();
         if !step.plan.is_empty() {
             self.gather(&mut step);
             self.model.run(&mut self.pool, &step.arrays.input()).expect(CHECKED);
@@ -78,10 +79,12 @@ impl Engine {
             active.preemptions += 1;
             active.preempted_for = Some(note.reason);
         }
+        plan.admitted.iter().for_each(|admitted| self.note_host(admitted));
         for admitted in plan.admitted.iter().filter(|admitted| !admitted.resumed) {
             let Some(active) = self.active.get_mut(&RequestId(admitted.id.0)) else { continue };
             active.started = Some(now);
             active.cached_tokens = admitted.cached_tokens;
+            active.loaded_tokens = loaded_tokens(admitted);
             self.totals.forks += u64::from(matches!(admitted.source, Source::Fork(_)));
             self.totals.prompt_tokens += u64::from(active.prompt_tokens);
         }
@@ -191,6 +194,9 @@ impl Engine {
                 step.sampled.push(Sampled { id, token: TokenId(token.id) });
             }
             self.totals.output_tokens += output.tokens.len() as u64;
+        }
+        for scheduled in &step.plan.scheduled {
+            self.memory.computed(scheduled.id, scheduled.end());
         }
         let applied = self.batcher.apply(step.plan.step, &step.sampled, &mut self.memory, &mut step.finished);
         applied.expect("each chosen token was planned");

@@ -6,7 +6,7 @@ use quayline_kv_cache::{self as kv_cache, BlockId};
 use crate::adapt::sequence;
 use crate::engine::Engine;
 use crate::request::RequestId;
-use crate::snapshot::{BlockUse, Blocks, PrefixUse, RequestState, Snapshot};
+use crate::snapshot::{BlockUse, Blocks, HostUse, PrefixUse, RequestState, Snapshot, StepShape};
 
 impl Engine {
     /// What is going on. Cost: a pass over requests and blocks.
@@ -28,6 +28,7 @@ impl Engine {
                 cached: u32::try_from(cached).unwrap_or(u32::MAX),
                 bytes: self.sizes.bytes,
             },
+            host: self.host_use(),
             prefix: PrefixUse { queries: stats.first.tokens, hits: stats.first.hit_tokens },
             totals: self.totals,
             last_step: self.last_step,
@@ -35,6 +36,12 @@ impl Engine {
             reasons: self.reasons.counts(),
             turned_away: self.reasons.turned_away(),
         }
+    }
+
+    /// The composition of the last step that ran anything.
+    #[must_use]
+    pub fn last_step(&self) -> StepShape {
+        self.last_step
     }
 
     /// How one request stands, wherever it is in the line; `None` if there is none by this id. Cost: O(n) in those
@@ -64,6 +71,21 @@ impl Engine {
         })
     }
 
+    fn host_use(&self) -> Option<HostUse> {
+        let host = self.memory.host.as_ref()?;
+        let stats = host.stats();
+        let (saved_bytes, loaded_bytes) = host.copied_bytes();
+        Some(HostUse {
+            blocks: stats.free.get() + stats.ready.get() + stats.writing.get() + stats.gone.get(),
+            used: stats.ready.get(),
+            swapped_tokens: self.batcher.stats().counts.swapped_tokens,
+            saved_bytes,
+            loaded_bytes,
+            evictions: stats.evictions,
+            ..self.host_hits
+        })
+    }
+
     fn occupancy(&self) -> Vec<BlockUse> {
         let cache = &self.memory.cache;
         let of = |block| match cache.references(block) {
@@ -83,6 +105,9 @@ impl Engine {
     pub fn check(&self) -> Result<(), String> {
         self.batcher.check().map_err(|violation| format!("batcher: {violation}"))?;
         self.memory.cache.check().map_err(|violation| format!("cache: {violation}"))?;
+        if let Some(host) = &self.memory.host {
+            host.check(&self.memory.cache).map_err(|violation| format!("host tier: {violation}"))?;
+        }
         let stats = self.batcher.stats();
         let (planned, active) = ((stats.running + stats.waiting) as usize, self.active.len());
         if planned != active {

@@ -351,6 +351,20 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
+        below("save_block", "block", block as usize, pool.shape.blocks)?;
+        same("save_block", "number of bytes", bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        pool.save_block(block, bytes);
+        Ok(())
+    }
+
+    fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
+        below("load_block", "block", block as usize, pool.shape.blocks)?;
+        same("load_block", "number of bytes", bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        pool.load_block(block, bytes);
+        Ok(())
+    }
+
     fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
         Ok(Cow::Borrowed(x.data()))
     }

@@ -96,6 +96,24 @@ impl KvPool {
         &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.storage[self.first..])[start..][..len]
     }
 
+    /// Copies a block out, plane by plane.
+    pub(crate) fn save_block(&self, block: u32, bytes: &mut [u8]) {
+        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
+        for ((layer, which), bytes) in planes.zip(bytes.chunks_exact_mut(page)) {
+            bytes.copy_from_slice(&self.plane(layer, which)[block as usize * page..][..page]);
+        }
+    }
+
+    /// Copies a block in that was saved.
+    pub(crate) fn load_block(&mut self, block: u32, bytes: &[u8]) {
+        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
+        for ((layer, which), bytes) in planes.zip(bytes.chunks_exact(page)) {
+            self.plane_mut(layer, which)[block as usize * page..][..page].copy_from_slice(bytes);
+        }
+    }
+
     /// Copies block `from` over block `to` in every layer.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
         let page = self.layout.page_stride * self.shape.dtype.bytes();

@@ -1,0 +1,203 @@
+//! Host memory behind the cache: what was computed is kept there when the device needs its room, and comes back.
+
+use std::collections::BTreeSet;
+
+use quayline_gpu_kernels::Ops;
+use quayline_kv_cache::tier::{
+    Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
+    TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
+};
+use quayline_kv_cache::{BlockCount, BlockHasher, KvCache, SequenceId, Tick, TokenCount, Xxh3};
+
+use crate::options::{Offloading, OffloadingWrite};
+
+/// The tier, its bytes, and the copies that the next step begins with.
+///
+/// A job of the tiers ends as soon as its copies are on the list: the list is carried out in its order before
+/// anything else touches device or host, so that whoever comes later finds what it says.
+#[derive(Debug)]
+pub(crate) struct HostTier {
+    offload: Offload<<Xxh3 as BlockHasher>::Digest>,
+    /// A slot takes memory when it is first written.
+    slots: Vec<Box<[u8]>>,
+    block_bytes: usize,
+    moves: Vec<Move>,
+    /// Who was swapped out and needs what lies here.
+    swapped: BTreeSet<SequenceId>,
+    saved_blocks: u64,
+    loaded_blocks: u64,
+}
+
+/// One block to copy.
+#[derive(Debug, Clone, Copy)]
+enum Move {
+    Save { block: u32, slot: u32 },
+    Load { slot: u32, block: u32 },
+}
+
+/// The only tier.
+const HOST: TierId = TierId(0);
+
+/// Blocks and sequences are those of this engine's own cache.
+const OWN: &str = "the tier is asked about what the cache has";
+
+impl HostTier {
+    pub(crate) fn new(options: &Offloading, slots: u32, block_bytes: usize) -> Self {
+        let config = TierConfig {
+            eviction: if options.arc { TierEviction::Arc } else { TierEviction::Lru },
+            write: match options.write {
+                OffloadingWrite::Through => Write::THROUGH,
+                OffloadingWrite::AfterUses(offers) => {
+                    Write::After { offers: offers.get(), tracked: slots.saturating_mul(4) }
+                }
+                OffloadingWrite::Back => Write::Back { ahead: 0 },
+            },
+            ..TierConfig::new(Medium::Host, BlockCount(slots))
+        };
+        let tiers = Tiers::new(&[config], 0).expect("a tier with slots that the device reads");
+        let one = BlockCount(1);
+        let fetch = Fetch { load_min: one, promote_min: one, patience: Patience::BestEffort };
+        Self {
+            offload: Offload::new(tiers, fetch),
+            slots: (0..slots).map(|_| Box::default()).collect(),
+            block_bytes,
+            moves: Vec::new(),
+            swapped: BTreeSet::new(),
+            saved_blocks: 0,
+            loaded_blocks: 0,
+        }
+    }
+
+    /// Tokens that could be loaded behind what the device has of a sequence that holds no room.
+    pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> u32 {
+        match self.offload.external(cache, sequence, Tick(0)).expect(OWN).advice {
+            Advice::Load(tokens) => tokens.get(),
+            Advice::Compute | Advice::Wait { .. } => 0,
+        }
+    }
+
+    /// Room was granted. Saves what that pushes out of the device, if it is written back, and loads what was claimed as
+    /// external.
+    pub(crate) fn granted(&mut self, cache: &mut KvCache, sequence: SequenceId, external: TokenCount) {
+        if cache.config().report_lost
+            && let Store::Begun { job, .. } = self.offload.rescue(cache).expect(OWN)
+        {
+            self.carry(cache, job);
+        }
+        if external > TokenCount(0) {
+            let LoadStart::Begun(job) = self.offload.load(cache, sequence).expect(OWN) else {
+                unreachable!("no copy is under way, and what was found a moment ago is pinned or there");
+            };
+            let Finished::Loaded { .. } = self.carry(cache, job) else { unreachable!("a load was begun") };
+            self.swapped.remove(&sequence);
+        }
+    }
+
+    /// Offers the full blocks of a sequence's first `tokens` tokens, which have been computed.
+    pub(crate) fn computed(&mut self, cache: &mut KvCache, sequence: SequenceId, tokens: TokenCount) {
+        if let Store::Begun { job, .. } = self.offload.computed(cache, sequence, tokens).expect(OWN) {
+            self.carry(cache, job);
+        }
+    }
+
+    /// Keeps the full blocks of a sequence's first `tokens` tokens for it, and gives its room back. Returns how many
+    /// tokens are kept; 0, and nothing has changed, if the tier has no room.
+    pub(crate) fn swap_out(
+        &mut self,
+        cache: &mut KvCache,
+        sequence: SequenceId,
+        tokens: TokenCount,
+    ) -> TokenCount {
+        let size = cache.config().block_size;
+        let full = size.full_blocks(tokens).get() as usize;
+        let blocks = cache.table(sequence).expect(OWN).blocks().iter().take(full);
+        let named = blocks.take_while(|&&block| cache.hash_of(block).is_some()).count();
+        let kept = size.tokens_in(BlockCount(u32::try_from(named).unwrap_or(u32::MAX)));
+        if kept == TokenCount(0) {
+            return kept;
+        }
+        match self.offload.swap_out(cache, sequence, kept).expect(OWN) {
+            Store::NoRoom { .. } => return TokenCount(0),
+            Store::Begun { job, .. } => drop(self.carry(cache, job)),
+            Store::Nothing => {}
+        }
+        self.offload.release(cache, sequence).expect(OWN);
+        self.swapped.insert(sequence);
+        kept
+    }
+
+    pub(crate) fn release(&mut self, cache: &mut KvCache, sequence: SequenceId) {
+        self.offload.release(cache, sequence).expect(OWN);
+        self.swapped.remove(&sequence);
+    }
+
+    pub(crate) fn close(&mut self, cache: &mut KvCache, sequence: SequenceId) {
+        self.offload.close(cache, sequence).expect(OWN);
+        self.swapped.remove(&sequence);
+    }
+
+    /// Forgets everything, here and in the cache; false, and nothing changes, while somebody needs it.
+    pub(crate) fn reset(&mut self, cache: &mut KvCache) -> bool {
+        self.swapped.is_empty() && self.offload.reset(cache)
+    }
+
+    /// Makes the copies on the list.
+    pub(crate) fn carry_out<O: Ops>(&mut self, ops: &O, pool: &mut O::KvPool) {
+        let fits = "blocks and slots are of one size";
+        for step in self.moves.drain(..) {
+            match step {
+                Move::Save { block, slot } => {
+                    let bytes = &mut self.slots[slot as usize];
+                    if bytes.is_empty() {
+                        *bytes = vec![0; self.block_bytes].into();
+                    }
+                    ops.save_block(pool, block, bytes).expect(fits);
+                    self.saved_blocks += 1;
+                }
+                Move::Load { slot, block } => {
+                    ops.load_block(pool, block, &self.slots[slot as usize]).expect(fits);
+                    self.loaded_blocks += 1;
+                }
+            }
+        }
+    }
+
+    /// Copies a block that nobody reads there and back so often, for a caller with a clock. Returns how many bytes that
+    /// is, both ways together.
+    pub(crate) fn exercise<O: Ops>(&self, ops: &O, pool: &mut O::KvPool, times: u32) -> u64 {
+        let mut bytes = vec![0; self.block_bytes];
+        for _ in 0..times {
+            ops.save_block(pool, 0, &mut bytes).expect("the null block is a block");
+            ops.load_block(pool, 0, &bytes).expect("the null block is a block");
+        }
+        2 * u64::from(times) * self.block_bytes as u64
+    }
+
+    pub(crate) fn stats(&self) -> TierStats {
+        self.offload.tiers().stats(HOST).expect("there is one tier")
+    }
+
+    /// Bytes copied to the tier, and from it.
+    pub(crate) fn copied_bytes(&self) -> (u64, u64) {
+        let bytes = self.block_bytes as u64;
+        (self.saved_blocks * bytes, self.loaded_blocks * bytes)
+    }
+
+    pub(crate) fn check(&self, cache: &KvCache) -> Result<(), TierViolation> {
+        self.offload.check(cache)
+    }
+
+    /// Puts a job's copies on the list, and ends it.
+    fn carry(&mut self, cache: &mut KvCache, job: JobId) -> Finished {
+        for transfer in self.offload.tiers().transfers(job).expect(OWN) {
+            self.moves.push(match (transfer.from, transfer.to) {
+                (Place::Device(block), Place::Tier(to)) => Move::Save { block: block.get(), slot: to.slot },
+                (Place::Tier(from), Place::Device(block)) => {
+                    Move::Load { slot: from.slot, block: block.get() }
+                }
+                _ => unreachable!("there is one tier"),
+            });
+        }
+        self.offload.complete(cache, job, Outcome::All).expect(OWN)
+    }
+}
