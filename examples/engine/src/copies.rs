@@ -7,8 +7,8 @@ use crate::engine::Engine;
 use crate::options::Speeds;
 
 impl Engine {
-    /// All copies that the plan asks for: what leaves the device and what comes back to it, in the order in which it was
-    /// decided, then what shared blocks were copied for.
+    /// All copies that the plan asks for: what leaves the device and what comes back to it, in the order in which
+    /// it was decided, then copies of shared blocks.
     ///
     /// # Panics
     /// When the cache names blocks that the pool does not have: a bug of ours.

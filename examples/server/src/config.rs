@@ -9,6 +9,7 @@ use quayline_engine::{GenerationConfig, KvDtype, KvSize, LoadError, ModelFiles, 
 use serde_json::{Map, Value};
 
 use crate::foreign;
+use crate::offloading::OffloadingFlags;
 use crate::speculative::SpeculativeConfig;
 
 /// Serves a language model over the OpenAI API.
@@ -162,6 +163,9 @@ pub(crate) struct Flags {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1), help_heading = "Engine")]
     tensor_parallel_size: u32,
 
+    #[command(flatten)]
+    offloading: OffloadingFlags,
+
     /// Routes for testing (/reset_prefix_cache) and audits while idle
     #[arg(long = "server-dev-mode", env = "VLLM_SERVER_DEV_MODE", value_parser = switch, default_value = "0",
         action = ArgAction::Set, hide = true)]
@@ -274,7 +278,7 @@ impl Flags {
             (None, Some(bytes)) => KvSize::Bytes(bytes),
             (None, None) => KvSize::Auto,
         };
-        Options {
+        let options = Options {
             block_size: self.block_size.unwrap_or(base.block_size),
             kv,
             kv_dtype: match self.kv_cache_dtype {
@@ -304,7 +308,9 @@ impl Flags {
             max_queued_tokens: Some(self.max_num_queued_tokens),
             threads: self.threads,
             seed: self.seed,
-        }
+            ..base
+        };
+        self.offloading.add_to(options)
     }
 
     /// Sampling defaults: `--override-generation-config` over `--generation-config`.

@@ -116,6 +116,11 @@ fn shown(app: &App) -> Value {
             "queries": prefix.queries, "hits": prefix.hits,
             "hit_rate": prefix.hits as f64 / prefix.queries.max(1) as f64,
         },
+        "host": view.snapshot.host.map(|host| json!({
+            "blocks": host.blocks, "used": host.used, "queries": host.queries, "hits": host.hits,
+            "swapped_tokens": host.swapped_tokens, "saved_bytes": host.saved_bytes,
+            "loaded_bytes": host.loaded_bytes, "evictions": host.evictions,
+        })),
         "last_step": {
             "prefill_requests": last_step.prefill_requests, "prefill_tokens": last_step.prefill_tokens,
             "decode_requests": last_step.decode_requests, "preempted": last_step.preempted,

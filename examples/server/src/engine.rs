@@ -15,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::{EngineMetrics, Timeline};
+use crate::offloading::Speedometer;
 
 /// Steps whose outputs may wait for a reader. A client that falls further behind is cut off, so that its
 /// outputs do not fill the memory.
@@ -227,6 +228,7 @@ struct EngineThread {
     ids: u64,
     published: Instant,
     rates: Rates,
+    speed: Option<Speedometer>,
 }
 
 /// One request in the engine.
@@ -248,13 +250,14 @@ struct Open {
 
 impl EngineThread {
     fn new(
-        engine: Engine,
+        mut engine: Engine,
         metrics: EngineMetrics,
         origin: Instant,
         commands: Sender<Command>,
         view: watch::Sender<View>,
         audit: bool,
     ) -> Self {
+        let speed = Speedometer::new(&mut engine);
         Self {
             engine,
             metrics,
@@ -267,6 +270,7 @@ impl EngineThread {
             ids: 0,
             published: origin,
             rates: Rates::default(),
+            speed,
         }
     }
 
@@ -359,6 +363,7 @@ impl EngineThread {
                 last: job.arrived,
                 prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
                 cached_tokens: 0,
+                loaded_tokens: 0,
                 preemptions: 0,
                 output_tokens: 0,
                 max_tokens: sampling.max_tokens,
@@ -404,6 +409,9 @@ impl EngineThread {
         let now = Instant::now();
         if tokens > 0 {
             self.metrics.step(tokens);
+            if let Some(speed) = &mut self.speed {
+                speed.note(&mut self.engine, now - begun);
+            }
         }
         let mut touched = Vec::new();
         for output in outputs.drain(..) {
@@ -421,6 +429,7 @@ impl EngineThread {
         let live = self.requests.get_mut(&output.id)?;
         let (job, choice) = (live.job, live.choice);
         live.timeline.cached_tokens = output.cached_tokens;
+        live.timeline.loaded_tokens = output.loaded_tokens;
         live.timeline.preemptions = output.preemptions;
         live.timeline.started = output.started.map(|at| self.origin + Duration::from_micros(at.0));
         if !output.tokens.is_empty() {

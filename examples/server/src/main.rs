@@ -11,6 +11,7 @@ mod engine;
 mod foreign;
 mod metrics;
 mod model;
+mod offloading;
 mod page;
 mod probe;
 mod process;

@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::{DraftTotals, FinishReason, Options, ReasonCount, Snapshot, WaitReason};
+use quayline_engine::{DraftTotals, FinishReason, HostUse, Options, ReasonCount, Snapshot, WaitReason};
 use tokio::sync::watch;
 
 use crate::engine::View;
@@ -158,6 +158,8 @@ pub(crate) struct Timeline {
     pub(crate) last: Instant,
     pub(crate) prompt_tokens: u32,
     pub(crate) cached_tokens: u32,
+    /// Of these, from host memory.
+    pub(crate) loaded_tokens: u32,
     pub(crate) preemptions: u32,
     pub(crate) output_tokens: u32,
     /// As the request asked for it.
@@ -176,12 +178,12 @@ impl EngineMetrics {
             prompt_tokens_cached_by_source: to.family(
                 "prompt_tokens_cached_by_source",
                 "Prompt tokens found in a cache, by where it is",
-                ("source", &["device"]),
+                ("source", &["device", "cpu"]),
             ),
             prompt_tokens_by_source: to.family(
                 "prompt_tokens_by_source",
                 "Prompt tokens by where their keys and values came from",
-                ("source", &["local_compute", "local_cache_hit"]),
+                ("source", &["local_compute", "local_cache_hit", "external_kv_transfer"]),
             ),
             generation_tokens: to.counter("generation_tokens", "Tokens generated"),
             request_success: to.family(
@@ -285,9 +287,14 @@ impl EngineMetrics {
         let computed = of.prompt_tokens.saturating_sub(of.cached_tokens);
         self.prompt_tokens.inc_by(u64::from(of.prompt_tokens));
         self.prompt_tokens_cached.inc_by(u64::from(of.cached_tokens));
-        let device = self.prompt_tokens_cached_by_source.get_or_create_owned(&[("source", "device")]);
-        device.inc_by(u64::from(of.cached_tokens));
-        for (source, tokens) in [("local_compute", computed), ("local_cache_hit", of.cached_tokens)] {
+        let (loaded, here) = (of.loaded_tokens, of.cached_tokens.saturating_sub(of.loaded_tokens));
+        for (source, tokens) in [("device", here), ("cpu", loaded)] {
+            let source = self.prompt_tokens_cached_by_source.get_or_create_owned(&[("source", source)]);
+            source.inc_by(u64::from(tokens));
+        }
+        let sources =
+            [("local_compute", computed), ("local_cache_hit", here), ("external_kv_transfer", loaded)];
+        for (source, tokens) in sources {
             let source = self.prompt_tokens_by_source.get_or_create_owned(&[("source", source)]);
             source.inc_by(u64::from(tokens));
         }
@@ -408,6 +415,7 @@ impl Collector for EngineCollector {
         if let Some(speculation) = self.options.speculation {
             write.drafts(&snapshot.totals.drafts, speculation.num_speculative_tokens.get())?;
         }
+        write.host_memory(&snapshot.host.unwrap_or_default())?;
         write.reasons(&snapshot.reasons)?;
         self.cache_config(&mut write, &snapshot)
     }
@@ -477,6 +485,27 @@ impl Write<'_> {
         for (place, &count) in drafts.accepted_by_place.iter().enumerate().take(places as usize) {
             let labels = [("position", place.to_string())];
             ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// All zero where there is none.
+    fn host_memory(&mut self, host: &HostUse) -> fmt::Result {
+        let used = f64::from(host.used) / f64::from(host.blocks.max(1));
+        self.gauge("vllm:kv_offload_cpu_cache_usage_perc", "Share of host memory for blocks in use", used)?;
+        for (name, help, value) in [
+            ("vllm:external_prefix_cache_queries", "Tokens looked up in host memory", host.queries),
+            ("vllm:external_prefix_cache_hits", "Tokens found in host memory", host.hits),
+            ("vllm:kv_offload_store_bytes", "Bytes copied to host memory", host.saved_bytes),
+            ("vllm:kv_offload_load_bytes", "Bytes copied back from host memory", host.loaded_bytes),
+            (
+                "quayline:kv_offload_swapped_tokens",
+                "Tokens of preempted requests moved to host memory",
+                host.swapped_tokens,
+            ),
+            ("quayline:kv_offload_evictions", "Blocks that host memory gave up for others", host.evictions),
+        ] {
+            self.counter(name, help, value)?;
         }
         Ok(())
     }

@@ -145,13 +145,18 @@ const END_TO_END: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240
 const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
 
 /// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
-const SERIES: [(&str, &str); 31] = [
+const SERIES: [(&str, &str); 36] = [
     ("cache_config_info", "gauge"),
     ("kv_cache_usage_perc", "gauge"),
     ("num_requests_running", "gauge"),
     ("num_requests_waiting", "gauge"),
     ("num_requests_waiting_by_reason", "gauge"),
     ("admission_rejections_total", "counter"),
+    ("external_prefix_cache_hits_total", "counter"),
+    ("external_prefix_cache_queries_total", "counter"),
+    ("kv_offload_cpu_cache_usage_perc", "gauge"),
+    ("kv_offload_load_bytes_total", "counter"),
+    ("kv_offload_store_bytes_total", "counter"),
     ("generation_tokens_total", "counter"),
     ("num_preemptions_total", "counter"),
     ("prefix_cache_hits_total", "counter"),
@@ -242,5 +247,29 @@ async fn a_preempted_request_is_counted_when_it_ends() {
     assert!(preemptions > 0.0);
     assert_eq!(sample("request_num_preemptions_sum"), preemptions);
     assert_eq!(sample("request_num_preemptions_count"), 2.0);
+    server.stop();
+}
+
+#[tokio::test]
+async fn what_comes_back_from_host_memory_is_counted() {
+    // Room for 12 blocks of 16 tokens, and for 170 behind them.
+    let line = "--num-gpu-blocks-override 12 --max-model-len 192 --kv-offloading-size 0.004";
+    let server = Server::start(line).await;
+    let prompt =
+        |begin: u32| json!((0..100).map(|at| 100 + (begin * 131 + at * 7) % 1000).collect::<Vec<u32>>());
+    for begin in [1, 2, 3, 4, 1] {
+        server.ok("/v1/completions", completion(prompt(begin), 4)).await;
+    }
+    server.idle().await;
+    let samples = parse(&server.get("/metrics").await.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let sample = |name: &str, more: &str| samples[&format!("{name}{{{labels}{more}}}")];
+    assert_eq!(sample("vllm:external_prefix_cache_hits_total", ""), 96.0);
+    assert_eq!(sample("vllm:external_prefix_cache_queries_total", ""), 500.0);
+    assert_eq!(sample("vllm:prompt_tokens_by_source_total", ",source=\"external_kv_transfer\""), 96.0);
+    assert_eq!(sample("vllm:prompt_tokens_cached_by_source_total", ",source=\"cpu\""), 96.0);
+    assert_eq!(sample("vllm:kv_offload_load_bytes_total", ""), 96.0 * 1536.0);
+    assert!(sample("vllm:kv_offload_store_bytes_total", "") >= 4.0 * 96.0 * 1536.0);
+    assert!(sample("vllm:kv_offload_cpu_cache_usage_perc", "") > 0.1);
     server.stop();
 }

@@ -38,6 +38,7 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
             "occupancy",
             "blocks_per_cell",
             "prefix",
+            "host",
             "last_step",
             "totals",
             "reasons",
