@@ -58,14 +58,15 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Whether a block that is to be written into belongs to somebody else as well: to more than `own` tables, or to
-    /// those who may find it. Copies that are yet to be made of it do not count, they come before the writing.
+    /// those who may find it. Copies that are yet to be made of it do not count, they come before the writing; nor do
+    /// pins, which keep what is found in it and nothing else.
     #[inline]
     pub(crate) fn is_shared(&self, written: Written, own: u32) -> bool {
         let Written { block, first_part, .. } = written;
         let references = self.blocks.pool.references(block);
         let copied = || self.copies.iter().filter(|copy| copy.from == block).count();
-        (references > own && references as usize - copied() > own as usize)
-            || self.blocks.prefix.contains_from(block, first_part)
+        let others = || references as usize - copied() - self.pins.of(block) as usize;
+        (references > own && others() > own as usize) || self.blocks.prefix.contains_from(block, first_part)
     }
 
     /// Takes the blocks that the lookup found for the first `tokens` tokens.

@@ -119,7 +119,7 @@ pub enum Retention {
     /// ([`Hit::junction`](crate::Hit::junction)).
     #[default]
     Prompt,
-    /// These, and every so many tokens.
+    /// These, and every so many tokens. Every 0 tokens is never: these alone, as with vLLM's retention interval of 0.
     Every(TokenCount),
     /// Everywhere.
     Dense,

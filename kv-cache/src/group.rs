@@ -66,7 +66,11 @@ impl Groups {
         let hits = all.iter().filter(|group| group.holds != Holds::Encoder);
         let alignment = hits.map(|group| group.entry).reduce(BlockSize::common_multiple).unwrap_or(unit);
         let margin = TokenCount(if config.draft_head { alignment.get() } else { 0 });
-        Ok(Groups { all, unit, alignment, margin, retention: config.retention })
+        let retention = match config.retention {
+            Retention::Every(TokenCount(0)) => Retention::Prompt,
+            other => other,
+        };
+        Ok(Groups { all, unit, alignment, margin, retention })
     }
 
     #[inline]
@@ -98,7 +102,7 @@ impl Groups {
             Retention::Prompt => prompt,
             Retention::Dense => Some(next(self.alignment)),
             Retention::Every(every) => {
-                let every = BlockSize::new(every.get()).unwrap_or(self.alignment);
+                let every = BlockSize::new(every.get()).expect("every 0 tokens is never");
                 let periodic = next(self.alignment.common_multiple(every));
                 Some(prompt.map_or(periodic, |prompt| prompt.min(periodic)))
             }

@@ -1,19 +1,23 @@
 //! Random calls against the model of `model/`, over caches of one to three groups of every kind. After every call the
 //! cache is audited and every number in it compared.
 //!
-//! `QUAYLINE_ORACLE_CALLS=1000000 cargo test --release -p quayline-kv-cache --test oracle` makes a million of them.
+//! `QUAYLINE_ORACLE_CALLS=1000000 cargo test --release -p quayline-kv-cache --test oracle` makes a million of them;
+//! `QUAYLINE_ORACLE_SEED` makes others.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "the pools of this test are tiny")]
 
 mod model;
+mod plain;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Kind, Model, Shape, Verdict};
+use plain::{PlainArc, PlainCost, PlainFair, PlainLeafFirst, PlainLru, PlainSlru};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
+use quayline_kv_cache::evict::{CostAware, Fair, Policy, PolicyName, Quota, Slru};
 use quayline_kv_cache::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
 use quayline_kv_cache::*;
 
@@ -33,7 +37,7 @@ const KEYS: [SequenceKey<'static>; 3] = [
 /// One call. Sequences are numbers below [`SEQUENCES`], so that calls meet open and closed ones.
 #[derive(Clone, Debug)]
 enum Call {
-    Open { sequence: u64, key: usize, tokens: Vec<TokenId>, reuse: Reuse },
+    Open { sequence: u64, key: usize, tenant: u32, tokens: Vec<TokenId>, reuse: Reuse },
     Encoder { sequence: u64, tokens: u32 },
     Push { sequence: u64, tokens: Vec<TokenId> },
     Lookup { sequence: u64 },
@@ -49,6 +53,11 @@ enum Call {
     Close { sequence: u64 },
     Evict { blocks: Vec<BlockId> },
     EvictHash { sequence: u64, index: usize },
+    Pin { pin: u64, sequence: u64, tokens: u32, until: Option<u64> },
+    PinHashes { pin: u64, sequence: u64, count: u32 },
+    Unpin { pin: u64 },
+    Expire { now: u64 },
+    Quota { tenant: u32, share: u32, limit: u32 },
     EndStep,
     Reset,
 }
@@ -65,37 +74,78 @@ enum From {
 const SEQUENCES: u64 = 6;
 
 /// Calls of a run that fits in a few seconds.
-const CALLS: usize = 50_000;
+const CALLS: u64 = 12_000;
 
 #[test]
 fn the_cache_does_what_the_model_does() {
-    let (wanted, made) = (calls_wanted(), Cell::new(0));
+    let (wanted, made) = (asked("QUAYLINE_ORACLE_CALLS", CALLS), Cell::new(0));
+    let seed = asked("QUAYLINE_ORACLE_SEED", 20);
     // Runs of up to 150 calls, the same ones every time. A failing run is shrunk before it is printed.
-    let runs =
-        Runs { cases: u32::MAX, rng_seed: RngSeed::Fixed(20), failure_persistence: None, ..Runs::default() };
-    let strategy = (shape(), prop::collection::vec(call(), 1..150));
+    let runs = Runs {
+        cases: u32::MAX,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..Runs::default()
+    };
+    let strategy = (shape(), prop::option::weighted(0.8, policy()), prop::collection::vec(call(), 1..150));
     let mut runner = TestRunner::new(runs);
     while made.get() < wanted {
         let once = Runs { cases: 100, ..runner.config().clone() };
         let mut some = TestRunner::new_with_rng(once, runner.new_rng());
-        let result = some.run(&strategy, |(shape, calls)| {
-            let cache = KvCache::new(shape.config.clone()).unwrap();
-            let mut pair = Pair { cache, model: Model::new(&shape) };
-            made.set(made.get() + calls.len());
-            for call in calls {
-                pair.run(call);
-            }
-            pair.wind_down();
+        let result = some.run(&strategy, |(shape, chosen, calls)| {
+            made.set(made.get() + calls.len() as u64);
+            play(&shape, chosen, calls);
             Ok(())
         });
-        result.unwrap();
+        assert!(result.is_ok(), "seed {seed}: {}", result.unwrap_err());
     }
-    eprintln!("{} calls", made.get());
+    eprintln!("{} calls, seed {seed}", made.get());
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test may be asked by its environment to run longer")]
-fn calls_wanted() -> usize {
-    std::env::var("QUAYLINE_ORACLE_CALLS").map_or(CALLS, |calls| calls.parse().unwrap())
+fn asked(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |number| number.parse().unwrap())
+}
+
+fn policy() -> impl Strategy<Value = PolicyName> {
+    (0..PolicyName::ALL.len()).prop_map(|place| PolicyName::ALL[place])
+}
+
+/// Of what a late block costs more, so that it shows in small pools.
+const DOUBLES_AFTER: u32 = 12;
+
+/// Plays calls with a policy behind quotas, or with LRU alone.
+fn play(shape: &Shape, chosen: Option<PolicyName>, calls: Vec<Call>) {
+    let (blocks, size) = (shape.config.block_count, shape.config.block_size);
+    let Some(chosen) = chosen else {
+        return Pair::new(shape, Lru::new, PlainLru::new(blocks), |_, _, _, _| ()).play(calls);
+    };
+    match chosen {
+        PolicyName::Lru => fair(shape, Policy::Lru(Lru::new(blocks)), PlainLru::new(blocks), calls),
+        PolicyName::LeafFirst => {
+            fair(shape, Policy::new(chosen, blocks, size), PlainLeafFirst::new(blocks), calls);
+        }
+        PolicyName::Slru => {
+            fair(shape, Policy::Slru(Slru::new(blocks, 40)), PlainSlru::new(blocks, 40), calls)
+        }
+        PolicyName::Arc => fair(shape, Policy::new(chosen, blocks, size), PlainArc::new(blocks), calls),
+        PolicyName::Cost => {
+            let doubles_after = DOUBLES_AFTER.div_ceil(size.get());
+            let cost = CostAware::with_cost(blocks, size, TokenCount(doubles_after * size.get()));
+            fair(shape, Policy::Cost(cost), PlainCost::new(blocks, doubles_after), calls);
+        }
+    }
+}
+
+fn fair<P: Eviction>(shape: &Shape, policy: Policy, plain: P, calls: Vec<Call>) {
+    let blocks = shape.config.block_count;
+    let set_quota =
+        |cache: &mut KvCache<Xxh3, Fair<Policy>>, model: &mut Model<PlainFair<P>>, tenant, quota| {
+            cache.set_quota(tenant, quota);
+            model.policy.set_quota(tenant, quota);
+        };
+    let plain = PlainFair::new(blocks, plain, &[]);
+    Pair::new(shape, |blocks| Fair::new(blocks, policy), plain, set_quota).play(calls);
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -114,9 +164,11 @@ fn shape() -> impl Strategy<Value = Shape> {
         retention,
         prop::bool::weighted(0.15),
         prop_oneof![5 => Just(0u32), 1 => 1u32..3],
+        (0u32..20, prop_oneof![3 => Just(10_000u32), 1 => 1u32..6]),
     );
     (sizes, rest).prop_map(|((base, kinds, parts), rest)| {
-        let (blocks, prefix_caching, hash_seed, tokens_max, step_max, retention, draft_head, ahead) = rest;
+        let (blocks, prefix_caching, hash_seed, tokens_max, step_max, retention, draft_head, ahead, kept) =
+            rest;
         // Parts divide every block, so all sizes are multiples of one.
         let unit = parts.map(|parts| base.min(parts));
         let size = |factor: u32| unit.map_or(base, |unit| unit * base) * factor;
@@ -131,6 +183,8 @@ fn shape() -> impl Strategy<Value = Shape> {
         config.sequence_tokens_max = TokenCount(tokens_max);
         config.step_tokens_max = TokenCount(step_max);
         config.hash_lookahead = TokenCount(ahead);
+        config.pinned_blocks_max = BlockCount(kept.0);
+        config.events_max = kept.1;
         let config = Config { prefix_caching, hash_seed, retention, draft_head, ..config };
         Shape { config, groups }
     })
@@ -194,14 +248,26 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (sequence(), 0u32..40).prop_map(|(sequence, room)| Call::Trim { sequence, room }),
         1 => (sequence(), 0usize..6).prop_map(|(sequence, index)| Call::EvictHash { sequence, index }),
     ];
+    let pin = || 0u64..3;
+    let of_pins = prop_oneof![
+        3 => (pin(), sequence(), 0u32..40, prop::option::of(0u64..40))
+            .prop_map(|(pin, sequence, tokens, until)| Call::Pin { pin, sequence, tokens, until }),
+        2 => (pin(), sequence(), 0u32..12)
+            .prop_map(|(pin, sequence, count)| Call::PinHashes { pin, sequence, count }),
+        2 => pin().prop_map(|pin| Call::Unpin { pin }),
+        1 => (0u64..40).prop_map(|now| Call::Expire { now }),
+        2 => (0u32..3, 0u32..20, 0u32..40)
+            .prop_map(|(tenant, share, limit)| Call::Quota { tenant, share, limit }),
+    ];
     prop_oneof![
-        6 => (sequence(), key, tokens(30), reuse)
-            .prop_map(|(sequence, key, tokens, reuse)| Call::Open { sequence, key, tokens, reuse }),
+        6 => (sequence(), key, 0u32..3, tokens(30), reuse)
+            .prop_map(|(sequence, key, tenant, tokens, reuse)| Call::Open { sequence, key, tenant, tokens, reuse }),
         6 => (sequence(), tokens(6)).prop_map(|(sequence, tokens)| Call::Push { sequence, tokens }),
         14 => (sequence(), claim, from, prop::bool::weighted(0.9))
             .prop_map(|(sequence, claim, from, commit)| Call::Claim { sequence, claim, from, commit }),
         16 => of_sequence,
         1 => prop::collection::vec((0u32..40).prop_map(BlockId), 0..4).prop_map(|blocks| Call::Evict { blocks }),
+        3 => of_pins,
         4 => Just(Call::EndStep),
         1 => Just(Call::Reset),
     ]
@@ -214,20 +280,40 @@ fn tokens(length_max: u32) -> impl Strategy<Value = Vec<TokenId>> {
     })
 }
 
-/// The cache and the model, told the same.
-struct Pair {
-    cache: KvCache,
-    model: Model,
+/// Sets the quota of a tenant in both.
+type SetQuota<E, P> = fn(&mut KvCache<Xxh3, E>, &mut Model<P>, TenantId, Quota);
+
+/// The cache and the model, told the same, and who hears nothing but events.
+struct Pair<E: Eviction, P> {
+    cache: KvCache<Xxh3, E>,
+    model: Model<P>,
+    set_quota: SetQuota<E, P>,
+    replica: Replica<BlockHash>,
+    calls: u32,
 }
 
-impl Pair {
+impl<E: Eviction, P: Eviction> Pair<E, P> {
+    fn new(shape: &Shape, policy: impl FnOnce(BlockCount) -> E, plain: P, set_quota: SetQuota<E, P>) -> Self {
+        let hasher = Xxh3::new(shape.config.hash_seed);
+        let cache = KvCache::with(shape.config.clone(), hasher, policy).unwrap();
+        Pair { cache, model: Model::new(shape, plain), set_quota, replica: Replica::new(), calls: 0 }
+    }
+
+    fn play(mut self, calls: Vec<Call>) {
+        for call in calls {
+            self.run(call);
+        }
+        self.wind_down();
+    }
+
     fn run(&mut self, call: Call) {
-        let Pair { cache, model } = self;
+        let Pair { cache, model, .. } = self;
         let id = SequenceId;
         match call {
-            Call::Open { sequence, key, tokens, reuse } => {
-                let answer = cache.open(id(sequence), KEYS[key], &tokens, reuse);
-                assert_eq!(answer, model.open(sequence, key, &tokens, reuse));
+            Call::Open { sequence, key, tenant, tokens, reuse } => {
+                let tenant = TenantId(tenant);
+                let answer = cache.open(id(sequence), SequenceKey { tenant, ..KEYS[key] }, &tokens, reuse);
+                assert_eq!(answer, model.open(sequence, (key, tenant), &tokens, reuse));
             }
             Call::Encoder { sequence, tokens } => {
                 assert_eq!(cache.encoder(id(sequence), TokenCount(tokens)), model.encoder(sequence, tokens));
@@ -283,6 +369,24 @@ impl Pair {
                     assert_eq!(cache.evict_hash(hash), model.evict_hash(sequence, index));
                 }
             }
+            Call::Pin { pin, sequence, tokens, until } => {
+                let until = until.map(Tick);
+                let answer = cache.pin(PinId(pin), id(sequence), TokenCount(tokens), until);
+                assert_eq!(answer, model.pin(pin, sequence, tokens, until));
+            }
+            Call::PinHashes { pin, sequence, count } => {
+                if let Ok(hashes) = cache.hashes(id(sequence)) {
+                    let hashes = hashes[..hashes.len().min(count as usize)].to_vec();
+                    let expected = model.pin_hashes(pin, sequence, hashes.len() as u32);
+                    assert_eq!(cache.pin_hashes(PinId(pin), &hashes, None), expected);
+                }
+            }
+            Call::Unpin { pin } => assert_eq!(cache.unpin(PinId(pin)), model.unpin(pin)),
+            Call::Expire { now } => assert_eq!(cache.expire(Tick(now)), model.expire(Tick(now))),
+            Call::Quota { tenant, share, limit } => {
+                let quota = Quota { share: BlockCount(share), limit: BlockCount(limit) };
+                (self.set_quota)(cache, model, TenantId(tenant), quota);
+            }
             Call::EndStep => {
                 cache.end_step();
                 model.end_step();
@@ -301,6 +405,9 @@ impl Pair {
         match (self.cache.reserve(SequenceId(sequence), claim), expected) {
             (Err(error), Err(expected)) => assert_eq!(error, expected),
             (Ok(Admission::NextStep), Ok(Verdict::NextStep)) => (),
+            (Ok(Admission::OverLimit(refusal)), Ok(Verdict::OverLimit(expected))) => {
+                assert_eq!(refusal, expected);
+            }
             (Ok(Admission::Wait { need, reserved, free, .. }), Ok(Verdict::Wait(a, b, c))) => {
                 assert_eq!((need.0, reserved.0, free.0), (a, b, c));
             }
@@ -327,14 +434,15 @@ impl Pair {
         }
     }
 
-    fn compare(&self) {
-        let Pair { cache, model } = self;
+    fn compare(&mut self) {
+        let Pair { cache, model, .. } = self;
         cache.check().unwrap();
         let free: Vec<BlockId> = cache.free_blocks().collect();
-        assert_eq!(free, model.free, "order of the free list");
+        assert_eq!(free, model.policy.order().collect::<Vec<_>>(), "order of the free list");
         let stats = cache.stats();
-        assert_eq!(stats.free.0 + stats.used.0 + 1, cache.config().block_count.0, "free + used + null = all");
-        assert_eq!(stats.free.0 as usize, model.free.len());
+        let all = stats.free.0 + stats.used.0 + stats.pinned.0 + 1;
+        assert_eq!(all, cache.config().block_count.0, "free + used + pinned + null = all");
+        assert_eq!((stats.free.0, stats.pinned.0), (model.free(), model.pinned()));
         assert_eq!((stats.first, stats.again, stats.evictions), (model.first, model.again, model.evictions));
         assert_eq!((stats.cached.0, stats.reserved.0), (model.cached(), model.set_aside()));
         assert_eq!(stats.sequences as usize, model.sequences.len());
@@ -347,11 +455,47 @@ impl Pair {
             assert_eq!(cache.known(SequenceId(id)).unwrap().0 as usize, sequence.tokens.len());
         }
         self.compare_content();
+        self.calls += 1;
+        if self.calls.is_multiple_of(8) {
+            self.hear();
+        }
+    }
+
+    /// What the events come to is what the model has. Who hears too late begins anew with a snapshot.
+    fn hear(&mut self) {
+        let Pair { cache, model, replica, .. } = self;
+        let mut hole = None;
+        cache.drain_events(|number, event| match replica.apply(number, &event) {
+            Ok(()) => {}
+            Err(ReplicaError::Hole { expected, got }) => hole = Some(got - expected),
+            Err(error) => unreachable!("{error}: {event:?}"),
+        });
+        let snapshot = cache.snapshot().unwrap();
+        if hole.is_some() {
+            *replica = Replica::of(&snapshot);
+        }
+        assert_eq!(*replica, Replica::of(&snapshot));
+        let there = model.content.iter().flatten().flatten();
+        let there: BTreeSet<_> = there.map(|content| (content.group, &content.tokens)).collect();
+        assert_eq!(replica.blocks().count(), there.len(), "one name for each content, however many copies");
+        let blocks = (1..model.content.len() as u32).map(BlockId);
+        for (block, content) in blocks.filter_map(|block| Some((block, model.whole_content(block)?))) {
+            let (group, name) = (GroupId(content.group as u8), cache.hash_of(block).unwrap());
+            assert!(replica.contains(group, name), "{block} is found and was not told");
+        }
+        for stored in snapshot.stored() {
+            let group = usize::from(stored.group.0);
+            let (first, end) = (stored.first.0 as usize, stored.first.0 as usize + stored.tokens.len());
+            let is_it = |(of, (_, tokens)): &(usize, &(usize, Vec<TokenId>))| {
+                *of == group && tokens.len() >= end && tokens[first..end] == *stored.tokens
+            };
+            assert!(there.iter().any(is_it), "{stored:?} is nobody's");
+        }
     }
 
     /// Hashes are equal where whole token lists are, and only there.
     fn compare_content(&self) {
-        let Pair { cache, model } = self;
+        let Pair { cache, model, .. } = self;
         let mut hashes = BTreeMap::new();
         let mut contents = BTreeMap::new();
         for block in (1..model.content.len() as u32).map(BlockId) {
@@ -375,6 +519,7 @@ impl Pair {
             self.run(Call::Close { sequence });
         }
         self.run(Call::EndStep);
+        self.run(Call::Expire { now: u64::MAX });
         self.run(Call::Reset);
         assert_eq!(self.cache.stats().free, self.cache.stats().blocks, "no block is lost");
     }

@@ -3,6 +3,9 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "the pools of this test are tiny")]
 
+mod blocks;
+mod claims;
+mod pins;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -57,6 +60,7 @@ pub(crate) enum Verdict {
         new: u32,
     },
     NextStep,
+    OverLimit(OverLimit),
     /// Need, reserved, free.
     Wait(u32, u32, u32),
     Never(u32),
@@ -69,13 +73,17 @@ pub(crate) struct Granted {
     pub(crate) copies: Vec<BlockCopy>,
 }
 
-pub(crate) struct Model {
+pub(crate) struct Model<P> {
     config: Config,
     groups: Vec<Group>,
     unit: u32,
     alignment: u32,
     margin: u32,
-    pub(crate) free: Vec<BlockId>,
+    /// The free blocks, as the plain twin of the policy keeps them.
+    pub(crate) policy: P,
+    /// Numbers for contents, by which a policy remembers what is gone.
+    names: BTreeMap<(usize, (usize, Vec<TokenId>)), u32>,
+    pins: BTreeMap<u64, pins::Pin>,
     /// By block and part: what others find in it.
     pub(crate) content: Vec<Vec<Option<Content>>>,
     pub(crate) sequences: BTreeMap<u64, Sequence>,
@@ -108,6 +116,7 @@ pub(crate) struct Content {
 #[derive(Clone)]
 pub(crate) struct Sequence {
     key: usize,
+    tenant: TenantId,
     reuse: Reuse,
     pub(crate) tokens: Vec<TokenId>,
     prompt: u32,
@@ -127,6 +136,21 @@ pub(crate) struct Loading {
     begin: u32,
     from: u32,
     to: u32,
+}
+
+/// A block that somebody lets go of: where it was, and what its content hung on.
+#[derive(Clone, Copy)]
+struct Leaving {
+    block: BlockId,
+    index: u32,
+    before: Option<BlockId>,
+}
+
+impl Leaving {
+    /// The block that a copy was made of.
+    fn source(copy: BlockCopy) -> Leaving {
+        Leaving { block: copy.from, index: copy.index, before: None }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -154,15 +178,17 @@ fn real(blocks: &[BlockId]) -> u32 {
     blocks.iter().filter(|&&block| block != BlockId::NULL).count() as u32
 }
 
-impl Model {
-    pub(crate) fn new(shape: &Shape) -> Self {
+impl<P: Eviction> Model<P> {
+    pub(crate) fn new(shape: &Shape, policy: P) -> Self {
         let Shape { config, groups } = shape.clone();
         let unit = config.hash_unit().get();
         let mut model = Model {
             unit,
             alignment: 1,
             margin: 0,
-            free: (1..config.block_count.0).map(BlockId).collect(),
+            policy,
+            names: BTreeMap::new(),
+            pins: BTreeMap::new(),
             content: vec![vec![None; 64]; config.block_count.0 as usize],
             sequences: BTreeMap::new(),
             copies: Vec::new(),
@@ -202,7 +228,16 @@ impl Model {
     }
 
     pub(crate) fn users(&self, block: BlockId) -> u32 {
-        self.holders(block) + self.copies.iter().filter(|copy| copy.from == block).count() as u32
+        let copied = self.copies.iter().filter(|copy| copy.from == block).count() as u32;
+        self.holders(block) + copied + self.pins_of(block)
+    }
+
+    pub(crate) fn is_free(&self, block: BlockId) -> bool {
+        block != BlockId::NULL && self.users(block) == 0
+    }
+
+    pub(crate) fn free(&self) -> u32 {
+        (1..self.content.len() as u32).filter(|&block| self.is_free(BlockId(block))).count() as u32
     }
 
     fn holders(&self, block: BlockId) -> u32 {
@@ -225,7 +260,7 @@ impl Model {
         self.sequences.values().map(|sequence| sequence.set_aside).sum()
     }
 
-    fn get(&mut self, id: u64) -> Result<&mut Sequence, Error> {
+    pub(super) fn get(&mut self, id: u64) -> Result<&mut Sequence, Error> {
         self.sequences.get_mut(&id).ok_or(Error::NotOpen { sequence: SequenceId(id) })
     }
 
@@ -241,7 +276,7 @@ impl Model {
     pub(crate) fn open(
         &mut self,
         id: u64,
-        key: usize,
+        (key, tenant): (usize, TenantId),
         tokens: &[TokenId],
         reuse: Reuse,
     ) -> Result<(), Error> {
@@ -251,6 +286,7 @@ impl Model {
         self.must_fit(id, tokens.len())?;
         let sequence = Sequence {
             key,
+            tenant,
             reuse,
             tokens: tokens.to_vec(),
             prompt: tokens.len() as u32,
@@ -289,14 +325,18 @@ impl Model {
     }
 
     /// The oldest block of `group` in which the first `end` tokens of a sequence end.
-    fn find(&self, group: usize, sequence: &Sequence, end: u32) -> Option<BlockId> {
+    pub(super) fn find(&self, group: usize, sequence: &Sequence, end: u32) -> Option<BlockId> {
         let covered = end + self.config.hash_lookahead.0;
-        let wanted = (sequence.key, sequence.tokens.get(..covered as usize)?.to_vec());
+        self.oldest(group, &(sequence.key, sequence.tokens.get(..covered as usize)?.to_vec()))
+    }
+
+    /// The oldest block of `group` that is found under the name for these tokens.
+    pub(super) fn oldest(&self, group: usize, wanted: &(usize, Vec<TokenId>)) -> Option<BlockId> {
         let blocks = (0..).map(BlockId).zip(&self.content);
         let copies =
             blocks.flat_map(|(block, parts)| parts.iter().flatten().map(move |content| (content, block)));
         copies
-            .filter(|(content, _)| content.group == group && content.tokens == wanted)
+            .filter(|(content, _)| content.group == group && content.tokens == *wanted)
             .map(|(content, block)| (content.published_as, block))
             .min()
             .map(|(_, block)| block)
@@ -304,7 +344,13 @@ impl Model {
 
     /// The blocks that a hit of `tokens` tokens takes in `group`, if they are all there. The `margin` tokens behind it
     /// have to be there as well.
-    fn hit_in(&self, group: usize, sequence: &Sequence, tokens: u32, margin: u32) -> Option<Vec<BlockId>> {
+    pub(super) fn hit_in(
+        &self,
+        group: usize,
+        sequence: &Sequence,
+        tokens: u32,
+        margin: u32,
+    ) -> Option<Vec<BlockId>> {
         let Group { kind, size } = self.groups[group];
         let mut blocks = Vec::new();
         let end = if kind == Kind::State { tokens } else { tokens + margin };
@@ -322,12 +368,12 @@ impl Model {
         Some(blocks)
     }
 
-    fn hits(&self, sequence: &Sequence, tokens: u32) -> Option<Vec<Vec<BlockId>>> {
+    pub(super) fn hits(&self, sequence: &Sequence, tokens: u32) -> Option<Vec<Vec<BlockId>>> {
         (0..self.groups.len()).map(|group| self.hit_in(group, sequence, tokens, self.margin)).collect()
     }
 
     /// The longest hit and its blocks, by trying all.
-    fn hit(&self, id: u64) -> (Hit, Vec<Vec<BlockId>>) {
+    pub(super) fn hit(&self, id: u64) -> (Hit, Vec<Vec<BlockId>>) {
         let sequence = &self.sequences[&id];
         let shares = self.groups.iter().any(|group| group.kind != Kind::Cross);
         let reads = self.config.prefix_caching && sequence.reuse == Reuse::ReadWrite && shares;
@@ -364,161 +410,5 @@ impl Model {
             Some(sequence) if sequence.is_empty() => self.hit(id).0.tokens,
             Some(sequence) => TokenCount(sequence.computed),
         }
-    }
-
-    /// Blocks of a group that a claim adds, null ones too.
-    fn added(&self, group: usize, sequence: &Sequence, length: u32, claim: Claim) -> Vec<bool> {
-        let Group { kind, size } = self.groups[group];
-        let after = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
-        let room = (after + claim.lookahead.0).min(self.config.sequence_tokens_max.0);
-        let room = if kind == Kind::Cross { sequence.encoder } else { room };
-        let start = claim.computed.0 + claim.external.0;
-        (length..room.div_ceil(size).max(length))
-            .map(|index| match kind {
-                Kind::Full | Kind::Cross => true,
-                Kind::State => {
-                    let last = |tokens: u32| tokens.saturating_sub(1) / size;
-                    index >= last(after) || (claim.external.0 > 0 && index == last(start))
-                }
-                _ => {
-                    (index * size..(index + 1) * size).any(|token| kind.needs(token, start, sequence.prompt))
-                }
-            })
-            .collect()
-    }
-
-    /// What the whole sequence would add in a group: as many blocks as the rest has, or as it holds at once.
-    fn whole(&self, group: usize, sequence: &Sequence, blocks: &[BlockId]) -> u32 {
-        let Group { kind, size } = self.groups[group];
-        let tokens = if kind == Kind::Cross { sequence.encoder } else { sequence.known() };
-        let step = u64::from(self.config.step_tokens_max.0);
-        let size64 = u64::from(size);
-        let beyond = u64::from(tokens.div_ceil(size).saturating_sub(blocks.len() as u32));
-        let all = u64::from(tokens.div_ceil(size));
-        let at_once = match kind {
-            Kind::Full | Kind::Cross | Kind::WindowBehindPrompt { .. } => all,
-            Kind::Window { window, sinks } => {
-                (u64::from(window) - 1 + step).div_ceil(size64) + 1 + u64::from(sinks.div_ceil(size))
-            }
-            Kind::Local { chunk } => (u64::from(chunk) + step).div_ceil(size64),
-            Kind::State => 2,
-        };
-        let has = if kind.drops() && kind != Kind::State { real(blocks) } else { blocks.len() as u32 };
-        if matches!(kind, Kind::Full | Kind::Cross) {
-            return beyond as u32;
-        }
-        beyond.min(at_once.min(all).saturating_sub(has.into())) as u32
-    }
-
-    /// Entries of `blocks` that a claim writes into and that are not the sequence's alone.
-    fn to_copy(
-        &self,
-        group: usize,
-        blocks: &[BlockId],
-        published: u32,
-        claim: Claim,
-        shared_from: Option<u32>,
-        own: u32,
-    ) -> Vec<u32> {
-        let Group { kind, size } = self.groups[group];
-        let after = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
-        let written = match kind {
-            Kind::Cross => return Vec::new(),
-            Kind::State => after.saturating_sub(1) / size,
-            _ => claim.computed.0.min(shared_from.unwrap_or(u32::MAX)) / size,
-        };
-        let parts = self.parts(group);
-        (written..blocks.len() as u32)
-            .filter(|&index| {
-                let block = blocks[index as usize];
-                let first_part = published.saturating_sub(index * parts);
-                let later = self.content[block.0 as usize].iter().skip(first_part as usize);
-                let is_shared = self.holders(block) > own || later.flatten().next().is_some();
-                block != BlockId::NULL && first_part < parts && is_shared
-            })
-            .collect()
-    }
-
-    pub(crate) fn reserve(&mut self, id: u64, claim: Claim) -> Result<Verdict, Error> {
-        let sequence = SequenceId(id);
-        let is_empty = self.get(id)?.is_empty();
-        if claim.new_tokens.0 == 0 && claim.external.0 == 0 {
-            return Err(Error::EmptyClaim { sequence });
-        }
-        let computed = claim.computed;
-        let mut blocks: Vec<Vec<BlockId>> =
-            self.sequences[&id].tables.iter().map(|table| table.blocks.clone()).collect();
-        let mut published: Vec<u32> =
-            self.sequences[&id].tables.iter().map(|table| table.published).collect();
-        if is_empty {
-            let (hit, found) = self.hit(id);
-            self.get(id)?.junction = hit.junction.unwrap_or_default().0;
-            let refused = Err(Error::NotCached { sequence, computed, cached: hit.tokens });
-            blocks = found;
-            if computed != hit.tokens {
-                if computed > hit.tokens || !computed.0.is_multiple_of(self.alignment) {
-                    return refused;
-                }
-                let shorter = if computed.0 == 0 { Some(vec![Vec::new(); blocks.len()]) } else { None };
-                match shorter.or_else(|| self.hits(&self.sequences[&id], computed.0)) {
-                    Some(shorter) => blocks = shorter,
-                    None => return refused,
-                }
-                if self.groups.iter().any(|group| group.kind != Kind::Full)
-                    || self.config.match_unit.is_some()
-                {
-                    // The shorter hit was looked up anew, and says anew where groups part.
-                    self.get(id)?.junction = 0;
-                }
-            }
-            published = (0..blocks.len()).map(|group| self.hit_entries(group, computed.0)).collect();
-            let fresh = |group: usize| {
-                self.groups[group].kind == Kind::State
-                    && blocks[group].last().is_some_and(|state| self.fresh.contains(state))
-            };
-            if computed.0 > 0 && (0..blocks.len()).any(fresh) {
-                return Ok(Verdict::NextStep);
-            }
-        } else {
-            if let (Some(Loading { from, to, .. }), true) =
-                (self.sequences[&id].loading, claim.external.0 > 0)
-            {
-                return Err(Error::Loading { sequence, from: TokenCount(from), to: TokenCount(to) });
-            }
-            let rooms = self.groups.iter().zip(&blocks).filter(|(group, _)| group.kind != Kind::Cross);
-            let room = rooms.map(|(group, blocks)| blocks.len() as u32 * group.size).min();
-            if let Some(room) = room.filter(|&room| computed.0 > room) {
-                return Err(Error::NoRoomBefore { sequence, computed, room: TokenCount(room) });
-            }
-        }
-        let of = &self.sequences[&id];
-        let (mut hits, mut revived, mut new, mut beyond, mut copies) = (0, 0, 0, 0, 0);
-        for (group, blocks) in blocks.iter().enumerate() {
-            if is_empty {
-                hits += real(blocks);
-                revived += blocks.iter().filter(|block| self.free.contains(block)).count() as u32;
-            }
-            let added =
-                self.added(group, of, blocks.len() as u32, claim).into_iter().filter(|&real| real).count();
-            new += added as u32;
-            let whole = if claim.whole_sequence { self.whole(group, of, blocks) } else { 0 };
-            beyond += whole.max(added as u32);
-            if is_empty || of.shared_from.is_some() {
-                copies += self
-                    .to_copy(group, blocks, published[group], claim, of.shared_from, u32::from(!is_empty))
-                    .len() as u32;
-            }
-        }
-        let need = revived + copies + beyond;
-        let (reserved, free) = (self.set_aside() - of.set_aside, self.free.len() as u32);
-        if need + claim.watermark.0 + reserved > free {
-            let alone = if is_empty { hits } else { of.held() } + beyond;
-            if alone >= self.content.len() as u32 {
-                return Ok(Verdict::Never(alone));
-            }
-            return Ok(Verdict::Wait(need, reserved, free));
-        }
-        self.planned = Planned { blocks, copies, rest: beyond - new, new };
-        Ok(Verdict::Admit { hits, new: new + copies })
     }
 }

@@ -2,74 +2,9 @@
 
 use quayline_kv_cache::*;
 
-use super::{Content, Granted, Kind, Loading, Model, Planned, Retention, Sequence};
+use super::{Content, Kind, Leaving, Loading, Model, Retention, Sequence};
 
-impl Model {
-    pub(crate) fn commit(&mut self, id: u64, claim: Claim) -> Granted {
-        let Planned { blocks, copies, rest, new } = std::mem::take(&mut self.planned);
-        let mut granted = Granted { cached: 0, new: Vec::new(), copies: Vec::new() };
-        if self.sequences[&id].is_empty() {
-            granted.cached = claim.computed.0;
-            self.count_admission(id, claim.computed.0);
-            self.free.retain(|block| !blocks.iter().flatten().any(|shared| shared == block));
-            for (group, blocks) in blocks.into_iter().enumerate() {
-                let published = self.hit_entries(group, claim.computed.0);
-                let table = &mut self.of(id).tables[group];
-                (table.blocks, table.published) = (blocks, published);
-            }
-        }
-        for group in (0..self.groups.len()).filter(|_| copies > 0) {
-            let shared_from = self.sequences[&id].shared_from;
-            let table = self.sequences[&id].tables[group].clone();
-            for index in self.to_copy(group, &table.blocks, table.published, claim, shared_from, 1) {
-                let (from, to) = (table.blocks[index as usize], self.take());
-                let parts = self.parts(group);
-                let table = &mut self.of(id).tables[group];
-                table.blocks[index as usize] = to;
-                table.published = table.published.min(index * parts);
-                let size = self.groups[group].size;
-                let tokens = TokenCount(claim.computed.0.saturating_sub(index * size).min(size));
-                let copy = BlockCopy { group: GroupId(group as u8), index, from, to, tokens };
-                self.copies.push(copy);
-                granted.copies.push(copy);
-            }
-        }
-        for group in 0..self.groups.len() {
-            let length = self.sequences[&id].tables[group].blocks.len();
-            for is_real in self.added(group, &self.sequences[&id], length as u32, claim) {
-                let block = if is_real { self.take() } else { BlockId::NULL };
-                self.of(id).tables[group].blocks.push(block);
-            }
-            granted.new.push(self.sequences[&id].tables[group].blocks[length..].to_vec());
-        }
-        let sequence = self.of(id);
-        sequence.shared_from = None;
-        if claim.external.0 > 0 {
-            let begin = claim.computed.0;
-            sequence.loading = Some(Loading { begin, from: begin, to: begin + claim.external.0 });
-        }
-        sequence.set_aside = if claim.external.0 > 0 { rest } else { sequence.set_aside.saturating_sub(new) };
-        sequence.computed = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
-        sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
-        self.publish(id, self.sequences[&id].computed, true);
-        granted
-    }
-
-    /// The last number of computed tokens that neither fills a block nor needs one.
-    pub(crate) fn covered(&self, id: u64) -> u32 {
-        let sequence = &self.sequences[&id];
-        let changes_something = |tokens: u32| {
-            let groups = (0..self.groups.len()).filter(|&group| self.groups[group].kind != Kind::Cross);
-            groups.into_iter().any(|group| {
-                let table = &sequence.tables[group];
-                let fills = self.config.prefix_caching && tokens >= (table.published + 1) * self.entry(group);
-                fills || tokens > table.blocks.len() as u32 * self.groups[group].size
-            })
-        };
-        let mut all = sequence.computed + 1..sequence.computed + 1000;
-        all.find(|&tokens| changes_something(tokens)).map_or(u32::MAX, |tokens| tokens - 1)
-    }
-
+impl<P: Eviction> Model<P> {
     pub(crate) fn withdraw(&mut self, id: u64) -> Result<(), Error> {
         self.get(id)?;
         for group in 0..self.groups.len() {
@@ -174,11 +109,12 @@ impl Model {
             };
             let mut gone = Vec::new();
             for index in (0..table.blocks.len()).rev().filter(|&index| done(index as u32)) {
-                gone.push(std::mem::take(&mut table.blocks[index]));
+                let block = std::mem::take(&mut table.blocks[index]);
+                gone.push(Leaving { block, index: index as u32, before: None });
             }
-            gone.retain(|&block| block != BlockId::NULL);
+            gone.retain(|leaving| leaving.block != BlockId::NULL);
             self.let_go(&gone);
-            settled.extend(gone);
+            settled.extend(gone.iter().map(|leaving| leaving.block));
         }
         self.drop_unwanted_copies();
         Ok(settled)
@@ -208,9 +144,9 @@ impl Model {
         let else_from = if self.groups.iter().any(is_lost) { 0 } else { begin };
         let mut aligned = (begin + 1..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
         let good = aligned.find(|&good| self.must_go_on_from(id, good).is_ok()).unwrap_or(else_from);
-        let free_before = self.free.len();
+        let free_before = self.free();
         self.keep_room(id, good, good);
-        let gone = (self.free.len() - free_before) as u32;
+        let gone = self.free() - free_before;
         let sequence = self.of(id);
         sequence.loading = None;
         if sequence.set_aside > 0 {
@@ -227,9 +163,7 @@ impl Model {
             return Err(Error::NoSuchBlock { block, last });
         }
         let before = self.cached();
-        for block in blocks {
-            self.content[block.0 as usize].fill(None);
-        }
+        blocks.iter().for_each(|&block| self.forget(block));
         Ok(BlockCount(before - self.cached()))
     }
 
@@ -239,9 +173,9 @@ impl Model {
         let covered = (index + 1) * self.unit as usize + self.config.hash_lookahead.0 as usize;
         let wanted = (sequence.key, sequence.tokens[..covered].to_vec());
         let before = self.cached();
-        for parts in &mut self.content {
-            if parts.iter().flatten().any(|content| content.tokens == wanted) {
-                parts.fill(None);
+        for group in 0..self.groups.len() {
+            while let Some(block) = self.oldest(group, &wanted) {
+                self.forget(block);
             }
         }
         BlockCount(before - self.cached())
@@ -250,14 +184,16 @@ impl Model {
     pub(crate) fn reset(&mut self) -> bool {
         let idle = self.copies.is_empty() && self.sequences.values().all(Sequence::is_empty);
         if idle {
+            self.unpin_all();
             self.content.iter_mut().for_each(|parts| parts.fill(None));
+            self.policy.reset();
         }
         idle
     }
 
     pub(crate) fn end_step(&mut self) {
         self.fresh.clear();
-        let sources: Vec<BlockId> = self.copies.drain(..).map(|copy| copy.from).collect();
+        let sources: Vec<Leaving> = self.copies.drain(..).map(Leaving::source).collect();
         self.let_go(&sources);
     }
 
@@ -265,53 +201,11 @@ impl Model {
         (0..self.content.len() as u32).filter(|&block| self.is_cached(BlockId(block))).count() as u32
     }
 
-    fn of(&mut self, id: u64) -> &mut Sequence {
+    pub(super) fn of(&mut self, id: u64) -> &mut Sequence {
         self.sequences.get_mut(&id).expect("the call has checked that it is open")
     }
 
-    fn take(&mut self) -> BlockId {
-        let block = self.free.remove(0);
-        self.evictions += u64::from(self.is_cached(block));
-        self.content[block.0 as usize].fill(None);
-        block
-    }
-
-    /// Blocks of which a user has gone, in this order. What holds nothing goes first, what is cached last.
-    fn let_go(&mut self, blocks: &[BlockId]) {
-        let gone = |index: &usize| {
-            let block = blocks[*index];
-            self.users(block) == 0 && !blocks[index + 1..].contains(&block)
-        };
-        let gone: Vec<BlockId> = (0..blocks.len()).filter(gone).map(|index| blocks[index]).collect();
-        let (kept, worthless): (Vec<_>, Vec<_>) = gone.into_iter().partition(|&block| self.is_cached(block));
-        self.free = worthless.into_iter().chain(self.free.drain(..)).chain(kept).collect();
-    }
-
-    /// Gives back all blocks behind as many as `keep` says for each group, and forgets that more was published.
-    fn give_back(&mut self, id: u64, keep: impl Fn(&Model, usize) -> (usize, u32)) {
-        for group in 0..self.groups.len() {
-            let (keep, published_max) = keep(self, group);
-            let table = &mut self.of(id).tables[group];
-            let mut gone = table.blocks.split_off(keep.min(table.blocks.len()));
-            table.published = table.published.min(published_max);
-            table.published_before = table.published_before.min(published_max);
-            gone.retain(|&block| block != BlockId::NULL);
-            gone.reverse();
-            self.let_go(&gone);
-        }
-        self.drop_unwanted_copies();
-    }
-
-    fn drop_unwanted_copies(&mut self) {
-        for index in (0..self.copies.len()).rev() {
-            if self.users(self.copies[index].to) == 0 {
-                let copy = self.copies.remove(index);
-                self.let_go(&[copy.from]);
-            }
-        }
-    }
-
-    fn keep_room(&mut self, id: u64, room: u32, named: u32) {
+    pub(super) fn keep_room(&mut self, id: u64, room: u32, named: u32) {
         self.give_back(id, |model, group| match model.groups[group].kind {
             Kind::Cross => (usize::MAX, u32::MAX),
             _ => (room.div_ceil(model.groups[group].size) as usize, named / model.entry(group)),
@@ -321,7 +215,7 @@ impl Model {
         sequence.shared_from = Some(sequence.shared_from.map_or(named, |from| from.min(named)));
     }
 
-    fn must_be_settled(&mut self, id: u64) -> Result<(), Error> {
+    pub(super) fn must_be_settled(&mut self, id: u64) -> Result<(), Error> {
         match self.get(id)?.loading {
             Some(Loading { from, to, .. }) => {
                 Err(Error::Loading { sequence: SequenceId(id), from: TokenCount(from), to: TokenCount(to) })
@@ -330,7 +224,7 @@ impl Model {
         }
     }
 
-    fn must_be_loading(&mut self, id: u64, tokens: u32) -> Result<Loading, Error> {
+    pub(super) fn must_be_loading(&mut self, id: u64, tokens: u32) -> Result<Loading, Error> {
         let loading = self.get(id)?.loading;
         if let Some(loading) = loading.filter(|loading| (loading.from..=loading.to).contains(&tokens)) {
             return Ok(loading);
@@ -340,7 +234,7 @@ impl Model {
         Err(Error::NotLoading { sequence: SequenceId(id), tokens, from, to })
     }
 
-    fn must_go_on_from(&self, id: u64, tokens: u32) -> Result<(), Error> {
+    pub(super) fn must_go_on_from(&self, id: u64, tokens: u32) -> Result<(), Error> {
         let sequence = &self.sequences[&id];
         for (group, table) in sequence.tables.iter().enumerate().filter(|_| tokens < sequence.computed) {
             let super::Group { kind, size } = self.groups[group];
@@ -365,7 +259,7 @@ impl Model {
         Ok(())
     }
 
-    fn publish(&mut self, id: u64, computed: u32, in_this_step: bool) {
+    pub(super) fn publish(&mut self, id: u64, computed: u32, in_this_step: bool) {
         if !self.config.prefix_caching {
             return;
         }
@@ -418,12 +312,12 @@ impl Model {
         let periodic = match self.config.retention {
             Retention::Prompt => false,
             Retention::Dense => true,
-            Retention::Every(every) => length.is_multiple_of(every.0.max(1)),
+            Retention::Every(every) => every.0 > 0 && length.is_multiple_of(every.0),
         };
         length.is_multiple_of(self.alignment) && (periodic || of_prompt.contains(&length))
     }
 
-    fn count_admission(&mut self, id: u64, cached: u32) {
+    pub(super) fn count_admission(&mut self, id: u64, cached: u32) {
         let sequence = &self.sequences[&id];
         if self.config.prefix_caching && sequence.reuse == Reuse::ReadWrite {
             let stats = if sequence.was_released { &mut self.again } else { &mut self.first };

@@ -489,6 +489,14 @@ impl<E: Eviction> PlainFair<E> {
         }
     }
 
+    #[allow(dead_code, reason = "one of the tests that share this sets quotas before anybody has a block")]
+    pub(crate) fn set_quota(&mut self, tenant: TenantId, quota: Quota) {
+        self.quotas.insert(tenant, quota);
+        if !self.tenants.contains(&tenant) {
+            self.tenants.push(tenant);
+        }
+    }
+
     fn quota(&self, tenant: TenantId) -> Quota {
         self.quotas.get(&tenant).copied().unwrap_or_default()
     }
