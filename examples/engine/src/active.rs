@@ -18,6 +18,8 @@ use crate::text::Text;
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) id: RequestId,
+    /// The search whose beam it is.
+    pub(crate) search: Option<RequestId>,
     pub(crate) arrival: Tick,
     pub(crate) started: Option<Tick>,
     pub(crate) cached_tokens: u32,
@@ -65,6 +67,7 @@ impl Active {
         let output_tokens_max = sampling.max_tokens.unwrap_or(room).min(room);
         Ok(Self {
             id: request.id,
+            search: None,
             arrival: request.arrival,
             started: None,
             cached_tokens: 0,
@@ -164,6 +167,7 @@ impl Active {
             output_tokens: self.output_tokens(),
             started: self.started,
             preemptions: self.preemptions,
+            beam_score: None,
             finish: None,
         }
     }

@@ -27,13 +27,11 @@ impl PagedMemory {
     }
 
     /// A step has computed the keys and values of a request's tokens before `end`, and what it chose is known.
-    ///
-    /// # Panics
-    /// When it is not open: a bug of ours.
     pub(crate) fn computed(&mut self, id: RequestId, end: u32) {
         if let Some(host) = &mut self.host {
+            // A beam may have been given up.
+            let Ok(known) = self.cache.known(sequence(id)) else { return };
             // What was drafted and rejected is not known any more; the last known token was not computed.
-            let known = self.cache.known(sequence(id)).expect(OPEN);
             let end = end.min(known.get().saturating_sub(1));
             host.computed(&mut self.cache, sequence(id), TokenCount(end));
         }

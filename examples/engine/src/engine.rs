@@ -9,6 +9,7 @@ use quayline_kv_cache::{self as kv_cache, BlockCount, BlockSize, KvCache, Reuse,
 
 use crate::active::Active;
 use crate::adapt::PagedMemory;
+use crate::beam::{Searches, is_beam};
 use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
@@ -46,6 +47,7 @@ pub struct Engine {
     pub(crate) last_step: StepShape,
     pub(crate) reasons: Reasons,
     pub(crate) host_hits: HostUse,
+    pub(crate) searches: Searches,
 }
 
 impl std::fmt::Debug for Engine {
@@ -119,6 +121,7 @@ impl Engine {
             last_step: StepShape::default(),
             reasons: Reasons::default(),
             host_hits: HostUse::default(),
+            searches: Searches::default(),
         })
     }
 
@@ -170,8 +173,13 @@ impl Engine {
         self.try_add(request).inspect_err(|refusal| self.reasons.note_refusal(id, now, refusal))
     }
 
-    fn try_add(&mut self, request: Request) -> Result<(), Refusal> {
+    fn try_add(&mut self, mut request: Request) -> Result<(), Refusal> {
         self.examine(&request)?;
+        if let Some(beams) = request.beams.take() {
+            self.add_search(request, beams)?;
+            self.totals.accepted += 1;
+            return Ok(());
+        }
         let active = Active::new(&request, self)?;
         let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules());
         let planned = batching::Request {
@@ -181,6 +189,18 @@ impl Engine {
             sample_of: self.leader_of(&request),
             ..batching::Request::new(id, active.prompt_tokens, stop)
         };
+        self.admit(&request, active, planned)?;
+        self.totals.accepted += 1;
+        Ok(())
+    }
+
+    /// Makes a request known to batcher and cache.
+    pub(crate) fn admit(
+        &mut self,
+        request: &Request,
+        active: Active,
+        planned: batching::Request,
+    ) -> Result<(), Refusal> {
         self.batcher.add(planned).map_err(|refusal| queue_refusal(&refusal))?;
         // A request that wants to know about every prompt token must compute them all.
         let reuse = match request.sampling.prompt_logprobs {
@@ -191,7 +211,6 @@ impl Engine {
         let opened = self.memory.cache.open(kv_cache::SequenceId(request.id.0), key, &request.prompt, reuse);
         opened.expect("the id is new and the prompt is within the longest sequence");
         self.active.insert(request.id, active);
-        self.totals.accepted += 1;
         Ok(())
     }
 
@@ -204,8 +223,14 @@ impl Engine {
     }
 
     fn examine(&self, request: &Request) -> Result<(), Refusal> {
-        if self.active.contains_key(&request.id) {
-            return Err(Refusal::Duplicate(request.id.0));
+        let others = request.beams.as_ref().map_or(&[][..], |beams| &beams.others);
+        for &id in std::iter::once(&request.id).chain(others) {
+            if self.active.contains_key(&id) || self.searches.of_answer(id).is_some() {
+                return Err(Refusal::Duplicate(id.0));
+            }
+            if is_beam(id) {
+                return Err(Refusal::ReservedId(id.0));
+            }
         }
         if request.prompt.is_empty() {
             return Err(Refusal::EmptyPrompt);
@@ -226,6 +251,9 @@ impl Engine {
             let problem = "was compiled for another vocabulary".into();
             return Err(Refusal::Sampling { parameter: "structured_outputs", problem });
         }
+        if let Some(beams) = &request.beams {
+            beams.check(request, vocab_size)?;
+        }
         request.sampling.check(vocab_size)
     }
 
@@ -236,8 +264,13 @@ impl Engine {
         Some(active)
     }
 
-    /// Forgets a request and frees its blocks. False when there is none by this id.
+    /// Forgets a request and frees its blocks; a search, by the id of any of its answers. False when there is none by this id.
     pub fn cancel(&mut self, id: RequestId) -> bool {
+        if let Some(search) = self.searches.of_answer(id) {
+            self.close_search(search);
+            self.totals.cancelled += 1;
+            return true;
+        }
         let found = self.batcher.cancel(batching::RequestId(id.0), &mut self.memory);
         if found {
             self.forget(id);
@@ -249,7 +282,7 @@ impl Engine {
     /// Whether any request is queued or running.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.batcher.has_work()
+        self.batcher.has_work() || !self.searches.is_empty()
     }
 
     /// Drops all cached prefixes. False when requests still hold blocks.

@@ -127,6 +127,9 @@ pub enum Refusal {
     /// A request with this id is already queued or running.
     #[error("request {0} already exists")]
     Duplicate(u64),
+    /// Ids from 2^63 on are the engine's own.
+    #[error("the id {0} is one of the engine's own, which begin at 2^63")]
+    ReservedId(u64),
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
@@ -188,6 +191,7 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Duplicate(_) => "duplicate",
+            Self::ReservedId(_) => "reserved_id",
             Self::EmptyPrompt => "empty_prompt",
             Self::PromptTooLong { .. } => "prompt_too_long",
             Self::UnknownToken { .. } => "unknown_token",

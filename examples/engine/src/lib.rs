@@ -2,6 +2,7 @@
 
 mod active;
 mod adapt;
+mod beam;
 mod bundled;
 mod chat;
 mod config;
@@ -49,7 +50,7 @@ pub use model::{Model, StepInput, StepLimits};
 pub use options::{KvDtype, KvSize, Offloading, OffloadingWrite, Options, Order, Preemption, Speeds};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
-pub use request::{Request, RequestId, Sampling, Tick};
+pub use request::{Beams, Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
 pub use snapshot::{
     BlockUse, Blocks, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason,

@@ -27,6 +27,8 @@ pub struct Output {
     pub started: Option<Tick>,
     /// How often it had to give its blocks back so far.
     pub preemptions: u32,
+    /// Of an answer that a search found: what it is worth.
+    pub beam_score: Option<f64>,
     /// Set on the last output of a request.
     pub finish: Option<Finish>,
 }

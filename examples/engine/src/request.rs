@@ -1,5 +1,6 @@
 //! What is asked of the engine: one prompt, one continuation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::Refusal;
@@ -34,12 +35,60 @@ pub struct Request {
     /// and takes its keys and values over. It reads the prompt itself if there is no such request, if prompt or
     /// salt are others, or if it is to tell of each prompt token.
     pub sample_of: Option<RequestId>,
+    /// Search for the likeliest answers, and draw nothing.
+    pub beams: Option<Beams>,
     /// When it arrived; orders the waiting line.
     pub arrival: Tick,
 }
 
+/// A search for the likeliest answers to a prompt. They come all at once, the best under the request's own id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beams {
+    /// The ids of the other answers, best first. One more than these is how many sequences are followed at a time
+    /// (the beam width).
+    pub others: Vec<RequestId>,
+    /// An answer is worth the sum of its log-probabilities, divided by the length of prompt and answer (the end of
+    /// sequence not counted) to the power of this: above 0 makes long ones better.
+    pub length_penalty: f32,
+}
+
+impl Beams {
+    /// How many sequences are followed, and answers given.
+    #[must_use]
+    pub fn width(&self) -> u32 {
+        u32::try_from(self.others.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// What a search cannot do: rules on single tokens, and ends other than end of sequence.
+    pub(crate) fn check(&self, request: &Request, vocab_size: u32) -> Result<(), Refusal> {
+        let Request { sampling, grammar, .. } = request;
+        let all: BTreeSet<RequestId> = self.others.iter().copied().chain([request.id]).collect();
+        require("n", all.len() == self.width() as usize, "must give each answer an id", self.width())?;
+        require("n", self.width() <= vocab_size / 2, "must be at most half the vocabulary", self.width())?;
+        let penalty = self.length_penalty;
+        require("length_penalty", penalty.is_finite(), "must be finite", penalty)?;
+        let plain = Sampling::default();
+        let alone: [(&str, bool); 10] = [
+            ("structured_outputs", grammar.is_none()),
+            ("presence_penalty", sampling.presence_penalty == plain.presence_penalty),
+            ("frequency_penalty", sampling.frequency_penalty == plain.frequency_penalty),
+            ("repetition_penalty", sampling.repetition_penalty == plain.repetition_penalty),
+            ("logit_bias", sampling.logit_bias.is_empty()),
+            ("allowed_token_ids", sampling.allowed_token_ids.is_none()),
+            ("bad_words", sampling.bad_words.is_empty()),
+            ("min_tokens", sampling.min_tokens == 0),
+            ("stop", sampling.stop.is_empty() && sampling.stop_token_ids.is_empty()),
+            ("prompt_logprobs", sampling.prompt_logprobs.is_none()),
+        ];
+        match alone.into_iter().find(|&(_, holds)| !holds) {
+            Some((parameter, _)) => refuse(parameter, "is not done in a beam search".into()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Request {
-    /// A request with default sampling, no grammar, priority 0, no salt, a sample of nobody's, arrived at the origin.
+    /// A request with default sampling, no grammar, priority 0, no salt, a sample of nobody's, no search, arrived at the origin.
     #[must_use]
     pub fn new(id: RequestId, prompt: impl Into<Arc<[u32]>>) -> Self {
         Self {
@@ -50,6 +99,7 @@ impl Request {
             priority: 0,
             cache_salt: None,
             sample_of: None,
+            beams: None,
             arrival: Tick::default(),
         }
     }

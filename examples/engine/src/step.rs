@@ -1,8 +1,9 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
-use quayline_batching::{self as batching, Finished, Plan, Sampled, Source, TokenId};
+use quayline_batching::{self as batching, Finished, Plan, Sampled, Scheduled, Source, TokenId};
 
 use crate::adapt::sequence;
+use crate::beam::is_beam;
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
 use crate::input::StepArrays;
@@ -19,6 +20,8 @@ pub(crate) struct StepMemory {
     wanted: Vec<Wanted>,
     sampled: Vec<Sampled>,
     finished: Vec<Finished>,
+    /// What searches ended with.
+    found: Vec<Output>,
     row: Vec<f32>,
     scratch: Scratch,
 }
@@ -51,6 +54,7 @@ impl Engine {
     /// # Panics
     /// When the kernels refuse a step: a bug of ours.
     pub fn step(&mut self, now: Tick, outputs: &mut Vec<Output>) -> u32 {
+        self.add_homeless_beams();
         let mut step = std::mem::take(&mut self.step);
         self.batcher.step(batching::Tick(now.0), &mut self.memory, &mut step.plan);
         self.note(&step.plan, now, outputs);
@@ -64,6 +68,7 @@ impl Engine {
             if self.speculation.is_some() {
                 self.draft(&step.plan, &outputs[before..]);
             }
+            outputs.append(&mut step.found);
         }
         let tokens = step.plan.tokens;
         self.step = step;
@@ -82,6 +87,10 @@ impl Engine {
         plan.admitted.iter().for_each(|admitted| self.note_host(admitted));
         for admitted in plan.admitted.iter().filter(|admitted| !admitted.resumed) {
             let Some(active) = self.active.get_mut(&RequestId(admitted.id.0)) else { continue };
+            if active.started.is_some() {
+                // A beam that left and came back.
+                continue;
+            }
             active.started = Some(now);
             active.cached_tokens = admitted.cached_tokens;
             active.loaded_tokens = loaded_tokens(admitted);
@@ -89,7 +98,10 @@ impl Engine {
             self.totals.prompt_tokens += u64::from(active.prompt_tokens);
         }
         for note in &plan.ended {
-            if let Some(mut active) = self.forget(RequestId(note.id.0)) {
+            let Some(mut active) = self.forget(RequestId(note.id.0)) else { continue };
+            if let Some(search) = active.search {
+                outputs.extend(self.end_search(search));
+            } else {
                 self.totals.finished += 1;
                 outputs.push(active.give_up());
             }
@@ -163,6 +175,10 @@ impl Engine {
                         active.note_prompt_logits(position, logits, &mut step.scratch);
                         continue;
                     }
+                    Goal::Next if active.search.is_some() => {
+                        self.searches.note(active, logits, &mut step.scratch);
+                        continue;
+                    }
                     Goal::Next => outputs.push(active.output()),
                     Goal::Behind { draft, place } => {
                         let output = outputs.last_mut().expect("its request has chosen before");
@@ -195,6 +211,7 @@ impl Engine {
             }
             self.totals.output_tokens += output.tokens.len() as u64;
         }
+        self.advance_searches(&mut step.sampled, &mut step.found);
         for scheduled in &step.plan.scheduled {
             self.memory.computed(scheduled.id, scheduled.end());
         }
@@ -210,7 +227,8 @@ impl Engine {
 
     /// Makes drafts for whoever goes on.
     fn draft(&mut self, plan: &Plan, outputs: &[Output]) {
-        let parts = plan.scheduled.iter().filter(|scheduled| scheduled.samples);
+        let chooses = |part: &&Scheduled| part.samples && !is_beam(RequestId(part.id.0));
+        let parts = plan.scheduled.iter().filter(chooses);
         for (part, output) in parts.zip(outputs).filter(|(part, _)| part.drafts > 0) {
             self.totals.drafts.note(part.drafts, output.tokens.len() - 1);
         }

@@ -48,15 +48,16 @@ impl Engine {
     /// who wait.
     #[must_use]
     pub fn request(&self, id: RequestId) -> Option<RequestState> {
-        let active = self.active.get(&id)?;
-        let id = batching::RequestId(id.0);
+        let beam = self.searches.requests_of(id).first().copied();
+        let active = self.active.get(&beam.unwrap_or(id))?;
+        let id = batching::RequestId(active.id.0);
         let (computed_tokens, waits_for) = match self.batcher.standing(id)? {
             Standing::Running { computed_tokens, reason, .. } => (computed_tokens, reason),
             Standing::Waiting { reason, .. } => (0, reason),
         };
         let table = self.memory.cache.table(sequence(id)).ok()?;
         Some(RequestState {
-            id: active.id,
+            id: active.search.unwrap_or(active.id),
             arrival: active.arrival,
             started: active.started,
             prompt_tokens: active.prompt_tokens,
