@@ -74,6 +74,26 @@ pub enum Error {
         /// Name of the instruction set.
         isa: &'static str,
     },
+    /// A type or a size that this implementation of an operator does not take.
+    #[error("{operator}: {what} {found} is not supported, only {supported}")]
+    Unsupported {
+        /// The operator that was called.
+        operator: &'static str,
+        /// What is not supported.
+        what: &'static str,
+        /// What the caller passed.
+        found: String,
+        /// What would have been taken.
+        supported: &'static str,
+    },
+    /// A device, its driver or its compiler failed or is not there.
+    #[error("{call}: {reason}")]
+    Device {
+        /// What was asked of it.
+        call: &'static str,
+        /// What it said.
+        reason: String,
+    },
     /// The worker threads could not be started.
     #[error("worker {worker} of {workers} could not be started: {reason}")]
     Threads {
@@ -104,6 +124,20 @@ pub(crate) fn at_most(
     max: usize,
 ) -> Result<(), Error> {
     if found <= max { Ok(()) } else { Err(Error::TooLarge { operator, dimension, found, max }) }
+}
+
+/// `Ok` if an index is below a bound.
+pub(crate) fn below(
+    operator: &'static str,
+    dimension: &'static str,
+    found: usize,
+    bound: usize,
+) -> Result<(), Error> {
+    if found < bound {
+        Ok(())
+    } else {
+        Err(Error::TooLarge { operator, dimension, found, max: bound.saturating_sub(1) })
+    }
 }
 
 /// `Ok` if a dimension is a positive multiple of `of`.

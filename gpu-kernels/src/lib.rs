@@ -13,8 +13,10 @@ mod ops;
 mod shape;
 
 pub mod cpu;
+pub mod cuda;
 
 pub use cpu::{Cpu, Isa};
+pub use cuda::Cuda;
 pub use dtype::Dtype;
 pub use error::Error;
 pub use ops::{Attention, BatchInput, Ops, Projection, Span, WeightBytes, WeightSource};

@@ -1,0 +1,166 @@
+// out = x · weightᵀ + bias, with tensor cores: x is [rows, in], weight [out, in], both as they lie in memory.
+//
+// Sums run over slabs of 512 of `in`: within a slab from zero in ascending order, and slabs are added in ascending order.
+// Both block shapes below keep to that, so a row's bits do not depend on the other rows or their number: `tall`
+// gives a block 64 rows and 128 columns and lets it walk along `in`; `flat`, for up to 16 rows, gives a block 16
+// columns and each of its warps every eighth slab, because then time is what it takes to read the weight.
+#include "prelude.cuh"
+
+struct Gemm {
+    const void *x;
+    const void *weight;
+    const void *bias;
+    void *out;
+    // In elements; rows start at multiples of 16 bytes.
+    u64 x_stride, weight_stride, out_stride;
+    u32 rows, in, out_cols;
+};
+
+constexpr u32 SLAB = 512;
+// Numbers of `in` that are brought at once: a row of 128 bytes.
+constexpr u32 STEP = 64;
+
+// Brings 16 bytes of a row: zeros beyond the rows and the columns.
+template <class T>
+FN void bring(T *to, const void *from, u64 stride, u32 row, u32 rows, u32 at, u32 in) {
+    bool here = row < rows && at < in;
+    u32 bytes = here ? least((in - at) * 2, 16u) : 0;
+    cp_async(to, static_cast<const T *>(from) + (here ? row * stride + at : 0), bytes);
+}
+
+template <class T> FN void put(const Gemm &p, u32 row, u32 column, float x) {
+    if (row >= p.rows || column >= p.out_cols) return;
+    if (p.bias) x += widen(static_cast<const T *>(p.bias)[column]);
+    static_cast<T *>(p.out)[row * p.out_stride + column] = narrow<T>(x);
+}
+
+// Four warps, each 32 rows by 64 columns; three stages.
+constexpr u32 TALL_ROWS = 64, TALL_COLUMNS = 128, TALL_THREADS = 128, TALL_STAGES = 3;
+constexpr u32 TALL_STAGE = (TALL_ROWS + TALL_COLUMNS) * STEP;
+
+template <class T> FN void tall(const Gemm &p) {
+    u32 down = divide_up(p.rows, TALL_ROWS);
+    u32 row = block_index() % down * TALL_ROWS, column = block_index() / down * TALL_COLUMNS;
+    u32 lane = thread_index() % WARP, warp = thread_index() / WARP;
+    u32 warp_row = warp % 2 * 32, warp_column = warp / 2 * 64;
+    T *stages = reinterpret_cast<T *>(shared_memory());
+    u32 steps = divide_up(p.in, STEP);
+    auto fetch = [&](u32 step) {
+        T *stage = stages + step % TALL_STAGES * TALL_STAGE;
+        ROLL for (u32 i = thread_index(); i < (TALL_ROWS + TALL_COLUMNS) * (STEP / 8); i += TALL_THREADS) {
+            u32 r = i / (STEP / 8), piece = i % (STEP / 8), at = step * STEP + piece * 8;
+            T *to = stage + r * STEP + swizzle(r, piece) * 8;
+            if (r < TALL_ROWS)
+                bring(to, p.x, p.x_stride, row + r, p.rows, at, p.in);
+            else
+                bring(to, p.weight, p.weight_stride, column + r - TALL_ROWS, p.out_cols, at, p.in);
+        }
+    };
+    float slab[2][8][4], total[2][8][4];
+    UNROLL for (u32 m = 0; m < 2; ++m)
+        UNROLL for (u32 n = 0; n < 8; ++n)
+            UNROLL for (u32 i = 0; i < 4; ++i) slab[m][n][i] = total[m][n][i] = 0.0f;
+    for (u32 step = 0; step + 1 < TALL_STAGES; ++step) {
+        if (step < steps) fetch(step);
+        cp_async_commit();
+    }
+    for (u32 step = 0; step < steps; ++step) {
+        cp_async_wait<TALL_STAGES - 2>();
+        block_sync();
+        if (step + TALL_STAGES - 1 < steps) fetch(step + TALL_STAGES - 1);
+        cp_async_commit();
+        const T *x = stages + step % TALL_STAGES * TALL_STAGE, *weight = x + TALL_ROWS * STEP;
+        UNROLL for (u32 k = 0; k < STEP / 16; ++k) {
+            u32 a[2][4];
+            for (u32 m = 0; m < 2; ++m) {
+                u32 r = warp_row + 16 * m + lane % 16;
+                ldmatrix(a[m], x + r * STEP + swizzle(r, 2 * k + lane / 16) * 8);
+            }
+            UNROLL for (u32 n = 0; n < 8; n += 2) {
+                u32 b[4], r = warp_column + 8 * n + lane / 16 * 8 + lane % 8;
+                ldmatrix(b, weight + r * STEP + swizzle(r, 2 * k + lane / 8 % 2) * 8);
+                for (u32 m = 0; m < 2; ++m) {
+                    mma<T>(slab[m][n], a[m], b[0], b[1]);
+                    mma<T>(slab[m][n + 1], a[m], b[2], b[3]);
+                }
+            }
+        }
+        if ((step + 1) % (SLAB / STEP) == 0 || step + 1 == steps)
+            UNROLL for (u32 m = 0; m < 2; ++m)
+                UNROLL for (u32 n = 0; n < 8; ++n)
+                    UNROLL for (u32 i = 0; i < 4; ++i) {
+                        total[m][n][i] += slab[m][n][i];
+                        slab[m][n][i] = 0.0f;
+                    }
+    }
+    UNROLL for (u32 m = 0; m < 2; ++m)
+        UNROLL for (u32 n = 0; n < 8; ++n)
+            UNROLL for (u32 i = 0; i < 4; ++i)
+                put<T>(p, row + warp_row + 16 * m + lane / 4 + 8 * (i / 2),
+                       column + warp_column + 8 * n + 2 * (lane % 4) + i % 2, total[m][n][i]);
+}
+
+// Eight warps; each brings its own slabs, so nobody waits for another until the end.
+constexpr u32 FLAT_ROWS = 16, FLAT_COLUMNS = 16, FLAT_WARPS = 8, FLAT_THREADS = FLAT_WARPS * WARP, FLAT_STAGES = 2;
+constexpr u32 FLAT_STAGE = (FLAT_ROWS + FLAT_COLUMNS) * STEP;
+
+template <class T> FN void flat(const Gemm &p) {
+    u32 column = block_index() * FLAT_COLUMNS, lane = thread_index() % WARP, warp = thread_index() / WARP;
+    T *stages = reinterpret_cast<T *>(shared_memory()) + warp * FLAT_STAGES * FLAT_STAGE;
+    // [slab][row][column]
+    float *sums = reinterpret_cast<float *>(shared_memory() + FLAT_WARPS * FLAT_STAGES * FLAT_STAGE * 2);
+    constexpr u32 STEPS = SLAB / STEP;
+    u32 slabs = divide_up(p.in, SLAB), steps = warp < slabs ? (slabs - warp + FLAT_WARPS - 1) / FLAT_WARPS * STEPS : 0;
+    // Where the warp's step lies on `in`.
+    auto place = [&](u32 step) { return ((step / STEPS * FLAT_WARPS + warp) * STEPS + step % STEPS) * STEP; };
+    auto fetch = [&](u32 step) {
+        T *stage = stages + step % FLAT_STAGES * FLAT_STAGE;
+        for (u32 i = lane; i < (FLAT_ROWS + FLAT_COLUMNS) * (STEP / 8); i += WARP) {
+            u32 r = i / (STEP / 8), piece = i % (STEP / 8), at = place(step) + piece * 8;
+            T *to = stage + r * STEP + swizzle(r, piece) * 8;
+            if (r < FLAT_ROWS)
+                bring(to, p.x, p.x_stride, r, p.rows, at, p.in);
+            else
+                bring(to, p.weight, p.weight_stride, column + r - FLAT_ROWS, p.out_cols, at, p.in);
+        }
+    };
+    for (u32 step = 0; step + 1 < FLAT_STAGES; ++step) {
+        if (step < steps) fetch(step);
+        cp_async_commit();
+    }
+    float sum[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
+    for (u32 step = 0; step < steps; ++step) {
+        cp_async_wait<FLAT_STAGES - 2>();
+        warp_sync();
+        if (step + FLAT_STAGES - 1 < steps) fetch(step + FLAT_STAGES - 1);
+        cp_async_commit();
+        const T *x = stages + step % FLAT_STAGES * FLAT_STAGE, *weight = x + FLAT_ROWS * STEP;
+        UNROLL for (u32 k = 0; k < STEP / 16; ++k) {
+            u32 a[4], b[4], x_row = lane % 16, row = lane / 16 * 8 + lane % 8;
+            ldmatrix(a, x + x_row * STEP + swizzle(x_row, 2 * k + lane / 16) * 8);
+            ldmatrix(b, weight + row * STEP + swizzle(row, 2 * k + lane / 8 % 2) * 8);
+            mma<T>(sum[0], a, b[0], b[1]);
+            mma<T>(sum[1], a, b[2], b[3]);
+        }
+        if ((step + 1) % STEPS == 0) {
+            u32 slab = step / STEPS * FLAT_WARPS + warp;
+            for (u32 n = 0; n < 2; ++n)
+                for (u32 i = 0; i < 4; ++i) {
+                    u32 row = lane / 4 + 8 * (i / 2), at = 8 * n + 2 * (lane % 4) + i % 2;
+                    sums[(slab * FLAT_ROWS + row) * FLAT_COLUMNS + at] = sum[n][i];
+                    sum[n][i] = 0.0f;
+                }
+        }
+    }
+    block_sync();
+    for (u32 i = thread_index(); i < FLAT_ROWS * FLAT_COLUMNS; i += FLAT_THREADS) {
+        float total = 0.0f;
+        for (u32 slab = 0; slab < slabs; ++slab) total += sums[slab * FLAT_ROWS * FLAT_COLUMNS + i];
+        put<T>(p, i / FLAT_COLUMNS, column + i % FLAT_COLUMNS, total);
+    }
+}
+
+KERNEL(gemm_tall_bf16, Gemm, TALL_THREADS) { tall<bf16>(p); }
+KERNEL(gemm_tall_f16, Gemm, TALL_THREADS) { tall<f16>(p); }
+KERNEL(gemm_flat_bf16, Gemm, FLAT_THREADS) { flat<bf16>(p); }
+KERNEL(gemm_flat_f16, Gemm, FLAT_THREADS) { flat<f16>(p); }

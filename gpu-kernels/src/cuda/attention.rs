@@ -1,0 +1,420 @@
+//! Attention over paged memory: `kernels/attention.cuh` and `kernels/merge.cu`.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, DeviceWork};
+use super::device::{Address, Device, Memory};
+use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
+use super::pool::{KvPool, KvStorage};
+use super::tensor::Tensor;
+use super::{Cuda, count, divide};
+use crate::error::{below, multiple, same};
+use crate::{Attention, Error};
+
+/// Numbers in a device's memory: a slope or a sink per query head, or what [`Cuda::attend`] gives as LSE.
+#[derive(Debug)]
+pub struct Floats {
+    pub(crate) memory: Memory,
+    pub(crate) len: usize,
+}
+
+/// Which of its own span's tokens each token sees: `[tokens, words]`, bit `j` (of word `j / 32`, lowest first) for the
+/// span's token `j`. What comes before the span is seen by all.
+#[derive(Debug)]
+pub struct TreeMask {
+    pub(crate) memory: Memory,
+    pub(crate) tokens: usize,
+    pub(crate) words: usize,
+}
+
+/// What else shapes the scores, in this order: `scale`, then `softcap`, then `slopes`, then what is not seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// A query sees nothing after itself.
+    pub causal: bool,
+    /// Scores become `softcap · tanh(score / softcap)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// ALiBi (arXiv 2108.12409): `slope · (key position - query position)` is added; one per query head.
+    pub slopes: Option<&'a Floats>,
+    /// A score per query head that weighs nothing: it is in the denominator alone, and in the LSE.
+    pub sinks: Option<&'a Floats>,
+    /// Replaces `causal`.
+    pub mask: Option<&'a TreeMask>,
+}
+
+impl Default for Scores<'_> {
+    fn default() -> Self {
+        Self { causal: true, softcap: None, slopes: None, sinks: None, mask: None }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AttentionArgument {
+    q: Address,
+    out: Address,
+    lse: Address,
+    keys: Address,
+    values: Address,
+    block_tables: Address,
+    spans: Address,
+    items: Address,
+    partial_values: Address,
+    partial_states: Address,
+    slopes: Address,
+    sinks: Address,
+    mask: Address,
+    key_scale: Address,
+    value_scale: Address,
+    scale_token_stride: u64,
+    scale_head_stride: u64,
+    page_stride: u64,
+    token_stride: u64,
+    head_stride: u64,
+    q_stride: u64,
+    out_stride: u64,
+    blocks_max: u32,
+    block_size: u32,
+    mask_words: u32,
+    kv_heads: u32,
+    group: u32,
+    dim: u32,
+    window: u32,
+    causal: u32,
+    scale: f32,
+    softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MergeArgument {
+    tiles: Address,
+    values: Address,
+    states: Address,
+    out: Address,
+    lse: Address,
+    sinks: Address,
+    out_stride: u64,
+    kv_heads: u32,
+    group: u32,
+    dim: u32,
+    padded: u32,
+    tile_rows: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct MergeStatesArgument {
+    a: Address,
+    lse_a: Address,
+    b: Address,
+    lse_b: Address,
+    a_stride: u64,
+    b_stride: u64,
+    tokens: u32,
+    heads: u32,
+    dim: u32,
+    unused: u32,
+}
+
+/// A block shape of the kernel: see `Attend` of `kernels/attention.cuh`.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    along: usize,
+    across: usize,
+    /// The head size that the kernel is made for.
+    padded: usize,
+}
+
+impl Shape {
+    fn new(rows: u32, dim: usize) -> Self {
+        let padded = [64, 128].into_iter().find(|&padded| dim <= padded).unwrap_or(256);
+        let (along, across) = match (rows, padded) {
+            (ROWS_FEW, _) => (1, 4),
+            (_, 64) => (4, 1),
+            _ => (4, 2),
+        };
+        Self { rows: rows as usize, along, across, padded }
+    }
+
+    fn threads(self) -> usize {
+        32 * self.along * self.across
+    }
+
+    /// As `SHARED_BYTES` of the kernel.
+    fn shared_bytes(self, storage: KvStorage) -> usize {
+        let tile = if self.padded > 128 { 32 } else { 64 };
+        let stages = 4 * tile * self.padded * if storage == KvStorage::Same { 2 } else { 1 };
+        let converted =
+            if storage == KvStorage::Same { 0 } else { 2 * tile * self.padded * 2 + 5 * tile * 4 };
+        let shared = if self.across > 1 { self.across * self.rows * 4 } else { 0 };
+        self.rows * self.padded * 2 + stages + converted + 2 * tile * 8 + shared
+    }
+}
+
+impl Cuda {
+    /// Attention with all that [`crate::Ops::attention`] does not say: caps, slopes, sinks and masks, and the natural
+    /// logarithm of each row's sum of exponentials, `[tokens, query heads]`, minus infinity for a row that sees nothing.
+    ///
+    /// # Errors
+    /// When shapes disagree, or the layer or a block is not in the pool, or the device fails.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's: what is read, how, and what is written")]
+    pub fn attend(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        q: &Tensor,
+        attention: Attention,
+        scores: Scores<'_>,
+        out: &mut Tensor,
+        lse: Option<&mut Floats>,
+    ) -> Result<(), Error> {
+        let heads = attention.heads;
+        self.check_attention(pool, layer, batch, q, attention, out)?;
+        for (dimension, per_head) in [("slopes", scores.slopes), ("sinks", scores.sinks)] {
+            if let Some(per_head) = per_head {
+                same("attention", dimension, per_head.len, heads.query)?;
+            }
+        }
+        if let Some(mask) = scores.mask {
+            same("attention", "rows of the mask", mask.tokens, batch.tokens())?;
+            let longest = batch.host.spans.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
+            crate::error::at_most("attention", "tokens of a masked span", longest, mask.words * 32)?;
+        }
+        if let Some(lse) = &lse {
+            same("attention", "length of the LSE", lse.len, batch.tokens() * heads.query)?;
+        }
+        out.set_rows(q.rows());
+        if batch.has_uncovered_rows() {
+            self.device.fill(out.address(), 0, out.rows() * out.stride() * 2)?;
+            if let Some(lse) = &lse {
+                // Minus infinity has no bytes that repeat.
+                let nothing = vec![f32::NEG_INFINITY; lse.len];
+                self.device.upload(lse.memory.address(), bytemuck::cast_slice(&nothing))?;
+            }
+        }
+        let call = Call { cuda: self, pool, batch, attention, scores };
+        let argument = call.argument(layer, q, out, lse.map_or(0, |lse| lse.memory.address()))?;
+        let plan = batch.plan(&self.device, call.cut()?)?;
+        call.launch(argument, Shape::new(ROWS_FEW, heads.dim), plan.few())?;
+        call.launch(argument, Shape::new(ROWS_MANY, heads.dim), plan.many())
+    }
+
+    fn check_attention(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        q: &Tensor,
+        attention: Attention,
+        out: &Tensor,
+    ) -> Result<(), Error> {
+        let heads = attention.heads;
+        super::check_heads("attention", heads)?;
+        below("attention", "layer", layer, pool.shape.layers)?;
+        same("attention", "block_size of the batch", batch.host.block_size, pool.shape.block_size)?;
+        same("attention", "kv heads", heads.kv, pool.shape.kv_heads)?;
+        same("attention", "head size", heads.dim, pool.shape.head_dim)?;
+        same("attention", "width of q", q.cols(), heads.query * heads.dim)?;
+        same("attention", "rows of q", q.rows(), batch.tokens())?;
+        same("attention", "width of the output", out.cols(), q.cols())?;
+        out.check_rows("attention", q.rows())?;
+        if let Some(top) = batch.host.block_top {
+            below("attention", "block", top as usize, pool.shape.blocks)?;
+        }
+        Ok(())
+    }
+
+    /// One attention out of two over different parts of the same contexts (a shared prefix, and the rest): `a` and
+    /// `lse_a` become those of both. Parts that saw nothing (LSE minus infinity) change nothing.
+    ///
+    /// # Errors
+    /// When shapes disagree or the device fails.
+    pub fn merge_states(
+        &self,
+        (a, lse_a): (&mut Tensor, &mut Floats),
+        (b, lse_b): (&Tensor, &Floats),
+        heads: usize,
+    ) -> Result<(), Error> {
+        same("merge_states", "width of b", b.cols(), a.cols())?;
+        same("merge_states", "rows of b", b.rows(), a.rows())?;
+        multiple("merge_states", "width of a", a.cols(), heads)?;
+        same("merge_states", "length of the LSE", lse_a.len, a.rows() * heads)?;
+        same("merge_states", "length of the LSE of b", lse_b.len, lse_a.len)?;
+        let argument = MergeStatesArgument {
+            a: a.address(),
+            lse_a: lse_a.memory.address(),
+            b: b.address(),
+            lse_b: lse_b.memory.address(),
+            a_stride: a.stride() as u64,
+            b_stride: b.stride() as u64,
+            tokens: count("merge_states", "rows", a.rows())?,
+            heads: count("merge_states", "heads", heads)?,
+            dim: count("merge_states", "head size", a.cols() / heads)?,
+            unused: 0,
+        };
+        let blocks = divide("merge_states", a.rows() * heads, 4)?;
+        self.launch("merge", "merge_states", blocks, 128, 0, &argument)
+    }
+
+    /// Numbers for [`Scores`].
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn floats(&self, numbers: &[f32]) -> Result<Floats, Error> {
+        Ok(Floats { memory: Memory::of(&self.device, bytemuck::cast_slice(numbers))?, len: numbers.len() })
+    }
+
+    /// What [`Floats`] hold.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_floats(&self, floats: &Floats) -> Result<Vec<f32>, Error> {
+        let mut numbers = vec![0.0; floats.len];
+        if floats.len > 0 {
+            self.device.download(floats.memory.address(), bytemuck::cast_slice_mut(&mut numbers))?;
+        }
+        Ok(numbers)
+    }
+
+    /// A mask of `words` words for each token of a step.
+    ///
+    /// # Errors
+    /// When `words` does not divide the bits, or the memory cannot be had.
+    pub fn tree_mask(&self, bits: &[u32], words: usize) -> Result<TreeMask, Error> {
+        multiple("tree_mask", "words", bits.len(), words)?;
+        let memory = Memory::of(&self.device, bytemuck::cast_slice(bits))?;
+        Ok(TreeMask { memory, tokens: bits.len() / words, words })
+    }
+}
+
+/// One attention, checked.
+struct Call<'a> {
+    cuda: &'a Cuda,
+    pool: &'a KvPool,
+    batch: &'a Batch,
+    attention: Attention,
+    scores: Scores<'a>,
+}
+
+impl Call<'_> {
+    fn cut(&self) -> Result<Cut, Error> {
+        let heads = self.attention.heads;
+        Ok(Cut {
+            group: count("attention", "group", heads.query / heads.kv)?,
+            kv_heads: count("attention", "kv heads", heads.kv)?,
+            window: self.attention.window.map_or(0, |window| window.max(1)),
+            causal: self.scores.causal && self.scores.mask.is_none(),
+            slots: 2 * self.cuda.device.multiprocessors(),
+        })
+    }
+
+    fn argument(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        out: &Tensor,
+        lse: Address,
+    ) -> Result<AttentionArgument, Error> {
+        let (pool, batch, scores, cut) = (self.pool, self.batch, self.scores, self.cut()?);
+        let scales = pool.scales(layer);
+        let address = |floats: Option<&Floats>| floats.map_or(0, |floats| floats.memory.address());
+        Ok(AttentionArgument {
+            q: q.address(),
+            out: out.address(),
+            lse,
+            keys: pool.plane(layer, 0),
+            values: pool.plane(layer, 1),
+            block_tables: batch.block_tables(),
+            spans: batch.spans(),
+            items: 0,
+            partial_values: 0,
+            partial_states: 0,
+            slopes: address(scores.slopes),
+            sinks: address(scores.sinks),
+            mask: scores.mask.map_or(0, |mask| mask.memory.address()),
+            key_scale: scales.keys,
+            value_scale: scales.values,
+            scale_token_stride: scales.token,
+            scale_head_stride: scales.head,
+            page_stride: pool.layout.page as u64,
+            token_stride: pool.layout.token as u64,
+            head_stride: pool.layout.head as u64,
+            q_stride: q.stride() as u64,
+            out_stride: out.stride() as u64,
+            blocks_max: count("attention", "blocks of a table", batch.host.blocks_max)?,
+            block_size: count("attention", "block_size", batch.host.block_size)?,
+            mask_words: count("attention", "words of the mask", scores.mask.map_or(0, |mask| mask.words))?,
+            kv_heads: cut.kv_heads,
+            group: cut.group,
+            dim: count("attention", "head size", self.attention.heads.dim)?,
+            window: cut.window,
+            causal: u32::from(cut.causal),
+            scale: self.attention.scale,
+            softcap: scores.softcap.unwrap_or(0.0),
+        })
+    }
+
+    /// The items of one block shape, and then the merge of what was cut.
+    fn launch(&self, argument: AttentionArgument, shape: Shape, work: DeviceWork) -> Result<(), Error> {
+        if work.items_len == 0 {
+            return Ok(());
+        }
+        let heads = self.attention.heads;
+        let rows = work.partials * heads.kv * shape.rows;
+        let values_bytes = rows * shape.padded * 4;
+        let workspace = self.cuda.workspace(values_bytes + rows * 8)?;
+        let argument = AttentionArgument {
+            items: work.items,
+            partial_values: workspace.address(),
+            partial_states: workspace.address() + values_bytes as u64,
+            ..argument
+        };
+        let suffix = self.pool.suffix();
+        let file = match suffix {
+            "bf16" => "attention_bf16",
+            "f16" => "attention_f16",
+            "bf16_e4m3" => "attention_bf16_e4m3",
+            _ => "attention_f16_e4m3",
+        };
+        let kernel = format!("attention_{}_rows_{}_{suffix}", shape.rows, shape.padded);
+        let blocks = divide("attention", work.items_len * heads.kv, 1)?;
+        let shared = shape.shared_bytes(self.pool.storage);
+        self.cuda.start(file, &kernel, blocks, shape.threads(), shared, &argument)?;
+        if work.merges_len == 0 {
+            return Ok(());
+        }
+        let merge = MergeArgument {
+            tiles: work.merges,
+            values: argument.partial_values,
+            states: argument.partial_states,
+            out: argument.out,
+            lse: argument.lse,
+            sinks: argument.sinks,
+            out_stride: argument.out_stride,
+            kv_heads: argument.kv_heads,
+            group: argument.group,
+            dim: argument.dim,
+            padded: count("attention", "head size", shape.padded)?,
+            tile_rows: count("attention", "rows", shape.rows)?,
+            unused: 0,
+        };
+        let blocks = divide("attention", work.merges_len * heads.kv, 1)?;
+        self.cuda.launch("merge", "merge_partials", blocks, 128, 0, &merge)
+    }
+}
+
+impl Cuda {
+    /// Memory that lives until a later call needs more. Calls are in one order, so they share it.
+    fn workspace(&self, bytes: usize) -> Result<Arc<Memory>, Error> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if workspace.bytes() < bytes {
+            let device: &Arc<dyn Device> = &self.device;
+            *workspace = Arc::new(Memory::new(device, bytes.next_power_of_two())?);
+        }
+        Ok(Arc::clone(&workspace))
+    }
+}

@@ -1,0 +1,135 @@
+//! What the CUDA operators need of a machine: memory, copies and launches.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::Error;
+
+/// An address in a device's memory; 0 is none.
+pub type Address = u64;
+
+/// A grid of thread blocks on its way to a device.
+#[derive(Clone, Copy)]
+pub struct Launch<'a> {
+    /// The source that the kernel is in: a file of `kernels/`, without its ending.
+    pub file: &'static str,
+    /// The kernel's name.
+    pub kernel: &'a str,
+    /// Blocks of the grid, at least 1.
+    pub blocks: u32,
+    /// Threads of a block, whole warps.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// The kernel's one argument, a C struct.
+    pub argument: &'a [u8],
+}
+
+impl fmt::Debug for Launch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}<<<{}, {}, {}>>>", self.kernel, self.blocks, self.threads, self.shared_bytes)
+    }
+}
+
+/// A machine that runs the kernels: a GPU behind its driver, or the emulator of the tests.
+///
+/// All work is in one order, as if on one stream: a call sees what the calls before it wrote.
+pub trait Device: fmt::Debug + Send + Sync {
+    /// Multiprocessors, so that work can be cut to fill them.
+    fn multiprocessors(&self) -> u32;
+
+    /// Shared memory that one block may have, in bytes.
+    fn shared_bytes_max(&self) -> u32;
+
+    /// Memory at a multiple of 256 bytes; `bytes` is not 0.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    fn allocate(&self, bytes: usize) -> Result<Address, Error>;
+
+    /// Gives memory back. Errors have nowhere to go.
+    fn release(&self, address: Address);
+
+    /// Sets bytes to a value.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Error>;
+
+    /// Bytes to the device. The source may change after the call.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn upload(&self, to: Address, from: &[u8]) -> Result<(), Error>;
+
+    /// Bytes from the device, after all that was asked for before.
+    ///
+    /// # Errors
+    /// When the device fails, now or in an earlier launch.
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error>;
+
+    /// Starts a kernel.
+    ///
+    /// # Errors
+    /// When the kernel cannot be had or started.
+    ///
+    /// # Safety
+    /// The argument is the kernel's struct, and every address that the kernel computes from it lies in live memory of
+    /// this device.
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), Error>;
+}
+
+/// Memory of a device, given back when dropped.
+pub(crate) struct Memory {
+    device: Arc<dyn Device>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Memory {
+    /// At least `bytes`, not set to anything. Nothing is a legal size.
+    pub(crate) fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Error> {
+        let address = if bytes == 0 { 0 } else { device.allocate(bytes)? };
+        Ok(Self { device: Arc::clone(device), address, bytes })
+    }
+
+    /// All bytes 0.
+    pub(crate) fn zeroed(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Error> {
+        let memory = Self::new(device, bytes)?;
+        if bytes > 0 {
+            device.fill(memory.address, 0, bytes)?;
+        }
+        Ok(memory)
+    }
+
+    /// A copy of bytes of the host.
+    pub(crate) fn of(device: &Arc<dyn Device>, bytes: &[u8]) -> Result<Self, Error> {
+        let memory = Self::new(device, bytes.len())?;
+        if !bytes.is_empty() {
+            device.upload(memory.address, bytes)?;
+        }
+        Ok(memory)
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            self.device.release(self.address);
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Memory({:#x}, {} bytes)", self.address, self.bytes)
+    }
+}

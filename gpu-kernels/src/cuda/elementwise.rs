@@ -1,0 +1,181 @@
+//! Operators whose limit is bytes: `kernels/norm.cu`, `activation.cu` and `gather.cu`.
+
+use super::device::{Address, Memory};
+use super::tensor::Tensor;
+use super::{Cuda, count, divide};
+use crate::Error;
+use crate::error::same;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct NormArgument {
+    x: Address,
+    delta: Address,
+    weight: Address,
+    out: Address,
+    x_stride: u64,
+    delta_stride: u64,
+    out_stride: u64,
+    rows: u32,
+    cols: u32,
+    heads: u32,
+    eps: f32,
+    offset: f32,
+    aligned: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GatedArgument {
+    gate: Address,
+    up: Address,
+    out: Address,
+    gate_stride: u64,
+    up_stride: u64,
+    out_stride: u64,
+    rows: u32,
+    cols: u32,
+    aligned: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GatherArgument {
+    from: Address,
+    rows: Address,
+    out: Address,
+    from_stride: u64,
+    out_stride: u64,
+    count: u32,
+    cols: u32,
+}
+
+/// Threads of a block of these kernels.
+const BLOCK: usize = 256;
+/// Rows up to this length are a warp's work, longer ones a block's.
+const SHORT: usize = 1024;
+
+impl Cuda {
+    /// RMSNorm of rows, after an addition if there is one; `out` has its rows.
+    pub(super) fn norm(
+        &self,
+        x: &Tensor,
+        delta: Option<&Tensor>,
+        weight: Address,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        let argument = NormArgument {
+            x: x.address(),
+            delta: delta.map_or(0, Tensor::address),
+            weight,
+            out: out.address(),
+            x_stride: x.stride() as u64,
+            delta_stride: delta.map_or(0, Tensor::stride) as u64,
+            out_stride: out.stride() as u64,
+            rows: count("rms_norm", "rows", x.rows())?,
+            cols: count("rms_norm", "width of x", x.cols())?,
+            heads: 1,
+            eps,
+            offset: 0.0,
+            aligned: u32::from(x.cols().is_multiple_of(8)),
+        };
+        self.launch_norm(&argument, x.rows(), x.cols())
+    }
+
+    /// RMSNorm of every head on its own, in place.
+    pub(super) fn norm_heads(
+        &self,
+        x: &mut Tensor,
+        dim: usize,
+        weight: Address,
+        eps: f32,
+    ) -> Result<(), Error> {
+        let heads = x.cols() / dim;
+        let argument = NormArgument {
+            x: x.address(),
+            delta: 0,
+            weight,
+            out: x.address(),
+            x_stride: x.stride() as u64,
+            delta_stride: 0,
+            out_stride: x.stride() as u64,
+            rows: count("head_norm", "rows", x.rows() * heads)?,
+            cols: count("head_norm", "head size", dim)?,
+            heads: count("head_norm", "heads", heads)?,
+            eps,
+            offset: 0.0,
+            aligned: u32::from(dim.is_multiple_of(8)),
+        };
+        self.launch_norm(&argument, x.rows() * heads, dim)
+    }
+
+    fn launch_norm(&self, argument: &NormArgument, rows: usize, cols: usize) -> Result<(), Error> {
+        if cols == 0 {
+            return Ok(());
+        }
+        let (kernel, rows_per_block) =
+            if cols <= SHORT { ("rms_norm_short", BLOCK / 32) } else { ("rms_norm_long", 1) };
+        let blocks = divide("rms_norm", rows, rows_per_block)?;
+        self.launch("norm", kernel, blocks, BLOCK, BLOCK / 32 * 4, argument)
+    }
+
+    /// `out = gelu(gate) · up`, GELU in its tanh form (arXiv 1606.08415): Gemma's half of a layer.
+    ///
+    /// # Errors
+    /// When shapes disagree or the device fails.
+    pub fn gelu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
+        self.gated("gelu_mul", gate, up, out)
+    }
+
+    pub(super) fn gated(
+        &self,
+        operator: &'static str,
+        gate: &Tensor,
+        up: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        same(operator, "width of up", up.cols(), gate.cols())?;
+        same(operator, "rows of up", up.rows(), gate.rows())?;
+        same(operator, "width of the output", out.cols(), gate.cols())?;
+        out.check_rows(operator, gate.rows())?;
+        out.set_rows(gate.rows());
+        let argument = GatedArgument {
+            gate: gate.address(),
+            up: up.address(),
+            out: out.address(),
+            gate_stride: gate.stride() as u64,
+            up_stride: up.stride() as u64,
+            out_stride: out.stride() as u64,
+            rows: count(operator, "rows", gate.rows())?,
+            cols: count(operator, "width of gate", gate.cols())?,
+            aligned: 1,
+            unused: 0,
+        };
+        let blocks = divide(operator, gate.rows() * gate.cols().div_ceil(8), BLOCK)?;
+        self.launch("activation", operator, blocks, BLOCK, 0, &argument)
+    }
+
+    /// `out[i] = from[rows[i]]`, all rows checked.
+    pub(super) fn gather(
+        &self,
+        (from, stride): (Address, usize),
+        rows: &[u32],
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        out.set_rows(rows.len());
+        let indices = Memory::of(&self.device, bytemuck::cast_slice(rows))?;
+        let argument = GatherArgument {
+            from,
+            rows: indices.address(),
+            out: out.address(),
+            from_stride: stride as u64,
+            out_stride: out.stride() as u64,
+            count: count("gather_rows", "rows", rows.len())?,
+            cols: count("gather_rows", "width of x", out.cols())?,
+        };
+        let blocks = divide("gather_rows", rows.len() * out.cols().div_ceil(8), BLOCK)?;
+        self.start("gather", "gather", blocks, BLOCK, 0, &argument)
+    }
+}

@@ -1,0 +1,306 @@
+//! The operators on an NVIDIA GPU, sm_80 (Ampere) or later.
+//!
+//! The kernels are CUDA C++ of our own, in `kernels/`: they include no header of a toolkit. This module checks shapes,
+//! cuts the work and launches; what it launches on is a [`Device`].
+
+mod attention;
+mod batch;
+mod copy;
+mod device;
+mod elementwise;
+mod gemm;
+mod plan;
+mod pool;
+mod rope;
+mod source;
+mod tensor;
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
+
+pub use attention::{Floats, Scores, TreeMask};
+pub use batch::Batch;
+pub use device::{Address, Device, Launch};
+pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
+pub use pool::{KvPool, KvStorage};
+pub use rope::{HeadNorms, RopeTable};
+pub use source::{HEADERS, OPTIONS, SOURCES, Source};
+pub use tensor::{Tensor, Weight};
+
+use device::Memory;
+
+use crate::error::{at_most, below, multiple, same};
+use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
+
+/// The operators, on a device.
+///
+/// Activations are bf16 or f16, and weights are rounded to that when they are brought over. Sums are f32.
+#[derive(Debug)]
+pub struct Cuda {
+    device: Arc<dyn Device>,
+    dtype: Dtype,
+    /// Partial results of attention.
+    workspace: Mutex<Arc<Memory>>,
+}
+
+impl Cuda {
+    /// The operators on a given device, with activations of a given type.
+    ///
+    /// # Errors
+    /// When the type is neither bf16 nor f16.
+    pub fn on(device: Arc<dyn Device>, dtype: Dtype) -> Result<Self, Error> {
+        if dtype == Dtype::F32 {
+            return Err(Error::Unsupported {
+                operator: "cuda",
+                what: "activations of",
+                found: dtype.to_string(),
+                supported: "bf16 and f16",
+            });
+        }
+        let workspace = Mutex::new(Arc::new(Memory::new(&device, 0)?));
+        Ok(Self { device, dtype, workspace })
+    }
+
+    /// How activations and weights are stored.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Memory for K and V, stored as asked.
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool`].
+    pub fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
+        KvPool::new(&self.device, self.dtype, shape, storage)
+    }
+
+    /// Launches a kernel that exists once for each type of activations.
+    fn launch<A: bytemuck::Pod>(
+        &self,
+        file: &'static str,
+        kernel: &str,
+        blocks: u32,
+        threads: usize,
+        shared_bytes: usize,
+        argument: &A,
+    ) -> Result<(), Error> {
+        self.start(file, &format!("{kernel}_{}", self.dtype), blocks, threads, shared_bytes, argument)
+    }
+
+    /// Launches a kernel; an empty grid is nothing to do.
+    fn start<A: bytemuck::Pod>(
+        &self,
+        file: &'static str,
+        kernel: &str,
+        blocks: u32,
+        threads: usize,
+        shared_bytes: usize,
+        argument: &A,
+    ) -> Result<(), Error> {
+        if blocks == 0 {
+            return Ok(());
+        }
+        let most = self.device.shared_bytes_max();
+        at_most("launch", "shared memory of a block, in bytes", shared_bytes, most as usize)?;
+        let launch = Launch {
+            file,
+            kernel,
+            blocks,
+            threads: count("launch", "threads", threads)?,
+            shared_bytes: count("launch", "shared memory", shared_bytes)?,
+            argument: bytemuck::bytes_of(argument),
+        };
+        // SAFETY: the operators check shapes and indices against the memory whose addresses they pass, and that memory
+        // is borrowed for the call; releases come after it in the device's order.
+        unsafe { self.device.launch(launch) }
+    }
+}
+
+/// A dimension as kernels take it.
+fn count(operator: &'static str, dimension: &'static str, n: usize) -> Result<u32, Error> {
+    u32::try_from(n).map_err(|_| Error::TooLarge { operator, dimension, found: n, max: u32::MAX as usize })
+}
+
+/// Blocks of a grid that share `n` things, `each` a block.
+fn divide(operator: &'static str, n: usize, each: usize) -> Result<u32, Error> {
+    let blocks = n.div_ceil(each);
+    at_most(operator, "blocks of a grid", blocks, i32::MAX as usize)?;
+    count(operator, "blocks of a grid", blocks)
+}
+
+fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
+    multiple(operator, "query heads", heads.query, heads.kv)?;
+    multiple(operator, "head size", heads.dim, 1)?;
+    at_most(operator, "head size", heads.dim, crate::shape::HEAD_DIM_MAX)
+}
+
+impl Ops for Cuda {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type RopeTable = RopeTable;
+    type KvPool = KvPool;
+    type Batch = Batch;
+
+    fn tensor(&self, rows_max: usize, cols: usize) -> Result<Tensor, Error> {
+        Tensor::new(&self.device, rows_max, cols)
+    }
+
+    fn weight(&self, source: WeightSource) -> Result<Weight, Error> {
+        Weight::new(&self.device, self.dtype, &source)
+    }
+
+    fn rope_table(
+        &self,
+        cos: &[f32],
+        sin: &[f32],
+        rotary_dim: usize,
+        style: RopeStyle,
+    ) -> Result<RopeTable, Error> {
+        RopeTable::new(&self.device, cos, sin, rotary_dim, style)
+    }
+
+    fn kv_pool(&self, shape: KvShape) -> Result<KvPool, Error> {
+        self.kv_pool_stored(shape, KvStorage::Same)
+    }
+
+    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
+        KvPool::block_bytes(&shape, KvStorage::Same)
+    }
+
+    fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
+        Batch::new(&self.device, input)
+    }
+
+    fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
+        let (rows, cols) = table.matrix("embed")?;
+        same("embed", "width of the output", out.cols(), cols)?;
+        out.check_rows("embed", tokens.len())?;
+        for &token in tokens {
+            below("embed", "token", token as usize, rows)?;
+        }
+        self.gather((table.address(), table.stride()), tokens, out)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
+        let weight = weight.vector("rms_norm", x.cols())?;
+        same("rms_norm", "width of the output", out.cols(), x.cols())?;
+        out.check_rows("rms_norm", x.rows())?;
+        out.set_rows(x.rows());
+        self.norm(x, None, weight, eps, out)
+    }
+
+    fn add_rms_norm(
+        &self,
+        residual: &mut Tensor,
+        delta: &Tensor,
+        weight: &Weight,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        let weight = weight.vector("add_rms_norm", residual.cols())?;
+        same("add_rms_norm", "width of delta", delta.cols(), residual.cols())?;
+        same("add_rms_norm", "rows of delta", delta.rows(), residual.rows())?;
+        same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
+        out.check_rows("add_rms_norm", residual.rows())?;
+        out.set_rows(residual.rows());
+        self.norm(residual, Some(delta), weight, eps, out)
+    }
+
+    fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
+        for projection in projections.iter() {
+            let (rows, cols) = projection.weight.matrix("linear")?;
+            same("linear", "in of the weight", cols, x.cols())?;
+            same("linear", "width of the output", projection.out.cols(), rows)?;
+            projection.out.check_rows("linear", x.rows())?;
+            if let Some(bias) = projection.bias {
+                bias.vector("linear", rows)?;
+            }
+        }
+        for projection in projections.iter_mut() {
+            projection.out.set_rows(x.rows());
+            self.gemm(x, projection)?;
+        }
+        Ok(())
+    }
+
+    fn head_norm(&self, x: &mut Tensor, weight: &Weight, eps: f32) -> Result<(), Error> {
+        let dim = weight.cols();
+        multiple("head_norm", "width of x", x.cols(), dim)?;
+        let weight = weight.vector("head_norm", dim)?;
+        self.norm_heads(x, dim, weight, eps)
+    }
+
+    fn rope(
+        &self,
+        batch: &Batch,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        self.check_rope(batch, table, q, k, heads)?;
+        self.rotate(batch, table, q, k, heads)
+    }
+
+    fn append(
+        &self,
+        pool: &mut KvPool,
+        layer: usize,
+        batch: &Batch,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(), Error> {
+        self.check_append(pool, layer, batch, k, v)?;
+        self.store(pool, layer, batch, k, v)
+    }
+
+    fn attention(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        q: &Tensor,
+        attention: Attention,
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        self.attend(pool, layer, batch, q, attention, Scores::default(), out, None)
+    }
+
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
+        self.gated("silu_mul", gate, up, out)
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {
+        same("gather_rows", "width of the output", out.cols(), x.cols())?;
+        out.check_rows("gather_rows", rows.len())?;
+        for &row in rows {
+            below("gather_rows", "row", row as usize, x.rows())?;
+        }
+        self.gather((x.address(), x.stride()), rows, out)
+    }
+
+    fn copy_blocks(&self, pool: &mut KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
+        for &(from, to) in pairs {
+            below("copy_blocks", "source block", from as usize, pool.shape.blocks)?;
+            below("copy_blocks", "target block", to as usize, pool.shape.blocks)?;
+        }
+        self.copy(pool, pairs)
+    }
+
+    fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
+        Ok(Cow::Owned(x.read(&*self.device, self.dtype)?))
+    }
+
+    fn write(&self, x: &mut Tensor, elements: &[f32]) -> Result<(), Error> {
+        if elements.is_empty() {
+            x.set_rows(0);
+            return Ok(());
+        }
+        multiple("write", "number of elements", elements.len(), x.cols())?;
+        let rows = elements.len() / x.cols();
+        x.check_rows("write", rows)?;
+        x.set_rows(rows);
+        x.write(&*self.device, self.dtype, elements)
+    }
+}

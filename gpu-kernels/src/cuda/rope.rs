@@ -1,0 +1,247 @@
+//! What happens to q, k and v on their way to attention: `kernels/rope_append.cu`.
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::device::{Address, Device, Memory};
+use super::pool::KvPool;
+use super::tensor::{Tensor, Weight};
+use super::{Cuda, check_heads, count, divide};
+use crate::error::{at_most, below, multiple, same};
+use crate::{Error, Heads, RopeStyle};
+
+/// Cosines and sines `[positions, rotary_dim / 2]` in f32.
+#[derive(Debug)]
+pub struct RopeTable {
+    memory: Memory,
+    positions: usize,
+    rotary_dim: usize,
+    style: RopeStyle,
+}
+
+impl RopeTable {
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        cos: &[f32],
+        sin: &[f32],
+        rotary_dim: usize,
+        style: RopeStyle,
+    ) -> Result<Self, Error> {
+        multiple("rope_table", "rotary_dim", rotary_dim, 2)?;
+        same("rope_table", "length of sin", sin.len(), cos.len())?;
+        same("rope_table", "length of cos, over whole positions", cos.len() % (rotary_dim / 2), 0)?;
+        let memory = Memory::of(device, bytemuck::cast_slice(&[cos, sin].concat()))?;
+        Ok(Self { memory, positions: cos.len() / (rotary_dim / 2), rotary_dim, style })
+    }
+
+    fn cos(&self) -> Address {
+        self.memory.address()
+    }
+
+    fn sin(&self) -> Address {
+        self.memory.address() + (self.memory.bytes() / 2) as u64
+    }
+}
+
+/// RMSNorm weights of the heads of q and of k (Qwen3).
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// `[dim]`, for q.
+    pub q: &'a Weight,
+    /// `[dim]`, for k.
+    pub k: &'a Weight,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct RopeAppendArgument {
+    x: [Address; 3],
+    stride: [u64; 3],
+    weight: [Address; 2],
+    cos: Address,
+    sin: Address,
+    positions: Address,
+    slots: Address,
+    keys: Address,
+    values: Address,
+    key_scale: Address,
+    value_scale: Address,
+    scale_token_stride: u64,
+    scale_head_stride: u64,
+    page_stride: u64,
+    token_stride: u64,
+    head_stride: u64,
+    tokens: u32,
+    query_heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    rotary: u32,
+    interleaved: u32,
+    block_size: u32,
+    eps: f32,
+    scale_each: u32,
+    unused: u32,
+}
+
+impl RopeAppendArgument {
+    /// Nothing to do yet, for the tokens of a batch.
+    fn new(batch: &Batch, heads: Heads) -> Result<Self, Error> {
+        Ok(Self {
+            positions: batch.positions(),
+            tokens: count("rope", "tokens", batch.tokens())?,
+            query_heads: count("rope", "query heads", heads.query)?,
+            kv_heads: count("rope", "kv heads", heads.kv)?,
+            dim: count("rope", "head size", heads.dim)?,
+            block_size: count("rope", "block_size", batch.host.block_size)?,
+            ..bytemuck::Zeroable::zeroed()
+        })
+    }
+
+    fn with(mut self, which: usize, x: &Tensor) -> Self {
+        self.x[which] = x.address();
+        self.stride[which] = x.stride() as u64;
+        self
+    }
+
+    fn with_table(self, table: &RopeTable) -> Result<Self, Error> {
+        let rotary = count("rope", "rotary_dim", table.rotary_dim)?;
+        let interleaved = u32::from(table.style == RopeStyle::Interleaved);
+        Ok(Self { cos: table.cos(), sin: table.sin(), rotary, interleaved, ..self })
+    }
+
+    fn with_pool(self, pool: &KvPool, layer: usize, batch: &Batch) -> Self {
+        let scales = pool.scales(layer);
+        Self {
+            slots: batch.slots(),
+            keys: pool.plane(layer, 0),
+            values: pool.plane(layer, 1),
+            key_scale: scales.keys,
+            value_scale: scales.values,
+            scale_token_stride: scales.token,
+            scale_head_stride: scales.head,
+            scale_each: u32::from(scales.each),
+            page_stride: pool.layout.page as u64,
+            token_stride: pool.layout.token as u64,
+            head_stride: pool.layout.head as u64,
+            ..self
+        }
+    }
+}
+
+impl Cuda {
+    /// The norm of q's and k's heads, their rotation, and the way of k and v into the cache, in one launch: what
+    /// `head_norm`, `rope` and `append` do one after the other, but without rounding in between. `q` changes in place;
+    /// `k` and `v` do not.
+    ///
+    /// # Errors
+    /// As [`crate::Ops::head_norm`], [`crate::Ops::rope`] and [`crate::Ops::append`].
+    #[expect(clippy::too_many_arguments, reason = "three operators in one")]
+    pub fn rope_append(
+        &self,
+        pool: &mut KvPool,
+        layer: usize,
+        batch: &Batch,
+        table: &RopeTable,
+        norms: Option<HeadNorms<'_>>,
+        q: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        self.check_rope(batch, table, q, k, heads)?;
+        self.check_append(pool, layer, batch, k, v)?;
+        same("rope_append", "kv heads", heads.kv, pool.shape.kv_heads)?;
+        let mut argument = RopeAppendArgument::new(batch, heads)?
+            .with(0, q)
+            .with(1, k)
+            .with(2, v)
+            .with_table(table)?
+            .with_pool(pool, layer, batch);
+        if let Some(norms) = norms {
+            let of = |weight: &Weight| weight.vector("rope_append", heads.dim);
+            argument.weight = [of(norms.q)?, of(norms.k)?];
+            argument.eps = norms.eps;
+        }
+        self.start_rope_append(pool.suffix(), &argument)
+    }
+
+    pub(super) fn check_rope(
+        &self,
+        batch: &Batch,
+        table: &RopeTable,
+        q: &Tensor,
+        k: &Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        check_heads("rope", heads)?;
+        at_most("rope", "rotary_dim", table.rotary_dim, heads.dim)?;
+        same("rope", "width of q", q.cols(), heads.query * heads.dim)?;
+        same("rope", "width of k", k.cols(), heads.kv * heads.dim)?;
+        same("rope", "rows of q", q.rows(), batch.tokens())?;
+        same("rope", "rows of k", k.rows(), batch.tokens())?;
+        match batch.host.position_top {
+            Some(top) => below("rope", "position", top as usize, table.positions),
+            None => Ok(()),
+        }
+    }
+
+    /// Rotates q and k in place.
+    pub(super) fn rotate(
+        &self,
+        batch: &Batch,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        let argument = RopeAppendArgument::new(batch, heads)?.with(0, q).with(1, k).with_table(table)?;
+        self.start_rope_append(if self.dtype == crate::Dtype::F16 { "f16" } else { "bf16" }, &argument)
+    }
+
+    pub(super) fn check_append(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(), Error> {
+        let shape = pool.shape;
+        below("append", "layer", layer, shape.layers)?;
+        same("append", "block_size of the batch", batch.host.block_size, shape.block_size)?;
+        for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {
+            same("append", width, tensor.cols(), shape.kv_heads * shape.head_dim)?;
+            same("append", rows, tensor.rows(), batch.tokens())?;
+        }
+        match batch.host.slot_top {
+            Some(top) => {
+                let slot = usize::try_from(top).unwrap_or(usize::MAX);
+                below("append", "slot", slot, shape.blocks * shape.block_size)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes k and v into the cache.
+    pub(super) fn store(
+        &self,
+        pool: &KvPool,
+        layer: usize,
+        batch: &Batch,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(), Error> {
+        let heads = Heads { query: 0, kv: pool.shape.kv_heads, dim: pool.shape.head_dim };
+        let argument =
+            RopeAppendArgument::new(batch, heads)?.with(1, k).with(2, v).with_pool(pool, layer, batch);
+        self.start_rope_append(pool.suffix(), &argument)
+    }
+
+    fn start_rope_append(&self, suffix: &str, argument: &RopeAppendArgument) -> Result<(), Error> {
+        let heads = argument.query_heads as usize + 2 * argument.kv_heads as usize;
+        let blocks = divide("rope_append", argument.tokens as usize * heads, 4)?;
+        self.start("rope_append", &format!("rope_append_{suffix}"), blocks, 128, 0, argument)
+    }
+}

@@ -1,0 +1,228 @@
+//! A device that is not there: runs the kernels' source, compiled by the machine's C++ compiler, thread by thread.
+//!
+//! See `kernels/emulator/emulator.hpp` for what it acts out. Here are its memory and its launches. Memory starts as bytes of
+//! 0xff, which are no numbers, and has a rim of them; a launch that changes a rim fails.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CString, c_char, c_void};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use quayline_gpu_kernels::cuda::{Address, Device, Launch, SOURCES};
+use quayline_gpu_kernels::{Cuda, Dtype, Error};
+
+const RIM: usize = 4096;
+
+/// The emulator, or `None` and a line in the log where there is no C++ compiler.
+pub(crate) fn cuda(dtype: Dtype, descending: bool) -> Option<(Cuda, Arc<Emulator>)> {
+    let emulator = Arc::new(Emulator::new(descending)?);
+    let device: Arc<dyn Device> = Arc::clone(&emulator) as _;
+    Some((Cuda::on(device, dtype).expect("a type of two bytes"), emulator))
+}
+
+pub(crate) struct Emulator {
+    memory: Mutex<BTreeMap<Address, Vec<u64>>>,
+    /// Fibres and blocks run in descending order.
+    descending: bool,
+    /// Pieces that `ldmatrix` had to wait for, over all launches.
+    pub(crate) bank_conflicts: AtomicU64,
+    /// Memory is zeros that cost nothing until they are touched, and `fill` leaves it so.
+    pub(crate) lazy: AtomicBool,
+}
+
+impl Emulator {
+    fn new(descending: bool) -> Option<Self> {
+        if compiler().is_none() {
+            eprintln!("skipped: no C++ compiler (c++, g++ or clang++) to run the kernels with");
+            return None;
+        }
+        Some(Self {
+            memory: Mutex::default(),
+            descending,
+            bank_conflicts: AtomicU64::new(0),
+            lazy: AtomicBool::new(false),
+        })
+    }
+
+    fn check_rims(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        for (address, words) in self.memory.lock().expect("no panic").iter() {
+            let rims = [&words[..RIM / 8], &words[words.len() - RIM / 8..]];
+            if rims.iter().any(|rim| rim.iter().any(|&word| word != u64::MAX)) {
+                return Err(failed(format!("{launch:?} wrote around the memory at {address:#x}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Device for Emulator {
+    fn multiprocessors(&self) -> u32 {
+        4
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        99 << 10
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, Error> {
+        let (len, rim) = (bytes.div_ceil(8) + 2 * RIM / 8 + 32, RIM / 8);
+        let mut words = if self.lazy.load(Ordering::Relaxed) { vec![0; len] } else { vec![u64::MAX; len] };
+        words[..rim + 32].fill(u64::MAX);
+        words[len - rim - 32..].fill(u64::MAX);
+        // From a multiple of 256, so that a multiple of 16 is one because the kernel asked for it.
+        let first = words.as_mut_ptr().wrapping_byte_add(RIM) as u64;
+        let address = first.next_multiple_of(256);
+        words.truncate(words.len() - 32 + (address - first) as usize / 8);
+        self.memory.lock().expect("no panic").insert(address, words);
+        Ok(address)
+    }
+
+    fn release(&self, address: Address) {
+        self.memory.lock().expect("no panic").remove(&address).expect("memory is given back once");
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Error> {
+        if byte == 0 && self.lazy.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // SAFETY: the operators stay inside what they allocated.
+        unsafe { (to as *mut u8).write_bytes(byte, bytes) };
+        Ok(())
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), Error> {
+        let run = kernel(launch.file, launch.kernel)?;
+        let mut complaint = [0_u8; 512];
+        let mut conflicts = 0;
+        let how = How {
+            blocks: launch.blocks,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            descending: self.descending.into(),
+            complaint: complaint.as_mut_ptr().cast(),
+            complaint_bytes: complaint.len(),
+            bank_conflicts: &raw mut conflicts,
+        };
+        // SAFETY: the emulated kernel with this argument, as the caller promises of a real one.
+        let failure = unsafe { run(launch.argument.as_ptr().cast(), launch.argument.len(), &raw const how) };
+        if failure != 0 {
+            let text = complaint.split(|&byte| byte == 0).next().unwrap_or_default();
+            return Err(failed(format!("{launch:?}: {}", String::from_utf8_lossy(text))));
+        }
+        self.bank_conflicts.fetch_add(conflicts, Ordering::Relaxed);
+        self.check_rims(&launch)
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.descending { "Emulator(descending)" } else { "Emulator(ascending)" })
+    }
+}
+
+/// `emulator::Launch`.
+#[repr(C)]
+struct How {
+    blocks: u32,
+    threads: u32,
+    shared_bytes: u32,
+    descending: u32,
+    complaint: *mut c_char,
+    complaint_bytes: usize,
+    bank_conflicts: *mut u64,
+}
+
+type Run = unsafe extern "C" fn(*const c_void, usize, *const How) -> i32;
+
+fn failed(reason: String) -> Error {
+    Error::Device { call: "emulator", reason }
+}
+
+fn compiler() -> Option<&'static str> {
+    static FOUND: OnceLock<Option<&str>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let works =
+            |name: &&&str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+        ["c++", "g++", "clang++"].iter().find(works).copied()
+    })
+}
+
+/// The function that acts out a kernel, from its file's library.
+fn kernel(file: &'static str, name: &str) -> Result<Run, Error> {
+    static LIBRARIES: OnceLock<Mutex<HashMap<&str, usize>>> = OnceLock::new();
+    let mut libraries = LIBRARIES.get_or_init(Mutex::default).lock().expect("no panic");
+    let library = match libraries.get(file) {
+        Some(&library) => library,
+        None => {
+            let library = load(&build(file)?)?;
+            libraries.insert(file, library);
+            library
+        }
+    };
+    let symbol = CString::new(format!("run_{name}")).expect("no zeros in names");
+    // SAFETY: a library that stays loaded.
+    let found = unsafe { libc::dlsym(library as *mut c_void, symbol.as_ptr()) };
+    if found.is_null() {
+        return Err(failed(format!("no kernel {name} in {file}.cu")));
+    }
+    // SAFETY: `KERNEL` of the emulator defines it with this type.
+    Ok(unsafe { std::mem::transmute::<*mut c_void, Run>(found) })
+}
+
+fn load(path: &Path) -> Result<usize, Error> {
+    let name = CString::new(path.to_str().expect("a path in the target folder")).expect("no zeros in it");
+    // SAFETY: our own library, without constructors that do anything.
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        Err(failed(format!("{} does not load", path.display())))
+    } else {
+        Ok(library as usize)
+    }
+}
+
+/// The library of a file, compiled unless one of the same source is there.
+fn build(file: &str) -> Result<PathBuf, Error> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    assert!(SOURCES.iter().any(|source| source.name == file), "{file} is in the list of sources");
+    let mut all = std::fs::read(kernels.join(format!("{file}.cu"))).map_err(|e| failed(e.to_string()))?;
+    for header in ["prelude.cuh", "softmax.cuh", "attention.cuh", "emulator/emulator.hpp"] {
+        all.extend(std::fs::read(kernels.join(header)).map_err(|e| failed(e.to_string()))?);
+    }
+    let hash =
+        all.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let library = folder.join(format!("{file}-{hash:016x}.so"));
+    if library.exists() {
+        return Ok(library);
+    }
+    // Another process may be at the same: the finished file takes its place at once.
+    let unfinished = folder.join(format!("{file}-{hash:016x}.{}", std::process::id()));
+    let output = Command::new(compiler().expect("asked for before"))
+        .args(["-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra"])
+        .arg("-Werror")
+        .arg("-o")
+        .arg(&unfinished)
+        .arg(kernels.join(format!("{file}.cu")))
+        .output()
+        .map_err(|e| failed(e.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(format!("{file}.cu: {}", String::from_utf8_lossy(&output.stderr))));
+    }
+    std::fs::rename(&unfinished, &library).map_err(|e| failed(e.to_string()))?;
+    Ok(library)
+}

@@ -1,0 +1,685 @@
+//! Attention on the emulator: twenty cases that have broken kernels elsewhere, at sizes that an emulator takes, against
+//! softmax in f64.
+//!
+//! The bound is FlashAttention-3's: at most twice the error of a plain evaluation that rounds scores, weights and results
+//! to the stored type. Pages are shuffled, unused slots and the output start as what is no number, and every step runs
+//! in both orders of fibres and blocks, with equal bits.
+#![cfg(unix)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
+)]
+
+mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::{Random, bits};
+use emulator::Emulator;
+use half::{bf16, f16};
+use quayline_gpu_kernels::cuda::{Floats, KvPool, KvStorage, Scores, Tensor};
+use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Heads, KvShape, Ops, Span};
+
+/// One sequence: queries, keys and values as stored, and how many of its last tokens this step computes.
+#[derive(Clone)]
+struct Sequence {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    context: usize,
+    queries: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    heads: Heads,
+    dtype: Dtype,
+    block_size: usize,
+    /// Queries and context of each sequence.
+    lengths: Vec<(usize, usize)>,
+    window: Option<u32>,
+    softcap: Option<f32>,
+    slopes: bool,
+    sinks: bool,
+    tree: bool,
+    storage: KvStorage,
+}
+
+impl Case {
+    fn new(heads: (usize, usize, usize), block_size: usize, lengths: &[(usize, usize)]) -> Self {
+        Self {
+            heads: Heads { query: heads.0, kv: heads.1, dim: heads.2 },
+            dtype: Dtype::Bf16,
+            block_size,
+            lengths: lengths.to_vec(),
+            window: None,
+            softcap: None,
+            slopes: false,
+            sinks: false,
+            tree: false,
+            storage: KvStorage::Same,
+        }
+    }
+
+    fn decode(heads: (usize, usize, usize), block_size: usize, contexts: &[usize]) -> Self {
+        let lengths: Vec<_> = contexts.iter().map(|&context| (1, context)).collect();
+        Self::new(heads, block_size, &lengths)
+    }
+
+    fn attention(&self) -> Attention {
+        Attention { heads: self.heads, scale: 1.0 / (self.heads.dim as f32).sqrt(), window: self.window }
+    }
+
+    fn stored(&self, x: f32) -> f32 {
+        if self.dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
+    }
+
+    fn slope(&self, head: usize) -> f32 {
+        if self.slopes { 0.5_f32.powi(head as i32 % 8 + 1) } else { 0.0 }
+    }
+
+    fn sink(head: usize) -> f32 {
+        head as f32 * 0.25 - 1.0
+    }
+
+    /// Token `query` of a span sees token `key` of it: its ancestors in a binary tree of drafts.
+    fn tree_sees(query: usize, key: usize) -> bool {
+        let mut at = query + 1;
+        while at > key + 1 {
+            at /= 2;
+        }
+        at == key + 1
+    }
+
+    fn sees(&self, sequence: &Sequence, query: usize, key: usize) -> bool {
+        let position = (sequence.context + query) as i64 - sequence.queries as i64;
+        let own = sequence.context.saturating_sub(sequence.queries);
+        let inside = self.window.is_none_or(|window| key as i64 > position - i64::from(window));
+        let before =
+            if self.tree { key < own || Self::tree_sees(query, key - own) } else { key as i64 <= position };
+        inside && before
+    }
+
+    fn sequence(&self, random: &mut Random, (queries, context): (usize, usize)) -> Sequence {
+        let mut floats = |n: usize, size: f32| {
+            let x: Vec<f32> = (0..n).map(|_| self.stored(random.float() * size)).collect();
+            x
+        };
+        let Heads { query, kv, dim } = self.heads;
+        Sequence {
+            q: floats(queries * query * dim, 3.0),
+            k: floats(context * kv * dim, 2.0),
+            v: floats(context * kv * dim, 1.0),
+            context,
+            queries,
+        }
+    }
+}
+
+/// The exact result of one query and head, its LSE, and what a plain evaluation in the stored type gives.
+struct Row {
+    exact: Vec<f64>,
+    lse: f64,
+    plain: Vec<f64>,
+}
+
+fn row(case: &Case, sequence: &Sequence, query: usize, head: usize) -> Row {
+    let Heads { query: heads, kv, dim } = case.heads;
+    let kv_head = head / (heads / kv);
+    let q = &sequence.q[(query * heads + head) * dim..][..dim];
+    let position = (sequence.context + query) as f64 - sequence.queries as f64;
+    let shape = |score: f64, key: usize| {
+        let score = score * f64::from(case.attention().scale);
+        let cap = case.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+        cap + f64::from(case.slope(head)) * (key as f64 - position)
+    };
+    let seen: Vec<usize> = (0..sequence.context).filter(|&key| case.sees(sequence, query, key)).collect();
+    let at = |key: usize| (key * kv + kv_head) * dim;
+    // FP8: what is stored is what was appended, to within rounding; both sides start from what is stored.
+    let keys: Vec<f64> = seen
+        .iter()
+        .map(|&key| {
+            let k = &sequence.k[at(key)..][..dim];
+            q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>()
+        })
+        .collect();
+    let sink = case.sinks.then(|| f64::from(Case::sink(head)));
+    let weigh = |scores: &[f64]| {
+        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+        let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - most).exp());
+        (weights.iter().map(|w| w / total).collect::<Vec<_>>(), most + total.ln())
+    };
+    let average = |weights: &[f64]| -> Vec<f64> {
+        let of = |i: usize| {
+            weights.iter().zip(&seen).map(|(w, &key)| w * f64::from(sequence.v[at(key) + i])).sum::<f64>()
+        };
+        (0..dim).map(of).collect()
+    };
+    let rounded = |x: f64| f64::from(case.stored(x as f32));
+    let scores: Vec<f64> = keys.iter().zip(&seen).map(|(&s, &key)| shape(s, key)).collect();
+    let plain: Vec<f64> = keys.iter().zip(&seen).map(|(&s, &key)| rounded(shape(rounded(s), key))).collect();
+    let (weights, lse) = weigh(&scores);
+    let plain_weights: Vec<f64> = weigh(&plain).0.iter().map(|&w| rounded(w)).collect();
+    let lse = if seen.is_empty() && sink.is_none() { f64::NEG_INFINITY } else { lse };
+    let plain = average(&plain_weights).iter().map(|&x| rounded(x)).collect();
+    Row { exact: average(&weights), lse, plain }
+}
+
+/// A pool with the sequences' keys and values on shuffled pages, and the step's batch over it.
+struct Step {
+    pool: KvPool,
+    batch: <Cuda as Ops>::Batch,
+    q: Tensor,
+}
+
+const LAYER: usize = 1;
+
+fn write(cuda: &Cuda, rows: usize, cols: usize, elements: &[f32]) -> Tensor {
+    let mut x = cuda.tensor(rows, cols).unwrap();
+    cuda.write(&mut x, elements).unwrap();
+    x
+}
+
+/// Appends rows to slots.
+fn append(cuda: &Cuda, pool: &mut KvPool, block_size: usize, slots: &[i64], k: &[f32], v: &[f32]) {
+    let width = pool.shape().kv_heads * pool.shape().head_dim;
+    let positions = vec![0; slots.len()];
+    let batch = BatchInput { positions: &positions, slots, spans: &[], block_tables: &[], block_size };
+    let batch = cuda.batch(batch).unwrap();
+    let (k, v) = (write(cuda, slots.len(), width, k), write(cuda, slots.len(), width, v));
+    for layer in 0..pool.shape().layers {
+        cuda.append(pool, layer, &batch, &k, &v).unwrap();
+    }
+}
+
+fn step(cuda: &Cuda, case: &Case, sequences: &[Sequence], random: &mut Random) -> Step {
+    let Heads { query, kv, dim } = case.heads;
+    let block_size = case.block_size;
+    let of = |sequence: &Sequence| sequence.context.div_ceil(block_size);
+    let blocks = 2 + sequences.iter().map(of).sum::<usize>();
+    let shape = KvShape { layers: 2, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: case.dtype };
+    let mut pool = cuda.kv_pool_stored(shape, case.storage).unwrap();
+    let all: Vec<i64> = (0..(blocks * block_size) as i64).collect();
+    let nothing = vec![f32::NAN; all.len() * kv * dim];
+    append(cuda, &mut pool, block_size, &all, &nothing, &nothing);
+
+    let mut free: Vec<u32> = (0..blocks as u32).collect();
+    random.shuffle(&mut free);
+    let blocks_max = sequences.iter().map(of).max().unwrap_or(0) + random.below(2);
+    let mut tables = vec![u32::MAX; sequences.len() * blocks_max];
+    let (mut spans, mut slots) = (Vec::new(), Vec::new());
+    let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, sequence) in sequences.iter().enumerate() {
+        let table = &mut tables[index * blocks_max..][..of(sequence)];
+        table.fill_with(|| free.pop().unwrap());
+        for token in 0..sequence.context {
+            slots
+                .push(i64::from(table[token / block_size]) * block_size as i64 + (token % block_size) as i64);
+        }
+        k.extend_from_slice(&sequence.k);
+        v.extend_from_slice(&sequence.v);
+        spans.push(Span {
+            query_start: (q.len() / (query * dim)) as u32,
+            query_len: sequence.queries as u32,
+            context_len: sequence.context as u32,
+        });
+        q.extend_from_slice(&sequence.q);
+    }
+    append(cuda, &mut pool, block_size, &slots, &k, &v);
+    let rows = q.len() / (query * dim);
+    let batch = BatchInput {
+        positions: &vec![0; rows],
+        slots: &vec![-1; rows],
+        spans: &spans,
+        block_tables: &tables,
+        block_size,
+    };
+    Step { pool, batch: cuda.batch(batch).unwrap(), q: write(cuda, rows, query * dim, &q) }
+}
+
+/// Output and LSE of all rows.
+fn attend(cuda: &Cuda, case: &Case, step: &Step) -> (Vec<f32>, Vec<f32>) {
+    let Heads { query, dim, .. } = case.heads;
+    let rows = step.q.rows();
+    let mut out = write(cuda, rows, query * dim, &vec![f32::NAN; rows * query * dim]);
+    let mut lse = cuda.floats(&vec![f32::NAN; rows * query]).unwrap();
+    let per_head = |of: &dyn Fn(usize) -> f32| -> Floats {
+        cuda.floats(&(0..query).map(of).collect::<Vec<_>>()).unwrap()
+    };
+    let slopes = case.slopes.then(|| per_head(&|head| case.slope(head)));
+    let sinks = case.sinks.then(|| per_head(&Case::sink));
+    let words = case.lengths.iter().map(|&(queries, _)| queries.div_ceil(32)).max().unwrap_or(1).max(1);
+    let mut mask = Vec::new();
+    for &(queries, _) in &case.lengths {
+        for query in 0..queries {
+            let mut row = vec![0_u32; words];
+            for key in (0..queries).filter(|&key| Case::tree_sees(query, key)) {
+                row[key / 32] |= 1 << (key % 32);
+            }
+            mask.extend(row);
+        }
+    }
+    let mask = case.tree.then(|| cuda.tree_mask(&mask, words).unwrap());
+    let scores = Scores {
+        causal: true,
+        softcap: case.softcap,
+        slopes: slopes.as_ref(),
+        sinks: sinks.as_ref(),
+        mask: mask.as_ref(),
+    };
+    let Step { pool, batch, q } = step;
+    cuda.attend(pool, LAYER, batch, q, case.attention(), scores, &mut out, Some(&mut lse)).unwrap();
+    (cuda.read(&out).unwrap().into_owned(), cuda.read_floats(&lse).unwrap())
+}
+
+/// The emulator in both orders; none where there is no compiler.
+fn machines(dtype: Dtype) -> Vec<(Cuda, Arc<Emulator>)> {
+    [false, true].into_iter().filter_map(|descending| emulator::cuda(dtype, descending)).collect()
+}
+
+/// Runs a case and holds it to the bound.
+fn check(name: &str, case: &Case) {
+    let mut random = Random::new(name.bytes().map(u64::from).sum());
+    let mut sequences: Vec<Sequence> =
+        case.lengths.iter().map(|&lengths| case.sequence(&mut random, lengths)).collect();
+    if case.storage != KvStorage::Same {
+        sequences.iter_mut().for_each(|sequence| quantise(case, sequence));
+    }
+    let mut first: Option<(Vec<u32>, Vec<u32>)> = None;
+    for (cuda, emulator) in machines(case.dtype) {
+        let step = step(&cuda, case, &sequences, &mut random);
+        emulator.bank_conflicts.store(0, Ordering::Relaxed);
+        let (out, lse) = attend(&cuda, case, &step);
+        assert_eq!(
+            emulator.bank_conflicts.load(Ordering::Relaxed),
+            0,
+            "{name}: conflicts of banks in ldmatrix"
+        );
+        let found = (bits(&out), bits(&lse));
+        match &first {
+            Some(first) => assert!(*first == found, "{name}: the order of threads shows in the bits"),
+            None => {
+                compare(name, case, &sequences, &out, &lse, &mut random);
+                first = Some(found);
+            }
+        }
+    }
+}
+
+/// What the pool keeps of keys and values: E4M3 with the scale of the case.
+fn quantise(case: &Case, sequence: &mut Sequence) {
+    let dim = case.heads.dim;
+    for (which, x) in [&mut sequence.k, &mut sequence.v].into_iter().enumerate() {
+        for head in x.chunks_mut(dim) {
+            let largest = head.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            let scale = match case.storage {
+                KvStorage::Fp8 { key_scale, value_scale } => [key_scale, value_scale][which],
+                _ => largest / 448.0,
+            };
+            head.iter_mut().for_each(|x| *x = e4m3(*x / scale) * scale);
+        }
+    }
+}
+
+/// The nearest E4M3, by trying all of them.
+fn e4m3(x: f32) -> f32 {
+    let of = |bits: u8| {
+        let (exponent, fraction) = (i32::from(bits >> 3), f32::from(bits & 7));
+        if exponent == 0 {
+            fraction / 8.0 * 2.0_f32.powi(-6)
+        } else {
+            (1.0 + fraction / 8.0) * 2.0_f32.powi(exponent - 7)
+        }
+    };
+    // Ties go to the even one, which is found first or last.
+    let nearest = (0..0x7f_u8)
+        .min_by(|&a, &b| {
+            let apart = |bits: u8| (of(bits) - x.abs()).abs();
+            apart(a).total_cmp(&apart(b)).then((a & 1).cmp(&(b & 1)))
+        })
+        .unwrap();
+    of(nearest).copysign(x)
+}
+
+fn compare(name: &str, case: &Case, sequences: &[Sequence], out: &[f32], lse: &[f32], random: &mut Random) {
+    let Heads { query: heads, dim, .. } = case.heads;
+    let (mut worst, mut plain_worst, mut start) = (0.0_f64, 0.0_f64, 0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        // The edges of each sequence, and some rows in between.
+        let samples = if sequence.queries == 0 { 0 } else { 6 };
+        for sample in 0..samples {
+            let query = [0, sequence.queries - 1, random.below(sequence.queries)][sample % 3];
+            let head = [0, heads - 1, random.below(heads)][random.below(3)];
+            let Row { exact, lse: exact_lse, plain } = row(case, sequence, query, head);
+            let found = &out[((start + query) * heads + head) * dim..][..dim];
+            let what =
+                || format!("{name}: sequence {index} {:?}, query {query}, head {head}", case.lengths[index]);
+            for i in 0..dim {
+                assert!(found[i].is_finite(), "{}: element {i} is {}", what(), found[i]);
+                worst = worst.max((f64::from(found[i]) - exact[i]).abs());
+                plain_worst = plain_worst.max((plain[i] - exact[i]).abs());
+                assert!(
+                    exact_lse > f64::NEG_INFINITY || found[i] == 0.0,
+                    "{}: nothing seen gives zeros",
+                    what()
+                );
+            }
+            let found = f64::from(lse[(start + query) * heads + head]);
+            let close = found == exact_lse || (found - exact_lse).abs() < 1e-3;
+            assert!(close, "{}: LSE {found}, exact {exact_lse}", what());
+        }
+        start += sequence.queries;
+    }
+    assert!(
+        worst <= 2.0 * plain_worst + 1e-6,
+        "{name}: off by {worst:e}, a plain evaluation by {plain_worst:e}"
+    );
+}
+
+#[test]
+fn case_01_page_edges_and_no_context() {
+    check("1", &Case::decode((32, 8, 128), 16, &[0, 1, 15, 16, 17, 31, 32, 33]));
+}
+
+#[test]
+fn case_02_groups_of_seven() {
+    check("2", &Case::decode((28, 4, 128), 16, &[1, 97, 2048]));
+}
+
+#[test]
+fn case_03_groups_above_a_tile() {
+    check("3 a", &Case::decode((64, 4, 128), 64, &[513, 1023]));
+    check("3 b", &Case::decode((64, 1, 128), 64, &[513, 1023]));
+    check("3 c", &Case::decode((100, 1, 64), 16, &[70]));
+}
+
+#[test]
+fn case_04_many_heads_and_small_pages_in_f16() {
+    let case = Case::decode((32, 32, 128), 8, &[400, 400]);
+    check("4", &Case { dtype: Dtype::F16, ..case });
+}
+
+#[test]
+fn case_05_all_lengths_of_a_small_head() {
+    // All up to a tile and a bit, and around every later page.
+    let lengths: Vec<usize> = (1..=300).filter(|n| *n < 70 || n % 16 < 2).collect();
+    check("5", &Case::decode((14, 2, 64), 16, &lengths));
+}
+
+#[test]
+fn case_06_window_and_cap_with_a_head_of_256() {
+    let case = Case::decode((16, 8, 256), 32, &[95, 96, 97, 300]);
+    check("6", &Case { window: Some(96), softcap: Some(50.0), ..case });
+    let case = Case::new((4, 2, 256), 32, &[(40, 97), (70, 200)]);
+    check("6 prefill", &Case { window: Some(96), softcap: Some(2.0), ..case });
+}
+
+#[test]
+fn case_07_heads_between_the_sizes() {
+    for dim in [80, 96, 112, 192, 17, 8, 1] {
+        check(&format!("7 {dim}"), &Case::new((4, 2, dim), 16, &[(1, 300), (30, 77)]));
+    }
+}
+
+#[test]
+fn case_08_ragged_prompts() {
+    let lengths = [1, 2, 63, 64, 65, 127, 128, 129, 300].map(|n| (n, n));
+    check("8", &Case::new((4, 1, 128), 16, &lengths));
+    check("8 small", &Case::new((6, 2, 64), 16, &lengths));
+}
+
+#[test]
+fn case_09_chunks_of_prompts() {
+    check("9", &Case::new((4, 2, 128), 16, &[(17, 600), (64, 700), (1, 1), (70, 139)]));
+}
+
+#[test]
+fn case_10_more_queries_than_context() {
+    check("10", &Case::new((4, 2, 64), 16, &[(235, 2), (5, 3), (7, 0)]));
+}
+
+#[test]
+fn case_11_mixed_batch() {
+    let mut random = Random::new(11);
+    let lengths: Vec<_> = (0..32)
+        .map(|i| if i % 16 == 0 { (17, 200 + random.below(400)) } else { (1, 10 + random.below(60)) })
+        .collect();
+    check("11", &Case::new((8, 2, 64), 16, &lengths));
+}
+
+#[test]
+fn case_12_one_long_and_many_short() {
+    check("12", &Case::decode((8, 2, 128), 16, &[9000, 60, 61, 62, 63, 64, 65]));
+}
+
+#[test]
+fn case_13_a_chunk_far_into_a_prompt() {
+    check("13", &Case::new((2, 1, 128), 16, &[(40, 8000)]));
+}
+
+#[test]
+fn case_15_eight_bit_caches() {
+    for dim in [64, 128, 256, 80] {
+        for storage in [KvStorage::Fp8 { key_scale: 0.01, value_scale: 0.005 }, KvStorage::Fp8PerHead] {
+            let case = Case::new((4, 2, dim), 16, &[(1, 54), (1, 300), (20, 90)]);
+            check(&format!("15 {dim} {storage:?}"), &Case { storage, ..case });
+        }
+    }
+    // Scales so small that numbers are cut at 448.
+    let storage = KvStorage::Fp8 { key_scale: 0.002, value_scale: 0.001 };
+    check("15 cut", &Case { storage, ..Case::decode((4, 2, 64), 16, &[70]) });
+    let f16 =
+        Case { dtype: Dtype::F16, storage: KvStorage::Fp8PerHead, ..Case::decode((4, 2, 128), 16, &[70]) };
+    check("15 f16", &f16);
+}
+
+#[test]
+fn case_16_sinks_and_a_window() {
+    let case = Case::decode((16, 2, 64), 16, &[0, 1, 127, 128, 129, 600]);
+    check("16", &Case { window: Some(128), sinks: true, ..case });
+    check("16 prefill", &Case { window: Some(20), sinks: true, ..Case::new((4, 2, 64), 16, &[(50, 90)]) });
+}
+
+#[test]
+fn case_17_alibi_and_trees_of_drafts() {
+    check("17", &Case { slopes: true, ..Case::decode((40, 40, 128), 16, &[129]) });
+    check("17 prefill", &Case { slopes: true, ..Case::new((8, 8, 64), 16, &[(40, 100)]) });
+    check(
+        "17 tree",
+        &Case { tree: true, ..Case::new((4, 2, 128), 16, &[(8, 300), (8, 8), (40, 41), (3, 1)]) },
+    );
+}
+
+#[test]
+fn case_18_a_shared_prefix_in_levels() {
+    let case = Case::new((8, 2, 128), 16, &[(1, 317), (17, 337)]);
+    let mut random = Random::new(18);
+    for (cuda, _) in machines(case.dtype) {
+        let (heads, width) = (case.heads.query, case.heads.query * case.heads.dim);
+        let sequences: Vec<_> = case.lengths.iter().map(|&n| case.sequence(&mut random, n)).collect();
+        let (flat, flat_lse) = attend(&cuda, &case, &step(&cuda, &case, &sequences, &mut random));
+        for cuts in [vec![0, 256], vec![0, 64, 256]] {
+            let mut whole: Option<(Tensor, Floats)> = None;
+            for (level, &from) in cuts.iter().enumerate() {
+                // A level is a context of its own; only the last is causal, the others are seen whole.
+                let last = level + 1 == cuts.len();
+                let part = |s: &Sequence| {
+                    let to = if last { s.context } else { cuts[level + 1] };
+                    let kv = case.heads.kv * case.heads.dim;
+                    let cut = |x: &[f32]| x[from * kv..to * kv].to_vec();
+                    Sequence { k: cut(&s.k), v: cut(&s.v), context: to - from, ..s.clone() }
+                };
+                let parts: Vec<_> = sequences.iter().map(part).collect();
+                let step = step(&cuda, &case, &parts, &mut random);
+                let rows = step.q.rows();
+                let mut out = cuda.tensor(rows, width).unwrap();
+                let mut lse = cuda.floats(&vec![f32::NAN; rows * heads]).unwrap();
+                let scores = Scores { causal: last, ..Scores::default() };
+                let attention = case.attention();
+                cuda.attend(
+                    &step.pool,
+                    LAYER,
+                    &step.batch,
+                    &step.q,
+                    attention,
+                    scores,
+                    &mut out,
+                    Some(&mut lse),
+                )
+                .unwrap();
+                match &mut whole {
+                    Some((a, lse_a)) => cuda.merge_states((a, lse_a), (&out, &lse), heads).unwrap(),
+                    None => whole = Some((out, lse)),
+                }
+            }
+            let (out, lse) = whole.unwrap();
+            for (found, flat) in cuda.read(&out).unwrap().iter().zip(&flat) {
+                assert!((found - flat).abs() <= 0.01, "{cuts:?}: {found}, flat {flat}");
+            }
+            for (found, flat) in cuda.read_floats(&lse).unwrap().iter().zip(&flat_lse) {
+                assert!((found - flat).abs() <= 1e-3, "{cuts:?}: LSE {found}, flat {flat}");
+            }
+        }
+    }
+}
+
+#[test]
+fn merging_nothing_changes_nothing() {
+    for (cuda, _) in machines(Dtype::Bf16) {
+        let none = f32::NEG_INFINITY;
+        let mut a = write(&cuda, 3, 4, &[1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        let b = write(&cuda, 3, 4, &[0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0]);
+        let (mut lse_a, lse_b) =
+            (cuda.floats(&[0.5, none, none]).unwrap(), cuda.floats(&[none, 2.0, none]).unwrap());
+        cuda.merge_states((&mut a, &mut lse_a), (&b, &lse_b), 1).unwrap();
+        assert_eq!(*cuda.read(&a).unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(cuda.read_floats(&lse_a).unwrap(), [0.5, 2.0, none]);
+    }
+}
+
+#[test]
+fn case_19_bits_do_not_depend_on_company_chunks_pages_or_splits() {
+    for (seed, (heads, window)) in
+        [((8, 2, 64), None), ((7, 1, 128), None), ((4, 2, 256), Some(100))].into_iter().enumerate()
+    {
+        let mut random = Random::new(190 + seed as u64);
+        let tokens = 330;
+        let case = Case { window, ..Case::new(heads, 16, &[(tokens, tokens)]) };
+        let whole = case.sequence(&mut random, (tokens, tokens));
+        let width = case.heads.query * case.heads.dim;
+        for (cuda, _) in machines(case.dtype) {
+            let reference =
+                attend(&cuda, &case, &step(&cuda, &case, std::slice::from_ref(&whole), &mut random)).0;
+            // The last queries of a part of the sequence, alone and between strangers, on other pages.
+            for (queries, context, block_size) in [(1, 330, 16), (1, 257, 8), (3, 256, 32), (70, 300, 5)] {
+                let kv = case.heads.kv * case.heads.dim;
+                let part = Sequence {
+                    q: whole.q[(context - queries) * width..context * width].to_vec(),
+                    k: whole.k[..context * kv].to_vec(),
+                    v: whole.v[..context * kv].to_vec(),
+                    context,
+                    queries,
+                };
+                for company in [0, 3] {
+                    let lengths: Vec<_> = (0..company).map(|i| (1 + 40 * (i % 2), 90 + 400 * i)).collect();
+                    let mut sequences: Vec<_> =
+                        lengths.iter().map(|&n| case.sequence(&mut random, n)).collect();
+                    let start: usize = lengths.iter().map(|n| n.0).sum();
+                    sequences.push(part.clone());
+                    let case = Case { block_size, ..case.clone() };
+                    let out = attend(&cuda, &case, &step(&cuda, &case, &sequences, &mut random)).0;
+                    let expected = &reference[(context - queries) * width..context * width];
+                    let found = &out[start * width..(start + queries) * width];
+                    assert!(
+                        bits(found) == bits(expected),
+                        "{heads:?}: {queries} of {context} with {company} others"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn case_20_padding_of_a_captured_step() {
+    for (cuda, _) in machines(Dtype::Bf16) {
+        let mut random = Random::new(20);
+        let case = Case::decode((4, 2, 64), 16, &[40, 3, 0, 0]);
+        let sequences: Vec<_> = case.lengths.iter().map(|&n| case.sequence(&mut random, n)).collect();
+        let mut step = step(&cuda, &case, &sequences, &mut random);
+        let width = 2 * 64;
+        // Rows that stand for nobody: slot -1, no context. They write no page and give zeros.
+        let before = attend(&cuda, &case, &step).0;
+        append(&cuda, &mut step.pool, 16, &[-1; 4], &vec![9.0; 4 * width], &vec![9.0; 4 * width]);
+        let after = attend(&cuda, &case, &step).0;
+        assert_eq!(bits(&before), bits(&after));
+        assert!(after[2 * 4 * 64..].iter().all(|&x| x == 0.0));
+    }
+}
+
+#[test]
+fn of_equal_slots_the_last_token_wins() {
+    for (cuda, _) in machines(Dtype::Bf16) {
+        let mut random = Random::new(21);
+        let case = Case::decode((2, 1, 64), 4, &[4]);
+        let sequence = case.sequence(&mut random, (1, 4));
+        let mut step = step(&cuda, &case, std::slice::from_ref(&sequence), &mut random);
+        let before = attend(&cuda, &case, &step).0;
+        // Every slot once with something else, then with what it had: found by reading what attention sees.
+        let slots: Vec<i64> = (0..12).flat_map(|slot| [slot, slot]).collect();
+        let first = vec![3.0; 64];
+        let both: Vec<f32> =
+            (0..12).flat_map(|slot| [vec![slot as f32 * 0.5; 64], first.clone()].concat()).collect();
+        append(&cuda, &mut step.pool, 4, &slots, &both, &both);
+        let after = attend(&cuda, &case, &step).0;
+        assert_ne!(bits(&before), bits(&after));
+        assert!(after.iter().all(|&x| x == 3.0), "{after:?}");
+    }
+}
+
+#[test]
+fn case_14_a_pool_beyond_32_bits() {
+    for (cuda, emulator) in machines(Dtype::Bf16) {
+        let (block_size, kv, dim) = (16, 8, 128);
+        // K of a layer has more than 2^31 elements; only the pages in use are ever touched.
+        let blocks = (1 << 31) / (block_size * kv * dim) + 9;
+        let shape =
+            KvShape { layers: 1, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: Dtype::Bf16 };
+        emulator.lazy.store(true, Ordering::Relaxed);
+        let Ok(mut pool) = cuda.kv_pool(shape) else {
+            eprintln!("skipped: no address space for a pool of 2^31 elements");
+            return;
+        };
+        let case = Case::decode((8, 8, 128), block_size, &[20]);
+        let sequence = case.sequence(&mut Random::new(14), (1, 20));
+        let pages = [blocks as u32 - 1, blocks as u32 - 8];
+        let slots: Vec<i64> = (0..20)
+            .map(|t| i64::from(pages[t / block_size]) * block_size as i64 + (t % block_size) as i64)
+            .collect();
+        append(&cuda, &mut pool, block_size, &slots, &sequence.k, &sequence.v);
+        let batch = BatchInput {
+            positions: &[19],
+            slots: &[-1],
+            spans: &[Span { query_start: 0, query_len: 1, context_len: 20 }],
+            block_tables: &pages,
+            block_size,
+        };
+        let q = write(&cuda, 1, 8 * dim, &sequence.q);
+        let mut out = cuda.tensor(1, 8 * dim).unwrap();
+        let batch = cuda.batch(batch).unwrap();
+        cuda.attention(&pool, 0, &batch, &q, case.attention(), &mut out).unwrap();
+        let out = cuda.read(&out).unwrap();
+        for head in 0..8 {
+            for (found, exact) in out[head * dim..].iter().zip(row(&case, &sequence, 0, head).exact) {
+                common::close(*found, exact, 0.01, || format!("head {head}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The CUDA operators whose limit is bytes, and matrix products, on the emulator: against f64, and against the CPU's.
+#![cfg(unix)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
+)]
+
+mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use common::{Random, close, store};
+use half::{bf16, f16};
+use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle};
+
+const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
+
+fn rounded(dtype: Dtype, x: f32) -> f32 {
+    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
+}
+
+/// Half of the spacing of stored numbers around 1.
+fn half_ulp(dtype: Dtype) -> f64 {
+    if dtype == Dtype::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 }
+}
+
+fn tensor(cuda: &Cuda, rows: usize, cols: usize, elements: &[f32]) -> <Cuda as Ops>::Tensor {
+    let mut x = cuda.tensor(rows, cols).unwrap();
+    cuda.write(&mut x, elements).unwrap();
+    x
+}
+
+fn vector(cuda: &Cuda, values: &[f32]) -> <Cuda as Ops>::Weight {
+    cuda.weight(store(Dtype::F32, &[values.len()], values, 0).source).unwrap()
+}
+
+fn matrix(cuda: &Cuda, rows: usize, values: &[f32]) -> <Cuda as Ops>::Weight {
+    cuda.weight(store(Dtype::F32, &[rows, values.len() / rows], values, 1).source).unwrap()
+}
+
+/// Numbers as they are stored, so that the exact result starts from the same.
+fn floats(random: &mut Random, dtype: Dtype, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rounded(dtype, random.float())).collect()
+}
+
+/// Every element within rounding of the exact one.
+fn near(dtype: Dtype, found: &[f32], exact: &[f64], what: &str) {
+    assert_eq!(found.len(), exact.len(), "{what}");
+    for (i, (&found, &exact)) in found.iter().zip(exact).enumerate() {
+        let error = exact.abs() * half_ulp(dtype) * 1.01 + 1e-6;
+        close(found, exact, error, || format!("{what}, element {i}"));
+    }
+}
+
+fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
+    for (seed, (dtype, descending)) in
+        DTYPES.into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]).enumerate()
+    {
+        let Some((cuda, _)) = emulator::cuda(dtype, descending) else { return };
+        test(dtype, &cuda, &mut Random::new(seed as u64));
+    }
+}
+
+#[test]
+fn rms_norm_is_right_for_every_width() {
+    each(|dtype, cuda, random| {
+        for cols in [1, 7, 8, 64, 100, 128, 1000, 1024, 1025, 2048, 2050, 16384] {
+            let rows = random.pick(&[0, 1, 3, 9]);
+            let x = floats(random, dtype, rows * cols);
+            let delta = floats(random, dtype, rows * cols);
+            let weight = floats(random, dtype, cols);
+            let exact = |x: &[f32]| -> Vec<f64> {
+                let row = |row: &[f32]| {
+                    let squares: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+                    let factor = 1.0 / (squares / cols as f64 + 1e-5).sqrt();
+                    row.iter()
+                        .zip(&weight)
+                        .map(|(&x, &w)| f64::from(x) * factor * f64::from(w))
+                        .collect::<Vec<_>>()
+                };
+                x.chunks(cols).flat_map(row).collect()
+            };
+            let w = vector(cuda, &weight);
+            let mut out = cuda.tensor(rows, cols).unwrap();
+            cuda.rms_norm(&tensor(cuda, rows, cols, &x), &w, 1e-5, &mut out).unwrap();
+            near(dtype, &cuda.read(&out).unwrap(), &exact(&x), &format!("rms_norm {rows} x {cols} {dtype}"));
+
+            let mut residual = tensor(cuda, rows, cols, &x);
+            cuda.add_rms_norm(&mut residual, &tensor(cuda, rows, cols, &delta), &w, 1e-5, &mut out).unwrap();
+            let sum: Vec<f32> = x.iter().zip(&delta).map(|(x, d)| rounded(dtype, x + d)).collect();
+            assert_eq!(*cuda.read(&residual).unwrap(), sum, "{rows} x {cols} {dtype}");
+            near(
+                dtype,
+                &cuda.read(&out).unwrap(),
+                &exact(&sum),
+                &format!("add_rms_norm {rows} x {cols} {dtype}"),
+            );
+        }
+    });
+}
+
+#[test]
+fn head_norm_treats_every_head_alone() {
+    each(|dtype, cuda, random| {
+        for dim in [1, 8, 17, 64, 128, 256] {
+            let (rows, heads) = (3, 5);
+            let (x, weight) = (floats(random, dtype, rows * heads * dim), floats(random, dtype, dim));
+            let mut t = tensor(cuda, rows, heads * dim, &x);
+            cuda.head_norm(&mut t, &vector(cuda, &weight), 1e-6).unwrap();
+            let exact: Vec<f64> = x
+                .chunks(dim)
+                .flat_map(|head| {
+                    let squares: f64 = head.iter().map(|&x| f64::from(x).powi(2)).sum();
+                    let factor = 1.0 / (squares / dim as f64 + 1e-6).sqrt();
+                    head.iter().zip(&weight).map(move |(&x, &w)| f64::from(x) * factor * f64::from(w))
+                })
+                .collect();
+            near(dtype, &cuda.read(&t).unwrap(), &exact, &format!("head_norm {dim} {dtype}"));
+        }
+    });
+}
+
+#[test]
+fn gated_activations_are_right() {
+    each(|dtype, cuda, random| {
+        for (rows, cols) in [(0, 8), (1, 1), (3, 17), (5, 256), (2, 1003)] {
+            let wide: Vec<f32> =
+                floats(random, dtype, rows * cols).iter().map(|x| rounded(dtype, x * 20.0)).collect();
+            let up = floats(random, dtype, rows * cols);
+            let (g, u) = (tensor(cuda, rows, cols, &wide), tensor(cuda, rows, cols, &up));
+            let mut out = cuda.tensor(rows, cols).unwrap();
+            let exact = |act: fn(f64) -> f64| -> Vec<f64> {
+                wide.iter().zip(&up).map(|(&g, &u)| act(f64::from(g)) * f64::from(u)).collect()
+            };
+            cuda.silu_mul(&g, &u, &mut out).unwrap();
+            near(dtype, &cuda.read(&out).unwrap(), &exact(|x| x / (1.0 + (-x).exp())), "silu_mul");
+            cuda.gelu_mul(&g, &u, &mut out).unwrap();
+            let gelu = |x: f64| {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            };
+            near(dtype, &cuda.read(&out).unwrap(), &exact(gelu), "gelu_mul");
+        }
+    });
+}
+
+#[test]
+fn embed_and_gather_take_the_rows_asked_for() {
+    each(|dtype, cuda, random| {
+        for cols in [1, 8, 50, 1024] {
+            let values = floats(random, dtype, 40 * cols);
+            let tokens: Vec<u32> = (0..random.below(30)).map(|_| random.below(40) as u32).collect();
+            let expected: Vec<f32> =
+                tokens.iter().flat_map(|&t| values[t as usize * cols..][..cols].to_vec()).collect();
+            let mut out = cuda.tensor(30, cols).unwrap();
+            cuda.embed(&matrix(cuda, 40, &values), &tokens, &mut out).unwrap();
+            assert_eq!(*cuda.read(&out).unwrap(), expected, "embed {cols}");
+            cuda.gather_rows(&tensor(cuda, 40, cols, &values), &tokens, &mut out).unwrap();
+            assert_eq!(*cuda.read(&out).unwrap(), expected, "gather_rows {cols}");
+            assert!(matches!(
+                cuda.embed(&matrix(cuda, 40, &values), &[40], &mut out),
+                Err(Error::TooLarge { dimension: "token", found: 40, max: 39, .. })
+            ));
+        }
+    });
+}
+
+#[test]
+fn rope_turns_pairs_by_their_position() {
+    each(|dtype, cuda, random| {
+        for (dim, rotary, style) in [
+            (64, 64, RopeStyle::Halves),
+            (64, 64, RopeStyle::Interleaved),
+            (128, 32, RopeStyle::Halves),
+            (128, 64, RopeStyle::Interleaved),
+            (256, 256, RopeStyle::Halves),
+            (17, 8, RopeStyle::Halves),
+            (6, 2, RopeStyle::Interleaved),
+        ] {
+            let heads = Heads { query: 3, kv: 1, dim };
+            let positions = [0, 131_071, 7];
+            let half = rotary / 2;
+            let angle = |position: usize, i: usize| {
+                position as f64 * 10_000_f64.powf(-2.0 * i as f64 / rotary as f64)
+            };
+            // Only the rows in use are filled.
+            let table = |of: fn(f64) -> f64| {
+                let mut all = vec![f32::NAN; 131_072 * half];
+                for p in positions.map(|p| p as usize) {
+                    let row = &mut all[p * half..][..half];
+                    row.iter_mut().enumerate().for_each(|(i, x)| *x = of(angle(p, i)) as f32);
+                }
+                all
+            };
+            let (cos, sin) = (table(f64::cos), table(f64::sin));
+            let q = floats(random, dtype, 3 * 3 * dim);
+            let k = floats(random, dtype, 3 * dim);
+            let exact = |x: &[f32], heads: usize| {
+                let mut out: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                for (row, head) in out.chunks_mut(dim).enumerate() {
+                    let position = positions[row / heads] as usize;
+                    for i in 0..half {
+                        let (a, b) =
+                            if style == RopeStyle::Halves { (i, i + half) } else { (2 * i, 2 * i + 1) };
+                        let (c, s) =
+                            (f64::from(cos[position * half + i]), f64::from(sin[position * half + i]));
+                        (head[a], head[b]) = (head[a] * c - head[b] * s, head[a] * s + head[b] * c);
+                    }
+                }
+                out
+            };
+            let table = cuda.rope_table(&cos, &sin, rotary, style).unwrap();
+            let batch = BatchInput {
+                positions: &positions,
+                slots: &[-1; 3],
+                spans: &[],
+                block_tables: &[],
+                block_size: 16,
+            };
+            let batch = cuda.batch(batch).unwrap();
+            let (mut tq, mut tk) = (tensor(cuda, 3, 3 * dim, &q), tensor(cuda, 3, dim, &k));
+            cuda.rope(&batch, &table, &mut tq, &mut tk, heads).unwrap();
+            near(dtype, &cuda.read(&tq).unwrap(), &exact(&q, 3), &format!("q {dim} {rotary} {style:?}"));
+            near(dtype, &cuda.read(&tk).unwrap(), &exact(&k, 1), &format!("k {dim} {rotary} {style:?}"));
+        }
+    });
+}
+
+#[test]
+fn products_are_right_and_a_rows_bits_are_its_own() {
+    each(|dtype, cuda, random| {
+        for (inner, outer) in [(1, 1), (8, 16), (64, 130), (100, 17), (511, 33), (1030, 200), (2048, 16)] {
+            let rows = random.pick(&[1, 2, 15, 16, 17, 40, 65]);
+            let x = floats(random, dtype, rows * inner);
+            let w = floats(random, dtype, outer * inner);
+            let bias = floats(random, dtype, outer);
+            let (weight, bias_weight) = (matrix(cuda, outer, &w), vector(cuda, &bias));
+            let product = |x: &[f32]| {
+                let rows = x.len() / inner;
+                let x = tensor(cuda, rows, inner, x);
+                let (mut a, mut b) = (cuda.tensor(rows, outer).unwrap(), cuda.tensor(rows, outer).unwrap());
+                let mut projections = [
+                    Projection { weight: &weight, bias: None, out: &mut a },
+                    Projection { weight: &weight, bias: Some(&bias_weight), out: &mut b },
+                ];
+                cuda.linear(&x, &mut projections).unwrap();
+                [cuda.read(&a).unwrap().into_owned(), cuda.read(&b).unwrap().into_owned()]
+            };
+            let whole = product(&x);
+            for (row, x) in x.chunks(inner).enumerate() {
+                for (column, w) in w.chunks(inner).enumerate() {
+                    let terms = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                    let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    for (found, exact) in [
+                        (whole[0][row * outer + column], exact),
+                        (whole[1][row * outer + column], exact + f64::from(bias[column])),
+                    ] {
+                        close(found, exact, exact.abs() * half_ulp(dtype) * 1.01 + size * 1e-6, || {
+                            format!("{rows} x {inner} -> {outer} {dtype}: row {row}, column {column}")
+                        });
+                    }
+                }
+            }
+            // The last row alone, and among others: other shapes of blocks, the same bits.
+            let alone = product(&x[(rows - 1) * inner..]);
+            let mut crowd = floats(random, dtype, 70 * inner);
+            crowd[69 * inner..].copy_from_slice(&x[(rows - 1) * inner..]);
+            let crowd = product(&crowd);
+            for which in 0..2 {
+                let last = common::bits(&whole[which][(rows - 1) * outer..]);
+                assert_eq!(common::bits(&alone[which]), last, "{rows} x {inner} -> {outer} {dtype}");
+                assert_eq!(
+                    common::bits(&crowd[which][69 * outer..]),
+                    last,
+                    "{rows} x {inner} -> {outer} {dtype}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn a_pool_of_another_type_is_refused() {
+    let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
+    let shape = KvShape { layers: 1, blocks: 1, block_size: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32 };
+    assert!(matches!(cuda.kv_pool(shape), Err(Error::Unsupported { what: "a cache of", .. })));
+}
