@@ -683,3 +683,38 @@ fn case_14_a_pool_beyond_32_bits() {
         }
     }
 }
+
+#[test]
+fn copied_and_saved_blocks_read_as_their_source() {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead] {
+        for (cuda, _) in machines(Dtype::Bf16) {
+            let mut random = Random::new(22);
+            let case = Case { storage, ..Case::decode((4, 2, 24), 6, &[30]) };
+            let sequence = case.sequence(&mut random, (1, 30));
+            let mut step = step(&cuda, &case, std::slice::from_ref(&sequence), &mut random);
+            let before = attend(&cuda, &case, &step).0;
+            let blocks = step.pool.shape().blocks as u32;
+            let mut saved = vec![
+                vec![0; cuda.kv_block_bytes_stored(step.pool.shape(), storage).unwrap()];
+                blocks as usize
+            ];
+            for (block, bytes) in (0..).zip(&mut saved) {
+                cuda.save_block(&step.pool, block, bytes).unwrap();
+            }
+            // Each copy reads what the one before wrote: all blocks become the first.
+            let round: Vec<_> = (0..blocks).map(|block| (block, (block + 1) % blocks)).collect();
+            cuda.copy_blocks(&mut step.pool, &round).unwrap();
+            let mut first = saved[0].clone();
+            for block in 0..blocks {
+                cuda.save_block(&step.pool, block, &mut first).unwrap();
+                assert!(first == saved[0], "{storage:?}: block {block} of {blocks}");
+            }
+            for (block, bytes) in (0..).zip(&saved) {
+                cuda.load_block(&mut step.pool, block, bytes).unwrap();
+            }
+            assert_eq!(bits(&attend(&cuda, &case, &step).0), bits(&before), "{storage:?}");
+            assert!(cuda.load_block(&mut step.pool, blocks, &first).is_err());
+            assert!(cuda.save_block(&step.pool, 0, &mut first[1..]).is_err());
+        }
+    }
+}

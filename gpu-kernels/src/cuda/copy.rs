@@ -25,15 +25,53 @@ struct CopyArgument {
 /// Bytes of a block's plane that one thread block copies.
 const PART_BYTES: usize = 16 << 10;
 
+/// A part of a pool that all blocks have: K and V of all layers, or their scales.
+#[derive(Clone, Copy)]
+struct Planes {
+    start: Address,
+    /// Bytes from one plane to the next, and of a block in it.
+    plane: usize,
+    block: usize,
+}
+
+/// The parts of a pool.
+fn parts(pool: &KvPool) -> impl Iterator<Item = Planes> {
+    let numbers = (pool.plane(0, 0), pool.layout.plane_bytes, pool.layout.page_bytes);
+    let parts = [Some(numbers), pool.scale_planes()];
+    parts.into_iter().flatten().map(|(start, plane, block)| Planes { start, plane, block })
+}
+
 impl Cuda {
     /// Copies blocks in the order given, all checked: as few launches as keep to that order, usually one.
     pub(super) fn copy(&self, pool: &KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
         for together in independent(pairs) {
-            let layout = pool.layout;
-            self.copy_planes(pool, together, (pool.plane(0, 0), layout.plane_bytes, layout.page_bytes))?;
-            if let Some(scales) = pool.scale_planes() {
-                self.copy_planes(pool, together, scales)?;
+            for part in parts(pool) {
+                self.copy_planes(pool, together, part, part)?;
             }
+        }
+        Ok(())
+    }
+
+    /// A block to the host: gathered on the device, then one copy.
+    pub(super) fn save(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
+        let buffer = Memory::new(&self.device, bytes.len())?;
+        let mut start = buffer.address();
+        for part in parts(pool) {
+            let to = Planes { start, plane: part.block, block: part.block };
+            self.copy_planes(pool, &[(block, 0)], part, to)?;
+            start += (part.block * pool.shape.layers * 2) as u64;
+        }
+        self.device.download(buffer.address(), bytes)
+    }
+
+    /// A block from the host: the way of [`Cuda::save`] back.
+    pub(super) fn load(&self, pool: &KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
+        let buffer = Memory::of(&self.device, bytes)?;
+        let mut start = buffer.address();
+        for part in parts(pool) {
+            let from = Planes { start, plane: part.block, block: part.block };
+            self.copy_planes(pool, &[(0, block)], from, part)?;
+            start += (part.block * pool.shape.layers * 2) as u64;
         }
         Ok(())
     }
@@ -42,18 +80,19 @@ impl Cuda {
         &self,
         pool: &KvPool,
         pairs: &[(u32, u32)],
-        (start, plane, block): (Address, usize, usize),
+        from: Planes,
+        to: Planes,
     ) -> Result<(), Error> {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let flat = Memory::of(&self.device, bytemuck::cast_slice(&flat))?;
-        let (planes, parts) = (pool.shape.layers * 2, block.div_ceil(PART_BYTES));
+        let (planes, parts) = (pool.shape.layers * 2, from.block.div_ceil(PART_BYTES));
         let argument = CopyArgument {
-            from: start,
-            to: start,
+            from: from.start,
+            to: to.start,
             pairs: flat.address(),
-            from_plane: plane as u64,
-            to_plane: plane as u64,
-            block_bytes: block as u64,
+            from_plane: from.plane as u64,
+            to_plane: to.plane as u64,
+            block_bytes: from.block as u64,
             count: count("copy_blocks", "pairs", pairs.len())?,
             planes: count("copy_blocks", "layers", planes)?,
             parts: count("copy_blocks", "bytes of a block", parts)?,

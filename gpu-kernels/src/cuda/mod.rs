@@ -75,6 +75,14 @@ impl Cuda {
         KvPool::new(&self.device, self.dtype, shape, storage)
     }
 
+    /// Bytes that [`Cuda::kv_pool_stored`] takes for one block over all layers.
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool`].
+    pub fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
+        KvPool::block_bytes(&shape, storage)
+    }
+
     /// Launches a kernel that exists once for each type of activations.
     fn launch<A: bytemuck::Pod>(
         &self,
@@ -165,7 +173,7 @@ impl Ops for Cuda {
     }
 
     fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
-        KvPool::block_bytes(&shape, KvStorage::Same)
+        self.kv_block_bytes_stored(shape, KvStorage::Same)
     }
 
     fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
@@ -286,6 +294,20 @@ impl Ops for Cuda {
             below("copy_blocks", "target block", to as usize, pool.shape.blocks)?;
         }
         self.copy(pool, pairs)
+    }
+
+    fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
+        below("save_block", "block", block as usize, pool.shape.blocks)?;
+        let needed = KvPool::block_bytes(&pool.shape, pool.storage)?;
+        same("save_block", "number of bytes", bytes.len(), needed)?;
+        self.save(pool, block, bytes)
+    }
+
+    fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
+        below("load_block", "block", block as usize, pool.shape.blocks)?;
+        let needed = KvPool::block_bytes(&pool.shape, pool.storage)?;
+        same("load_block", "number of bytes", bytes.len(), needed)?;
+        self.load(pool, block, bytes)
     }
 
     fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
