@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use quayline_engine::{
-    Engine, Grammar, Output, Refusal, Request, RequestId, RequestState, Sampling, Snapshot, Tick,
+    Beams, Engine, Grammar, Output, Refusal, Request, RequestId, RequestState, Sampling, Snapshot, Tick,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +46,8 @@ pub(crate) struct Job {
     pub(crate) cache_salt: Option<String>,
     /// Continuations per prompt.
     pub(crate) n: u32,
+    /// Search for them with this length penalty, and draw nothing.
+    pub(crate) beams: Option<f32>,
     /// When the server received it.
     pub(crate) arrived: Instant,
 }
@@ -328,6 +330,9 @@ impl EngineThread {
         for (choice, (prompt, sampling)) in job.prompts.iter().enumerate() {
             let id = RequestId(self.ids);
             let first = choice - choice % job.n.max(1) as usize;
+            // A search answers under the ids of all its choices, which follow each other.
+            let others = || (1..u64::from(job.n)).map(|place| RequestId(id.0 + place)).collect();
+            let search = |length_penalty| Beams { others: others(), length_penalty };
             let request = Request {
                 id,
                 prompt: Arc::clone(prompt),
@@ -336,9 +341,11 @@ impl EngineThread {
                 priority: job.priority,
                 cache_salt: job.cache_salt.clone(),
                 sample_of: ids.get(first).copied(),
+                beams: job.beams.map(search),
                 arrival: tick(self.origin, now),
             };
-            if let Err(refusal) = self.engine.add(request) {
+            let is_part = job.beams.is_some() && choice > first;
+            if let Err(refusal) = if is_part { Ok(()) } else { self.engine.add(request) } {
                 for id in ids {
                     self.engine.cancel(id);
                 }

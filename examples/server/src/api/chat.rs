@@ -170,6 +170,7 @@ pub(crate) async fn create(
     let sampling = shared.sampling(asked, ("top_logprobs", own.logprobs()?), limits)?;
     let report = shared.usage_report(app.force_usage)?;
     let wanted = shared.wanted()?;
+    let beams = shared.beams()?;
     let (n, priority, cache_salt) = (shared.n()?, shared.priority(limits)?, shared.cache_salt()?);
 
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
@@ -192,6 +193,7 @@ pub(crate) async fn create(
     let plan = Plan {
         prompts,
         n,
+        beams,
         sampling,
         grammar,
         priority,

@@ -123,6 +123,10 @@ pub(crate) async fn create(
     }
     let report = shared.usage_report(app.force_usage)?;
     let wanted = shared.wanted()?;
+    let beams = shared.beams()?;
+    if beams.is_some() && tried > n {
+        return Err(ApiError::field("best_of", "is n in a beam search"));
+    }
     let (priority, cache_salt) = (shared.priority(limits)?, shared.cache_salt()?);
 
     let answer = Answer {
@@ -149,6 +153,7 @@ pub(crate) async fn create(
     let plan = Plan {
         prompts,
         n: tried,
+        beams,
         sampling,
         grammar,
         priority,

@@ -32,6 +32,10 @@ pub(crate) struct Shared {
     /// Answers per prompt.
     #[schema(minimum = 1, maximum = 128)]
     n: Option<u32>,
+    /// Search for the `n` likeliest answers in place of drawing: `n` is the beam width. They come at the end.
+    use_beam_search: Option<bool>,
+    /// Of a beam search: above 0, long answers are worth more; 1 is the default.
+    length_penalty: Option<f32>,
     /// Send tokens as they come, as server-sent events.
     pub(crate) stream: Option<bool>,
     /// What else a stream carries.
@@ -162,6 +166,18 @@ impl Shared {
         match self.n.unwrap_or(1) {
             n @ 1..=N_MAX => Ok(n),
             n => Err(ApiError::field("n", format!("must be from 1 to {N_MAX}, not {n}"))),
+        }
+    }
+
+    /// The length penalty, if this asks for a beam search.
+    ///
+    /// # Errors
+    /// A penalty without a search.
+    pub(crate) fn beams(&self) -> Result<Option<f32>, ApiError> {
+        match (self.use_beam_search == Some(true), self.length_penalty.unwrap_or(1.0)) {
+            (true, penalty) => Ok(Some(penalty)),
+            (false, 1.0) => Ok(None),
+            (false, _) => Err(ApiError::field("length_penalty", "needs use_beam_search")),
         }
     }
 
@@ -418,9 +434,7 @@ const IDLE: &[Idle] = &[
     ("thinking_token_budget", never, UNSUPPORTED),
     ("functions", empty, "is not supported"),
     ("function_call", |v| v == "none", "can only be none"),
-    ("use_beam_search", off, "is not supported: answers are sampled"),
-    ("length_penalty", |v| v.as_f64() == Some(1.0), "belongs to beam search, which is not supported"),
-    ("early_stopping", off, "belongs to beam search, which is not supported"),
+    ("early_stopping", off, "is not supported: a beam search goes on to the end"),
     ("stream_interval", |v| *v == 1, "can only be 1: each step is one event"),
     ("vllm_xargs", empty, UNSUPPORTED),
     ("kv_transfer_params", empty, UNSUPPORTED),

@@ -30,6 +30,8 @@ pub(crate) struct Head {
 pub(crate) struct Plan {
     pub(crate) prompts: Vec<Arc<[u32]>>,
     pub(crate) n: u32,
+    /// The length penalty of a beam search.
+    pub(crate) beams: Option<f32>,
     pub(crate) sampling: Sampling,
     /// What each answer must be.
     pub(crate) grammar: Option<Grammar>,
@@ -76,6 +78,7 @@ impl Plan {
             priority: self.priority,
             cache_salt: self.cache_salt,
             n: self.n,
+            beams: self.beams,
             arrived: self.arrived,
         };
         let ticket = app.engine.submit(job).await.map_err(|GivenUp| given_up(app))??;

@@ -138,6 +138,12 @@ async fn completions_are_checked_down_to_the_prompt() {
     let mut body = completion(json!(vec!["a"; 1000]), 4);
     body["n"] = json!(2);
     refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some("n")).await;
+    for (field, value) in [("stop", json!("x")), ("logit_bias", json!({ "5": 1 })), ("best_of", json!(3))] {
+        let mut body = completion(json!("a"), 4);
+        (body["use_beam_search"], body["n"]) = (json!(true), json!(2));
+        body[field] = value;
+        refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some(field)).await;
+    }
     let mut body = completion(json!("a"), 4);
     (body["best_of"], body["stream"]) = (json!(2), json!(true));
     refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some("best_of")).await;
@@ -152,7 +158,6 @@ async fn what_is_not_done_is_refused_and_what_asks_for_nothing_is_accepted() {
         ("structured_outputs", &[json!({ "regex": "a", "choice": ["a"] })], json!({})),
         ("reasoning_effort", &[json!("high")], json!("none")),
         ("thinking_token_budget", &[json!(1)], Value::Null),
-        ("use_beam_search", &[json!(true)], json!(false)),
         ("length_penalty", &[json!(0.5)], json!(1.0)),
         ("store", &[json!(true)], json!(false)),
         ("service_tier", &[json!("priority")], json!("auto")),

@@ -180,6 +180,44 @@ async fn the_best_of_several_are_those_with_the_likeliest_tokens() {
 }
 
 #[tokio::test]
+async fn a_beam_search_gives_the_likeliest_answers_best_first() {
+    let server = Server::start("").await;
+    let mut body = completion(json!(["ROMEO:\n", "JULIET:\n"]), 8);
+    (body["use_beam_search"], body["n"], body["logprobs"]) = (json!(true), json!(3), json!(0));
+    let found = server.ok(COMPLETIONS, body.clone()).await;
+    let choices = found["choices"].as_array().unwrap();
+    let sum = |choice: &Value| {
+        let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        logprobs.iter().map(|one| one.as_f64().unwrap()).sum::<f64>()
+    };
+    assert_eq!(choices.iter().map(|choice| choice["index"].clone()).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    for answers in choices.chunks(3) {
+        assert!(answers.windows(2).all(|pair| sum(&pair[0]) >= sum(&pair[1])), "{answers:?}");
+        assert!(answers.iter().all(|answer| answer["finish_reason"] == "length"));
+    }
+    assert_eq!(found["usage"]["completion_tokens"], 2 * 3 * 8);
+    let mut greedy = completion(json!("ROMEO:\n"), 8);
+    greedy["logprobs"] = json!(0);
+    let greedy = server.ok(COMPLETIONS, greedy).await;
+    assert!(sum(&choices[0]) >= sum(&greedy["choices"][0]), "a search finds no worse");
+
+    let chunks = server.chunks(COMPLETIONS, body).await;
+    assert_eq!(chunks.len(), 6, "each answer comes whole");
+    for (chunk, choice) in chunks.iter().zip(choices) {
+        assert_eq!(
+            (&chunk["choices"][0]["text"], &chunk["choices"][0]["index"]),
+            (&choice["text"], &choice["index"])
+        );
+    }
+    let mut body = chat(6);
+    (body["use_beam_search"], body["n"], body["length_penalty"]) = (json!(true), json!(2), json!(0.5));
+    let answer = server.ok(CHAT, body).await;
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    server.idle().await;
+    server.stop();
+}
+
+#[tokio::test]
 async fn stops_end_the_text_and_are_named() {
     let server = Server::start("").await;
     let whole = server.ok(COMPLETIONS, completion(json!("ROMEO:"), 24)).await;
