@@ -20,9 +20,11 @@ impl<'a> Content<'a> {
         Content { tokens, lookahead: &[], extra: None }
     }
 
-    /// Whether there is nothing but the tokens.
-    pub const fn is_plain(&self) -> bool {
-        self.lookahead.is_empty() && self.extra.is_none()
+    /// Whether the block itself holds nothing but its tokens. What only the first block of a chain tells of, adapter and
+    /// salt, does not count: an image further on in a sequence must not make another block of the text before it.
+    pub fn is_plain(&self) -> bool {
+        self.lookahead.is_empty()
+            && self.extra.is_none_or(|extra| extra.media.is_empty() && extra.embeds.is_none())
     }
 }
 

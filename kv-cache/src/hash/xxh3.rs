@@ -80,6 +80,17 @@ mod tests {
     use crate::{TokenCount, TokenIndex};
 
     #[test]
+    fn what_adds_nothing_to_a_block_does_not_change_its_hash() {
+        let mut hasher = Xxh3::new(7);
+        let nothing = Extra { first: TokenIndex(16), ..Extra::default() };
+        for parent in [None, Some(BlockHash([1; 16]))] {
+            let plain = Content::plain(&[1, 2, 3]);
+            let beside = Content { extra: Some(&nothing), ..plain };
+            assert_eq!(hasher.block(parent, &beside), hasher.block(parent, &plain));
+        }
+    }
+
+    #[test]
     fn every_part_of_the_content_changes_the_hash() {
         let adapter = |name, path| Extra { adapter: Some(Adapter { name, path }), ..Extra::default() };
         let media = |id: &str, first| vec![Media { id: id.into(), first, tokens: TokenCount(3) }];
