@@ -99,6 +99,10 @@ impl Active {
         self.rules.clone()
     }
 
+    pub(crate) fn set_guide(&mut self, grammar: &Grammar) {
+        self.guide = Some(grammar.guide());
+    }
+
     pub(crate) fn prompt(&self) -> &[u32] {
         &self.tokens[..self.prompt_tokens as usize]
     }
@@ -177,7 +181,8 @@ impl Active {
         self.chosen.as_ref().map(|token| token.id)
     }
 
-    /// Makes the chosen token, if there is one, part of the output. Nothing is chosen behind one that ends it.
+    /// Makes the chosen token, if there is one, part of the output. Nothing is chosen behind one that ends it, nor
+    /// before the grammar, if there is one, has [looked ahead](Active::look_ahead).
     pub(crate) fn advance(&mut self, output: &mut Output) {
         let Some(token) = self.chosen.take() else { return };
         self.tokens.push(token.id);
@@ -203,11 +208,33 @@ impl Active {
             output.finish = Some(Finish { reason: FinishReason::Stop, stop });
         } else if output.finish.is_some() {
             self.stops.finish(&mut output.text);
-        } else if let Some(guide) = &mut self.guide {
-            output.finish = end_of_grammar(guide.look_ahead());
         }
         output.tokens.push(token);
         output.output_tokens = self.output_tokens();
+    }
+
+    /// Makes the mask for the next token, if there will be one and it must be masked.
+    pub(crate) fn look_ahead(&mut self, output: &mut Output) {
+        if output.finish.is_none()
+            && let Some(mut guide) = self.take_guide()
+        {
+            guide.look_ahead();
+            self.guided(guide, output);
+        }
+    }
+
+    /// Its guide, to look ahead and be given back to [`guided`](Active::guided).
+    pub(crate) fn take_guide(&mut self) -> Option<Guide> {
+        self.guide.take()
+    }
+
+    /// Its guide has looked ahead, and perhaps in vain.
+    pub(crate) fn guided(&mut self, guide: Guide, output: &mut Output) {
+        if let Some(finish) = end_of_grammar(guide.state()) {
+            self.stops.finish(&mut output.text);
+            output.finish = Some(finish);
+        }
+        self.guide = Some(guide);
     }
 
     /// Why the batcher will end the request on its last token, if it will.

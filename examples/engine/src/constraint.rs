@@ -32,6 +32,17 @@ pub struct ConstraintError {
 const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,32}";
 
 impl Constraint {
+    /// A text that no other constraint has.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Json(schema) => format!("json {schema}"),
+            Self::JsonObject => "json_object".into(),
+            Self::Regex(regex) => format!("regex {regex}"),
+            Self::Choice(texts) => format!("choice {}", Value::from(texts.as_slice())),
+            Self::Grammar(lark) => format!("grammar {lark}"),
+        }
+    }
+
     /// The grammar's source.
     pub(crate) fn source(&self) -> Result<TopLevelGrammar, ConstraintError> {
         match self {

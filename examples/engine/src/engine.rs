@@ -1,6 +1,6 @@
 //! The engine: add requests, step, take what came out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quayline_batching::{self as batching, Batcher, RefusalReason};
@@ -13,7 +13,7 @@ use crate::beam::{Searches, is_beam};
 use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
-use crate::grammar::Grammars;
+use crate::grammar::{Grammar, Grammars};
 use crate::host_tier::HostTier;
 use crate::model::Model;
 use crate::options::{OffloadingWrite, Options};
@@ -42,6 +42,8 @@ pub struct Engine {
     pub(crate) memory: PagedMemory,
     pub(crate) batcher: Batcher,
     pub(crate) active: BTreeMap<RequestId, Active>,
+    /// Who waits for its grammar.
+    pub(crate) grammarless: BTreeSet<RequestId>,
     pub(crate) step: StepMemory,
     pub(crate) totals: Totals,
     pub(crate) last_step: StepShape,
@@ -116,6 +118,7 @@ impl Engine {
             memory: PagedMemory { cache, host },
             batcher,
             active: BTreeMap::new(),
+            grammarless: BTreeSet::new(),
             step: StepMemory::new(block_size as usize),
             totals: Totals::default(),
             last_step: StepShape::default(),
@@ -169,13 +172,52 @@ impl Engine {
     /// # Panics
     /// When the cache disagrees about who is here: a bug of ours.
     pub fn add(&mut self, request: Request) -> Result<(), Refusal> {
-        let (id, now) = (request.id, request.arrival);
-        self.try_add(request).inspect_err(|refusal| self.reasons.note_refusal(id, now, refusal))
+        let has_grammar = request.grammar.is_some();
+        self.queue(request, if has_grammar { batching::Grammar::Ready } else { batching::Grammar::None })
     }
 
-    fn try_add(&mut self, mut request: Request) -> Result<(), Refusal> {
+    /// Queues a request whose grammar is being compiled. It takes its place in the line, and waits there until
+    /// [`set_grammar`](Engine::set_grammar) or [`cancel`](Engine::cancel).
+    ///
+    /// # Errors
+    /// As for [`add`](Engine::add).
+    ///
+    /// # Panics
+    /// As for [`add`](Engine::add).
+    pub fn add_before_grammar(&mut self, request: Request) -> Result<(), Refusal> {
+        let id = request.id;
+        self.queue(request, batching::Grammar::Compiling)?;
+        self.grammarless.insert(id);
+        Ok(())
+    }
+
+    /// The grammar that a request waits for is there. False, and nothing changes, when no request by this id waits for one.
+    ///
+    /// # Errors
+    /// [`Refusal::Sampling`] for a grammar of another vocabulary.
+    pub fn set_grammar(&mut self, id: RequestId, grammar: &Grammar) -> Result<bool, Refusal> {
+        self.examine_grammar(grammar)?;
+        let waits = self.grammarless.remove(&id);
+        if waits && let Some(active) = self.active.get_mut(&id) {
+            active.set_guide(grammar);
+            self.batcher.grammar_ready(batching::RequestId(id.0));
+        }
+        Ok(waits)
+    }
+
+    fn queue(&mut self, request: Request, grammar: batching::Grammar) -> Result<(), Refusal> {
+        let (id, now) = (request.id, request.arrival);
+        let queued = self.try_queue(request, grammar);
+        queued.inspect_err(|refusal| self.reasons.note_refusal(id, now, refusal))
+    }
+
+    fn try_queue(&mut self, mut request: Request, grammar: batching::Grammar) -> Result<(), Refusal> {
         self.examine(&request)?;
         if let Some(beams) = request.beams.take() {
+            if grammar != batching::Grammar::None {
+                let problem = "is not done in a beam search".into();
+                return Err(Refusal::Sampling { parameter: "structured_outputs", problem });
+            }
             self.add_search(request, beams)?;
             self.totals.accepted += 1;
             return Ok(());
@@ -185,7 +227,7 @@ impl Engine {
         let planned = batching::Request {
             priority: request.priority,
             arrival: batching::Tick(request.arrival.0),
-            grammar: request.grammar.as_ref().map_or(batching::Grammar::None, |_| batching::Grammar::Ready),
+            grammar,
             sample_of: self.leader_of(&request),
             ..batching::Request::new(id, active.prompt_tokens, stop)
         };
@@ -246,20 +288,25 @@ impl Engine {
         if let Some(&token) = request.prompt.iter().find(|&&token| token >= vocab_size) {
             return Err(Refusal::UnknownToken { token, vocab_size });
         }
-        let known = self.text.vocab_size();
-        if request.grammar.as_ref().is_some_and(|grammar| grammar.vocab_size() != known) {
-            let problem = "was compiled for another vocabulary".into();
-            return Err(Refusal::Sampling { parameter: "structured_outputs", problem });
-        }
+        request.grammar.as_ref().map_or(Ok(()), |grammar| self.examine_grammar(grammar))?;
         if let Some(beams) = &request.beams {
             beams.check(request, vocab_size)?;
         }
         request.sampling.check(vocab_size)
     }
 
+    fn examine_grammar(&self, grammar: &Grammar) -> Result<(), Refusal> {
+        if grammar.vocab_size() == self.text.vocab_size() {
+            return Ok(());
+        }
+        let problem = "was compiled for another vocabulary".into();
+        Err(Refusal::Sampling { parameter: "structured_outputs", problem })
+    }
+
     /// Lets go of a request that the batcher has already let go of.
     pub(crate) fn forget(&mut self, id: RequestId) -> Option<Active> {
         let active = self.active.remove(&id)?;
+        self.grammarless.remove(&id);
         self.memory.close(kv_cache::SequenceId(id.0));
         Some(active)
     }
@@ -283,6 +330,12 @@ impl Engine {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.batcher.has_work() || !self.searches.is_empty()
+    }
+
+    /// Whether a step could bring anything: false also while all requests wait for their grammars.
+    #[must_use]
+    pub fn can_step(&self) -> bool {
+        self.active.len() > self.grammarless.len() || !self.searches.is_empty()
     }
 
     /// Drops all cached prefixes. False when requests still hold blocks.

@@ -12,6 +12,7 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory};
 
 use crate::constraint::{Constraint, ConstraintError};
+use crate::recent::Recent;
 use crate::text::Text;
 
 /// Makes grammars for one tokenizer. Share it in an [`Arc`], and compile on a thread that may take its time.
@@ -20,7 +21,14 @@ pub struct Grammars {
     eos: Vec<u32>,
     /// The vocabulary as a tree, made when it is first needed.
     factory: OnceLock<Result<ParserFactory, ConstraintError>>,
+    recent: Recent<Result<Grammar, ConstraintError>>,
 }
+
+/// Grammars that are kept: compiled once, they are there at once when the same constraint comes again.
+const RECENT_MAX: usize = 128;
+
+/// A longer constraint is compiled each time, so that those that are kept stay small.
+const RECENT_BYTES_MAX: usize = 1 << 16;
 
 /// A compiled constraint: which tokens may begin an answer, and which may follow which. Cheap to clone.
 #[derive(Clone)]
@@ -36,15 +44,29 @@ impl Grammars {
     /// Grammars over a tokenizer's vocabulary, whose answers end with one of the tokens `eos`. Cost: none yet.
     #[must_use]
     pub fn new(text: Arc<Text>, eos: &[u32]) -> Self {
-        Self { text, eos: eos.to_vec(), factory: OnceLock::new() }
+        Self { text, eos: eos.to_vec(), factory: OnceLock::new(), recent: Recent::new(RECENT_MAX) }
     }
 
-    /// Compiles a constraint. Cost: milliseconds, for large schemas tens of them; the first call also makes a tree of
-    /// the vocabulary, which takes most of a second for 150,000 tokens.
+    /// The grammar of a constraint that was compiled lately. Cost: microseconds.
+    #[must_use]
+    pub fn recent(&self, constraint: &Constraint) -> Option<Grammar> {
+        self.recent.get(&constraint.text())?.ok()
+    }
+
+    /// Compiles a constraint, unless that was done lately. Cost: milliseconds, for large schemas tens of them; the first
+    /// call also makes a tree of the vocabulary, which takes most of a second for 150,000 tokens.
     ///
     /// # Errors
     /// What is wrong with the constraint, or which limit it exceeds.
     pub fn compile(&self, constraint: &Constraint) -> Result<Grammar, ConstraintError> {
+        let text = constraint.text();
+        if text.len() > RECENT_BYTES_MAX {
+            return self.compile_anew(constraint);
+        }
+        self.recent.get_or_make(text, || self.compile_anew(constraint))
+    }
+
+    fn compile_anew(&self, constraint: &Constraint) -> Result<Grammar, ConstraintError> {
         let source = constraint.source()?;
         let factory = self.factory.get_or_init(|| self.factory()).as_ref().map_err(Clone::clone)?;
         let mut start = Matcher::new(factory.create_parser(source));
@@ -164,6 +186,11 @@ impl Guide {
             Ok(()) if self.matcher.stop_reason() == StopReason::EndOfSentence => GuideState::Ended,
             Ok(()) => GuideState::Complete,
         };
+        self.state
+    }
+
+    /// How far the answer is.
+    pub fn state(&self) -> GuideState {
         self.state
     }
 

@@ -1,12 +1,16 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
+use std::num::NonZeroUsize;
+
 use quayline_batching::{self as batching, Finished, Plan, Sampled, Scheduled, Source, TokenId};
 
 use crate::adapt::sequence;
 use crate::beam::is_beam;
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
+use crate::grammar::Guide;
 use crate::input::StepArrays;
+use crate::masks;
 use crate::output::Output;
 use crate::request::{RequestId, Tick};
 use crate::sampling::Scratch;
@@ -186,6 +190,7 @@ impl Engine {
                             continue;
                         }
                         active.advance(output);
+                        active.look_ahead(output);
                         if output.finish.is_some() {
                             continue;
                         }
@@ -201,8 +206,10 @@ impl Engine {
     fn settle(&mut self, step: &mut StepMemory, outputs: &mut [Output]) {
         step.sampled.clear();
         for output in &mut *outputs {
-            let active = self.active.get_mut(&output.id).expect("a planned request is active");
-            active.advance(output);
+            self.active.get_mut(&output.id).expect("a planned request is active").advance(output);
+        }
+        self.look_ahead(outputs);
+        for output in &*outputs {
             let id = batching::RequestId(output.id.0);
             for token in &output.tokens {
                 let pushed = self.memory.cache.push(sequence(id), &[token.id]);
@@ -222,6 +229,21 @@ impl Engine {
             self.batcher.finish(batching::RequestId(output.id.0), &mut self.memory);
             self.forget(output.id);
             self.totals.finished += 1;
+        }
+    }
+
+    /// Makes masks for whoever goes on and has a grammar.
+    fn look_ahead(&mut self, outputs: &mut [Output]) {
+        let open = outputs.iter_mut().filter(|output| output.finish.is_none());
+        let guided = open.filter_map(|output| {
+            let guide = self.active.get_mut(&output.id)?.take_guide()?;
+            Some((output, guide))
+        });
+        let (outputs, mut guides): (Vec<&mut Output>, Vec<Guide>) = guided.unzip();
+        let threads = NonZeroUsize::new(self.model.ops().threads()).unwrap_or(NonZeroUsize::MIN);
+        masks::look_ahead(&mut guides, self.model.config().vocab, threads);
+        for (output, guide) in outputs.into_iter().zip(guides) {
+            self.active.get_mut(&output.id).expect("it was there").guided(guide, output);
         }
     }
 

@@ -6,11 +6,12 @@
 #![expect(clippy::panic, reason = "a test that cannot set itself up has failed")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said aloud")]
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{Constraint, Grammars, Guide, GuideState, ModelFiles, Text};
+use quayline_engine::{Constraint, Grammars, Guide, GuideState, ModelFiles, Text, look_ahead};
 use serde_json::{Map, Value, json};
 
 #[path = "text/tiktoken.rs"]
@@ -189,6 +190,8 @@ fn what_a_mask_costs() {
         let mut rest = said.as_bytes();
         let mut row = vec![0.0_f32; text.vocab_size() as usize];
         let (mut masks, mut applied) = (Vec::new(), Duration::ZERO);
+        let mut eights: [Vec<Guide>; 2] = std::array::from_fn(|_| (0..8).map(|_| grammar.guide()).collect());
+        let mut together = [Duration::ZERO; 2];
         while !rest.is_empty() {
             let begins = |&id: &u32| guide.allows(id) && rest.starts_with(&bytes[id as usize]);
             let id =
@@ -200,6 +203,14 @@ fn what_a_mask_costs() {
                 guide.look_ahead();
             }
             masks.push(start.elapsed());
+            for ((eight, together), threads) in eights.iter_mut().zip(&mut together).zip([1, 2]) {
+                let open = eight.iter_mut().all(|guide| guide.push(id) == GuideState::Open);
+                let start = Instant::now();
+                if open {
+                    look_ahead(eight, text.vocab_size() as usize, NonZeroUsize::new(threads).unwrap());
+                }
+                *together += start.elapsed();
+            }
             let start = Instant::now();
             guide.apply(&mut row);
             applied += start.elapsed();
@@ -211,8 +222,10 @@ fn what_a_mask_costs() {
         let vocab = text.vocab_size();
         eprintln!(
             "{name}, {vocab} ids: tree {tree:?}, schema {compiled:?}, copy {copied:?}, mask median {median:?} \
-             mean {mean:?} worst {worst:?}, put on a row {:?}",
-            applied / count
+             mean {mean:?} worst {worst:?}, put on a row {:?}; eight masks {:?} on one thread, {:?} on two",
+            applied / count,
+            together[0] / count,
+            together[1] / count
         );
     }
 }

@@ -383,3 +383,69 @@ fn small_vocabulary() -> Grammar {
     let grammars = quayline_engine::Grammars::new(text.into(), &[2]);
     grammars.compile(&Constraint::Regex("(ab)*".into())).unwrap()
 }
+
+#[test]
+fn a_request_waits_in_its_place_until_its_grammar_is_there() {
+    let options = Options { max_num_seqs: 1, ..Options::default() };
+    let mut engine = Engine::load(&ModelFiles::bundled(), &options).unwrap();
+    let prompt = engine.text().encode("ROMEO:\n", true).unwrap();
+    let request = |id| {
+        let sampling = Sampling { max_tokens: Some(40), ..Sampling::greedy() };
+        Request { sampling, ..Request::new(RequestId(id), prompt.clone()) }
+    };
+    let grammar = compile(&engine, &Constraint::Regex("[a-z]{5}".into()));
+    engine.add(Request { grammar: Some(grammar.clone()), ..request(0) }).unwrap();
+    let mut outputs = Vec::new();
+    let mut run = |engine: &mut Engine| {
+        while engine.can_step() {
+            engine.step(Tick(0), &mut outputs);
+            engine.check().unwrap();
+        }
+        let ended = outputs.iter().filter(|output| output.finish.is_some()).map(|output| output.id.0);
+        let ended: Vec<u64> = ended.collect();
+        (ended, std::mem::take(&mut outputs))
+    };
+    let text = |outputs: &[Output], id| -> String {
+        outputs.iter().filter(|output| output.id.0 == id).map(|output| output.text.as_str()).collect()
+    };
+    let known = text(&run(&mut engine).1, 0);
+    engine.add_before_grammar(request(1)).unwrap();
+    engine.add(request(2)).unwrap();
+    engine.add_before_grammar(request(3)).unwrap();
+    let (ended, _) = run(&mut engine);
+    assert_eq!(ended, [2], "who needs no grammar passes those who wait for one");
+    assert!(engine.has_work() && !engine.can_step());
+    let waits = engine
+        .snapshot()
+        .waiting
+        .iter()
+        .map(|one| one.waits_for.map(|why| why.to_string()))
+        .collect::<Vec<_>>();
+    assert!(waits.iter().flatten().all(|why| why.contains("grammar")) && waits.len() == 2, "{waits:?}");
+    engine.add(request(4)).unwrap();
+    assert_eq!(engine.set_grammar(RequestId(1), &grammar), Ok(true));
+    assert_eq!(engine.set_grammar(RequestId(1), &grammar), Ok(false), "it has one now");
+    let (ended, outputs) = run(&mut engine);
+    assert_eq!(ended, [1, 4], "it has kept its place");
+    assert_eq!(text(&outputs, 1), known, "and is answered as if the grammar had been there from the start");
+    assert!(engine.cancel(RequestId(3)));
+    assert!(!engine.has_work());
+    engine.check().unwrap();
+}
+
+#[test]
+fn a_constraint_that_comes_again_is_not_compiled_again() {
+    let grammars = engine().grammars();
+    let schema = |name: &str| {
+        Constraint::Json(json!({ "type": "object", "properties": { name: { "type": "null" } } }))
+    };
+    assert!(grammars.recent(&schema("a")).is_none());
+    grammars.compile(&schema("a")).unwrap();
+    assert!(grammars.recent(&schema("a")).is_some() && grammars.recent(&schema("b")).is_none());
+    assert!(grammars.recent(&Constraint::Grammar("a".into())).is_none());
+    assert!(grammars.compile(&Constraint::Regex("a".into())).is_ok());
+    assert!(grammars.compile(&Constraint::Grammar("a".into())).is_err(), "the same text, of another kind");
+    (0..200).for_each(|n| drop(grammars.compile(&schema(&n.to_string()))));
+    assert!(grammars.recent(&schema("a")).is_none(), "others have taken its place");
+    assert!(grammars.recent(&schema("199")).is_some());
+}

@@ -41,7 +41,7 @@ pub(crate) struct Job {
     /// One per choice: `n` for each prompt, one behind the other.
     pub(crate) prompts: Vec<(Arc<[u32]>, Sampling)>,
     /// What every answer must be.
-    pub(crate) grammar: Option<Grammar>,
+    pub(crate) grammar: Wait,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     /// Continuations per prompt.
@@ -50,6 +50,17 @@ pub(crate) struct Job {
     pub(crate) beams: Option<f32>,
     /// When the server received it.
     pub(crate) arrived: Instant,
+}
+
+/// What every answer of a job must be.
+#[derive(Debug)]
+pub(crate) enum Wait {
+    /// Anything.
+    Free,
+    /// Of this grammar.
+    Ready(Grammar),
+    /// Of one that is being compiled: [`Ticket::begin`] or [`Ticket::withdraw`] will follow.
+    Compiling,
 }
 
 /// A job in the engine. Dropping it takes what is unfinished out of the engine and frees its blocks.
@@ -62,6 +73,18 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// The grammar that the job waits for is there.
+    pub(crate) fn begin(&self, grammar: Grammar) {
+        // When the engine is gone, whoever asks for the answer is told so.
+        let _ = self.commands.send(Command::Begin { ids: self.ids.clone(), grammar });
+    }
+
+    /// The job turned out to be none: it leaves the engine uncounted.
+    pub(crate) fn withdraw(mut self) {
+        self.unfinished = 0;
+        let _ = self.commands.send(Command::Withdraw(std::mem::take(&mut self.ids)));
+    }
+
     /// What the next step brought for this job; `None` when all choices have ended. `Err` when the engine
     /// gave the job up: it failed, the server is stopping, or nobody read for too long.
     pub(crate) async fn next(&mut self) -> Option<Result<Vec<Part>, GivenUp>> {
@@ -100,6 +123,8 @@ pub(crate) struct View {
 enum Command {
     Submit { job: Job, reply: oneshot::Sender<Result<Ticket, Refusal>> },
     Cancel(Vec<RequestId>),
+    Begin { ids: Vec<RequestId>, grammar: Grammar },
+    Withdraw(Vec<RequestId>),
     Explain { name: String, reply: oneshot::Sender<Vec<(u32, RequestState)>> },
     ResetPrefixCache(oneshot::Sender<bool>),
     Stop,
@@ -119,6 +144,8 @@ impl std::fmt::Debug for Command {
         f.write_str(match self {
             Self::Submit { .. } => "Submit",
             Self::Cancel(_) => "Cancel",
+            Self::Begin { .. } => "Begin",
+            Self::Withdraw(_) => "Withdraw",
             Self::Explain { .. } => "Explain",
             Self::ResetPrefixCache(_) => "ResetPrefixCache",
             Self::Stop => "Stop",
@@ -279,9 +306,11 @@ impl EngineThread {
     fn run(&mut self, commands: &Receiver<Command>) {
         let mut outputs = Vec::new();
         loop {
-            if !self.engine.has_work() {
+            if !self.engine.can_step() {
                 self.publish();
-                self.audit();
+                if !self.engine.has_work() {
+                    self.audit();
+                }
                 match commands.recv() {
                     Ok(Command::Stop) | Err(_) => return,
                     Ok(command) => self.obey(command),
@@ -293,7 +322,7 @@ impl EngineThread {
                     command => self.obey(command),
                 }
             }
-            if self.engine.has_work() {
+            if self.engine.can_step() {
                 self.step(&mut outputs);
             }
         }
@@ -311,6 +340,13 @@ impl EngineThread {
                 let _ = reply.send(answer);
             }
             Command::Cancel(ids) => ids.into_iter().for_each(|id| self.cancel(id)),
+            Command::Begin { ids, grammar } => {
+                for id in ids {
+                    let begun = self.engine.set_grammar(id, &grammar);
+                    begun.expect("a grammar of the server is of the server's model");
+                }
+            }
+            Command::Withdraw(ids) => ids.into_iter().for_each(|id| self.withdraw(id)),
             Command::Explain { name, reply } => {
                 let _ = reply.send(self.explain(&name));
             }
@@ -337,7 +373,10 @@ impl EngineThread {
                 id,
                 prompt: Arc::clone(prompt),
                 sampling: sampling.clone(),
-                grammar: job.grammar.clone(),
+                grammar: match &job.grammar {
+                    Wait::Ready(grammar) => Some(grammar.clone()),
+                    Wait::Free | Wait::Compiling => None,
+                },
                 priority: job.priority,
                 cache_salt: job.cache_salt.clone(),
                 sample_of: ids.get(first).copied(),
@@ -345,7 +384,12 @@ impl EngineThread {
                 arrival: tick(self.origin, now),
             };
             let is_part = job.beams.is_some() && choice > first;
-            if let Err(refusal) = if is_part { Ok(()) } else { self.engine.add(request) } {
+            let added = match job.grammar {
+                _ if is_part => Ok(()),
+                Wait::Compiling => self.engine.add_before_grammar(request),
+                Wait::Free | Wait::Ready(_) => self.engine.add(request),
+            };
+            if let Err(refusal) = added {
                 for id in ids {
                     self.engine.cancel(id);
                 }
@@ -397,6 +441,16 @@ impl EngineThread {
         live.timeline.last = Instant::now();
         self.metrics.ended(&live.timeline, None);
         self.close_choice(live.job, live.timeline.output_tokens);
+    }
+
+    fn withdraw(&mut self, id: RequestId) {
+        let Some(live) = self.requests.remove(&id) else { return };
+        self.engine.cancel(id);
+        let Some(open) = self.jobs.get_mut(&live.job) else { return };
+        open.unfinished -= 1;
+        if open.unfinished == 0 {
+            self.jobs.remove(&live.job);
+        }
     }
 
     /// One choice of a job has ended; with the last one, the job.

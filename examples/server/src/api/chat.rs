@@ -178,7 +178,6 @@ pub(crate) async fn create(
     let text = Arc::clone(&model.text);
     let ids = aside(move || Ok(text.encode(&text.render_chat(&chat)?, add_special_tokens)?)).await?;
     let prompt: Arc<[u32]> = shared.fit(ids, asked, "messages", limits)?.into();
-    let grammar = generation::grammar(&model, wanted).await?;
     drop(share);
 
     let writer = Answer {
@@ -195,13 +194,13 @@ pub(crate) async fn create(
         n,
         beams,
         sampling,
-        grammar,
+        wanted,
         priority,
         cache_salt,
         arrived: tag.arrived,
         counts_answers: true,
     };
-    let generation = plan.submit(&app, in_flight, &writer.head).await?;
+    let generation = plan.submit(&app, &model, in_flight, &writer.head).await?;
     if shared.stream == Some(true) {
         let begun = vec![false; generation.choices];
         return Ok(stream::respond(app, generation, report, Streamed { writer, begun }));

@@ -147,7 +147,6 @@ pub(crate) async fn create(
     }
     let prompt = own.prompt.ok_or_else(|| ApiError::field("prompt", "is missing"))?;
     let prompts = tokens(prompt, &model, &shared, max_tokens, limits).await?;
-    let grammar = generation::grammar(&model, wanted).await?;
     drop(share);
     let answer = Answer { prompts: prompts.clone(), ..answer };
     let plan = Plan {
@@ -155,13 +154,13 @@ pub(crate) async fn create(
         n: tried,
         beams,
         sampling,
-        grammar,
+        wanted,
         priority,
         cache_salt,
         arrived: tag.arrived,
         counts_answers: !scores_only,
     };
-    let generation = plan.submit(&app, in_flight, &answer.head).await?;
+    let generation = plan.submit(&app, &model, in_flight, &answer.head).await?;
     if shared.stream == Some(true) {
         let drafts = (0..generation.choices).map(|_| Draft::default()).collect();
         return Ok(stream::respond(app, generation, report, Streamed { answer, drafts }));

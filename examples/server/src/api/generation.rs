@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use quayline_engine::{Finish, FinishReason, Grammar, Sampling, StopReason};
+use quayline_engine::{Finish, FinishReason, Sampling, StopReason};
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
@@ -11,7 +11,7 @@ use crate::api::fields::Shared;
 use crate::api::structured::Wanted;
 use crate::api::usage::Tally;
 use crate::app::{App, InFlight, Model};
-use crate::engine::{GivenUp, Job, Ticket};
+use crate::engine::{GivenUp, Job, Ticket, Wait};
 
 /// Most answers to one request: prompts times `n`.
 const CHOICES_MAX: usize = 1024;
@@ -34,7 +34,7 @@ pub(crate) struct Plan {
     pub(crate) beams: Option<f32>,
     pub(crate) sampling: Sampling,
     /// What each answer must be.
-    pub(crate) grammar: Option<Grammar>,
+    pub(crate) wanted: Option<Wanted>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     pub(crate) arrived: Instant,
@@ -54,13 +54,15 @@ pub(crate) struct Generation {
 }
 
 impl Plan {
-    /// Queues the request.
+    /// Queues the request. One whose grammar is not known yet waits in the line while it is compiled, on a thread that
+    /// may take its time.
     ///
     /// # Errors
-    /// The engine's refusal.
+    /// The engine's refusal; what is wrong with the grammar.
     pub(crate) async fn submit(
         self,
         app: &App,
+        model: &Arc<Model>,
         in_flight: InFlight,
         head: &Head,
     ) -> Result<Generation, ApiError> {
@@ -74,14 +76,22 @@ impl Plan {
         let job = Job {
             name: head.id.clone(),
             prompts: self.choices().collect(),
-            grammar: self.grammar,
+            grammar: match &self.wanted {
+                None => Wait::Free,
+                Some(wanted) => wanted.recent(model).map_or(Wait::Compiling, Wait::Ready),
+            },
             priority: self.priority,
             cache_salt: self.cache_salt,
             n: self.n,
             beams: self.beams,
             arrived: self.arrived,
         };
+        let compiles = matches!(job.grammar, Wait::Compiling);
         let ticket = app.engine.submit(job).await.map_err(|GivenUp| given_up(app))??;
+        let ticket = match self.wanted {
+            Some(wanted) if compiles => begin(ticket, wanted, model).await?,
+            _ => ticket,
+        };
         Ok(Generation { ticket, tally, choices, in_flight })
     }
 
@@ -121,14 +131,22 @@ pub(crate) fn head(
     })
 }
 
-/// The grammar of what is wanted, made on a thread that may take its time.
+/// Compiles the grammar that a job waits for.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(crate) async fn grammar(model: &Arc<Model>, wanted: Option<Wanted>) -> Result<Option<Grammar>, ApiError> {
-    let Some(wanted) = wanted else { return Ok(None) };
+/// What is wrong with it; the job is gone then.
+async fn begin(ticket: Ticket, wanted: Wanted, model: &Arc<Model>) -> Result<Ticket, ApiError> {
     let model = Arc::clone(model);
-    aside(move || wanted.compile(&model)).await.map(Some)
+    match aside(move || wanted.compile(&model)).await {
+        Ok(grammar) => {
+            ticket.begin(grammar);
+            Ok(ticket)
+        }
+        Err(error) => {
+            ticket.withdraw();
+            Err(error)
+        }
+    }
 }
 
 /// Why the engine let go of a request.

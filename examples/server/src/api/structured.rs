@@ -90,6 +90,11 @@ impl Wanted {
         }
     }
 
+    /// Its grammar, if that was compiled lately.
+    pub(crate) fn recent(&self, model: &Model) -> Option<Grammar> {
+        model.grammars.recent(&self.constraint)
+    }
+
     /// Compiles it, which takes milliseconds.
     ///
     /// # Errors

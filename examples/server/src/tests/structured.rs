@@ -118,3 +118,25 @@ async fn what_cannot_be_kept_is_400_and_named() {
     assert_eq!(answer.json()["error"]["param"], "structured_outputs", "{}", answer.text);
     server.stop();
 }
+
+#[tokio::test]
+async fn a_request_whose_grammar_fails_is_no_request() {
+    let server = Server::start("").await;
+    for _ in 0..2 {
+        let body = with(
+            with(completion(json!("ROMEO:"), 9), "structured_outputs", json!({ "regex": "(" })),
+            "n",
+            json!(3),
+        );
+        let answer = server.post(COMPLETIONS, &body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
+        assert!(answer.text.contains("structured_outputs.regex"), "{}", answer.text);
+    }
+    server.idle().await;
+    let metrics = server.get("/metrics").await.text;
+    assert!(
+        metrics.lines().any(|line| line.contains("finished_reason=\"abort\"") && line.ends_with(" 0")),
+        "{metrics}"
+    );
+    server.stop();
+}
