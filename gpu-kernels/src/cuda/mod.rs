@@ -5,9 +5,15 @@
 
 mod attention;
 mod batch;
+#[cfg(any(test, feature = "cuda"))]
+mod cache;
 mod copy;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
 mod elementwise;
+#[cfg(any(test, feature = "cuda"))]
+mod embedded;
 mod gemm;
 mod plan;
 mod pool;

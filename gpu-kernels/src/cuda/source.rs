@@ -42,3 +42,23 @@ sources!(
 /// Options of the run-time compiler, besides the architecture. Products and sums are contracted only where the
 /// source says so: the emulator and every architecture then agree on what is rounded.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
+
+impl Source {
+    /// A number that changes with anything that changes the compiled program: text, headers and options.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut parts = vec![self.text.as_bytes()];
+        parts.extend(HEADERS.iter().map(|header| header.text.as_bytes()));
+        parts.extend(OPTIONS.iter().map(|option| option.as_bytes()));
+        hash(&parts)
+    }
+}
+
+/// FNV-1a of parts, each followed by its length.
+pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    parts.iter().fold(0xcbf2_9ce4_8422_2325, |start, part| {
+        let whole = part.iter().fold(start, |hash, &byte| step(hash, byte));
+        (part.len() as u64).to_le_bytes().into_iter().fold(whole, step)
+    })
+}

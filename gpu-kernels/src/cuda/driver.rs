@@ -1,0 +1,433 @@
+//! A GPU behind NVIDIA's driver, which is found at run time. Without one there is an error, never a panic.
+//!
+//! A kernel's machine code comes from the first of: the disk cache; the PTX inside this crate, which the driver
+//! compiles; the run-time compiler (NVRTC), if the machine has it. What NVRTC made goes into the disk cache.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::fmt;
+use std::io::Read;
+use std::panic::catch_unwind;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::nvrtc::sys as nvrtc;
+
+use super::cache::Cache;
+use super::device::{Address, Device, Launch};
+use super::source::{HEADERS, OPTIONS, SOURCES, Source};
+use super::{Cuda, embedded};
+use crate::{Dtype, Error};
+
+/// The oldest driver that has all we call: CUDA 12.0.
+const DRIVER_MIN: i32 = 12_000;
+/// The oldest GPU: sm_80.
+const CAPABILITY_MIN: (i32, i32) = (8, 0);
+
+impl Cuda {
+    /// The machine's first GPU.
+    ///
+    /// # Errors
+    /// When there is no driver, or it is too old, or there is no GPU, or it is older than sm_80, with what was found.
+    pub fn detect(dtype: Dtype) -> Result<Self, Error> {
+        Self::on(Arc::new(Gpu::new(0)?), dtype)
+    }
+}
+
+/// One GPU, with a stream on which all work is in order.
+struct Gpu {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    capability: (i32, i32),
+    multiprocessors: u32,
+    shared_bytes_max: u32,
+    driver: i32,
+    cache: Option<Cache>,
+    modules: Mutex<HashMap<&'static str, Module>>,
+}
+
+/// A loaded program and the kernels that were asked of it.
+struct Module {
+    handle: sys::CUmodule,
+    kernels: HashMap<String, sys::CUfunction>,
+}
+
+// SAFETY: the handles are the driver's, which any thread may use; the maps are behind a lock.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    fn new(ordinal: i32) -> Result<Self, Error> {
+        // SAFETY: opens a library by name and closes it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(failed("cuda", "no NVIDIA driver (libcuda) on this machine"));
+        }
+        // A library that is not the driver lacks the symbol, at which the binding panics.
+        // SAFETY: the first call to the driver; it has no arguments to be wrong.
+        let started = catch_unwind(|| unsafe { sys::cuInit(0) });
+        let started = started.map_err(|_| failed("cuInit", "libcuda is not NVIDIA's driver"))?;
+        if started != CUresult::CUDA_SUCCESS {
+            return Err(failed("cuInit", &format!("{started:?}")));
+        }
+        let mut driver = 0;
+        // SAFETY: a place for one number.
+        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut driver) })?;
+        if driver < DRIVER_MIN {
+            let found = format!("the driver is of CUDA {driver}, {DRIVER_MIN} is the oldest that works");
+            return Err(failed("cuda", &found));
+        }
+        let mut count = 0;
+        // SAFETY: as above.
+        check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
+        if ordinal >= count {
+            return Err(failed("cuda", &format!("GPU {ordinal} of {count}")));
+        }
+        let mut device = 0;
+        // SAFETY: as above.
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, ordinal) })?;
+        let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if (major, minor) < CAPABILITY_MIN {
+            return Err(failed(
+                "cuda",
+                &format!("GPU {ordinal} is sm_{major}{minor}, sm_80 is the oldest that works"),
+            ));
+        }
+        let multiprocessors =
+            attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared =
+            attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let mut context = ptr::null_mut();
+        // SAFETY: a place for one handle, and a device that exists.
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+        check("cuDevicePrimaryCtxRetain", retained)?;
+        let mut gpu = Self {
+            device,
+            context,
+            stream: ptr::null_mut(),
+            capability: (major, minor),
+            multiprocessors: multiprocessors.unsigned_abs(),
+            shared_bytes_max: shared.unsigned_abs(),
+            driver,
+            cache: Cache::of_user(),
+            modules: Mutex::default(),
+        };
+        gpu.enter()?;
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: a place for one handle.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut gpu.stream, flags) })?;
+        Ok(gpu)
+    }
+
+    /// Makes this GPU the calling thread's.
+    fn enter(&self) -> Result<(), Error> {
+        // SAFETY: a context that is retained for as long as we live.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// The kernel of a name, loading its program if this is the first of it.
+    fn kernel(&self, launch: &Launch<'_>) -> Result<sys::CUfunction, Error> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if !modules.contains_key(launch.file) {
+            let module = Module { handle: self.load(launch.file)?, kernels: HashMap::new() };
+            modules.insert(launch.file, module);
+        }
+        let module = modules.get_mut(launch.file).ok_or_else(|| failed("cuda", launch.file))?;
+        if let Some(&kernel) = module.kernels.get(launch.kernel) {
+            return Ok(kernel);
+        }
+        let name = CString::new(launch.kernel).map_err(|_| failed("cuda", launch.kernel))?;
+        let mut kernel = ptr::null_mut();
+        // SAFETY: a place for one handle, a loaded module, a C string.
+        let found = unsafe { sys::cuModuleGetFunction(&raw mut kernel, module.handle, name.as_ptr()) };
+        check("cuModuleGetFunction", found)?;
+        let shared = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let most = i32::try_from(self.shared_bytes_max).unwrap_or(i32::MAX);
+        // SAFETY: a kernel that was just found.
+        check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel, shared, most) })?;
+        module.kernels.insert(launch.kernel.to_owned(), kernel);
+        Ok(kernel)
+    }
+
+    /// Loads a program from the first place that has it.
+    fn load(&self, file: &str) -> Result<sys::CUmodule, Error> {
+        let source = SOURCES.iter().find(|source| source.name == file);
+        let source = source.ok_or_else(|| failed("cuda", &format!("no program {file}")))?;
+        let architecture = architecture(self.capability);
+        let name = format!("{file}-{architecture}-{:016x}", source.hash());
+        let cached = self.cache.as_ref().and_then(|cache| cache.load(&name));
+        // A cubin that the driver refuses (made for another driver, say) is no more than a missing one.
+        if let Some(Ok(module)) = cached.map(|cubin| load_module(&cubin)) {
+            return Ok(module);
+        }
+        let embedded = match embedded::ptx(source) {
+            Some(packed) => unpack(packed).and_then(|ptx| load_module(&ptx)),
+            None => Err(failed("cuda", "no PTX of this source inside the crate")),
+        };
+        match embedded {
+            Ok(module) => Ok(module),
+            Err(refused) => {
+                let cubin = compile(source, &architecture)
+                    .map_err(|missing| failed("cuda", &format!("{file}: {refused}; {missing}")))?;
+                if let Some(cache) = &self.cache {
+                    cache.store(&name, &cubin);
+                }
+                load_module(&cubin)
+            }
+        }
+    }
+}
+
+impl Device for Gpu {
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, Error> {
+        self.enter()?;
+        let mut address = 0;
+        // SAFETY: a place for one address.
+        match unsafe { sys::cuMemAllocAsync(&raw mut address, bytes, self.stream) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(Error::Memory { operator: "cuda", bytes }),
+            result => check("cuMemAllocAsync", result).map(|()| address),
+        }
+    }
+
+    fn release(&self, address: Address) {
+        if self.enter().is_ok() {
+            // SAFETY: an address of `allocate` that nobody has any more; the stream frees it when it gets there.
+            let _lost = unsafe { sys::cuMemFreeAsync(address, self.stream) };
+        }
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Error> {
+        self.enter()?;
+        // SAFETY: the operators stay inside what they allocated.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.stream) })
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<(), Error> {
+        self.enter()?;
+        let source = from.as_ptr().cast::<c_void>();
+        // Memory that is not pinned is staged before the call returns.
+        // SAFETY: as above, and the source is a slice.
+        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), self.stream) })
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
+        self.enter()?;
+        let target = to.as_mut_ptr().cast::<c_void>();
+        // SAFETY: as above, and the target is a slice that outlives the wait below.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(target, from, to.len(), self.stream) };
+        // SAFETY: our stream.
+        let done = unsafe { sys::cuStreamSynchronize(self.stream) };
+        check("cuMemcpyDtoHAsync", copied)?;
+        check("cuStreamSynchronize", done)
+    }
+
+    unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), Error> {
+        self.enter()?;
+        let kernel = self.kernel(&launch)?;
+        let mut arguments = [launch.argument.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one struct, which the driver copies before it returns; the rest is the caller's promise.
+        let started = unsafe {
+            sys::cuLaunchKernel(
+                kernel,
+                launch.blocks,
+                1,
+                1,
+                launch.threads,
+                1,
+                1,
+                launch.shared_bytes,
+                self.stream,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check("cuLaunchKernel", started)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        if !self.stream.is_null() {
+            // SAFETY: our stream; nothing of ours runs once it is done.
+            let _done = unsafe { sys::cuStreamSynchronize(self.stream) };
+            // SAFETY: as above, and nobody uses it after us.
+            let _gone = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        }
+        for module in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
+            // SAFETY: loaded by us, and no kernel of it runs any more.
+            let _gone = unsafe { sys::cuModuleUnload(module.handle) };
+        }
+        // SAFETY: retained once, in `new`.
+        let _gone = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability;
+        write!(f, "Gpu(sm_{major}{minor}, {} multiprocessors, CUDA {})", self.multiprocessors, self.driver)
+    }
+}
+
+fn failed(call: &'static str, reason: &str) -> Error {
+    Error::Device { call, reason: reason.to_owned() }
+}
+
+fn check(call: &'static str, result: CUresult) -> Result<(), Error> {
+    if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(failed(call, &format!("{result:?}"))) }
+}
+
+fn attribute(device: sys::CUdevice, which: CUdevice_attribute) -> Result<i32, Error> {
+    let mut value = 0;
+    // SAFETY: a place for one number, and a device that exists.
+    check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&raw mut value, which, device) })?;
+    Ok(value)
+}
+
+/// The name by which compilers know a GPU; Hopper and the first Blackwells have one for all their instructions.
+fn architecture((major, minor): (i32, i32)) -> String {
+    let all = if matches!((major, minor), (9 | 10, 0)) { "a" } else { "" };
+    format!("sm_{major}{minor}{all}")
+}
+
+/// A module of a cubin, or of PTX that ends in a zero.
+fn load_module(image: &[u8]) -> Result<sys::CUmodule, Error> {
+    let mut module = ptr::null_mut();
+    // SAFETY: a place for one handle; a cubin says how long it is, and PTX ends in a zero.
+    check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) })?;
+    Ok(module)
+}
+
+/// PTX, with a zero at its end.
+fn unpack(packed: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut ptx = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(packed);
+    decoder.read_to_end(&mut ptx).map_err(|error| failed("cuda", &error.to_string()))?;
+    ptx.push(0);
+    Ok(ptx)
+}
+
+/// Machine code of a program, made by the run-time compiler.
+fn compile(source: &Source, architecture: &str) -> Result<Vec<u8>, Error> {
+    // SAFETY: opens a library by name and closes it.
+    if !unsafe { nvrtc::is_culib_present() } {
+        return Err(failed("nvrtc", "no run-time compiler (libnvrtc) on this machine"));
+    }
+    let c_string = |text: &str| CString::new(text).map_err(|_| failed("nvrtc", "a zero in the source"));
+    let (text, name) = (c_string(source.text)?, c_string(source.name)?);
+    let headers = HEADERS.iter().map(|h| c_string(h.text)).collect::<Result<Vec<_>, _>>()?;
+    let names = HEADERS.iter().map(|h| c_string(h.name)).collect::<Result<Vec<_>, _>>()?;
+    let options = OPTIONS.iter().map(|&option| option.to_owned());
+    let options = options.chain([format!("--gpu-architecture={architecture}")]);
+    let options = options.map(|option| c_string(&option)).collect::<Result<Vec<_>, _>>()?;
+    let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+    let (headers, names, flags) = (pointers(&headers), pointers(&names), pointers(&options));
+    let count = |list: &[*const _]| i32::try_from(list.len()).unwrap_or(i32::MAX);
+
+    let mut program = Program(ptr::null_mut());
+    // SAFETY: C strings that live until the program is destroyed, and their numbers.
+    let created = unsafe {
+        nvrtc::nvrtcCreateProgram(
+            &raw mut program.0,
+            text.as_ptr(),
+            name.as_ptr(),
+            count(&headers),
+            headers.as_ptr(),
+            names.as_ptr(),
+        )
+    };
+    check_nvrtc("nvrtcCreateProgram", created)?;
+    // SAFETY: a program that was just made, and C strings.
+    let compiled = unsafe { nvrtc::nvrtcCompileProgram(program.0, count(&flags), flags.as_ptr()) };
+    if compiled != nvrtc::nvrtcResult::NVRTC_SUCCESS {
+        return Err(failed(
+            "nvrtc",
+            &format!("{} for {architecture}: {compiled:?}\n{}", source.name, program.log()),
+        ));
+    }
+    let mut size = 0;
+    // SAFETY: a compiled program, and a place for one number.
+    check_nvrtc("nvrtcGetCUBINSize", unsafe { nvrtc::nvrtcGetCUBINSize(program.0, &raw mut size) })?;
+    let mut cubin = vec![0_u8; size];
+    // SAFETY: as many bytes as it asked for.
+    check_nvrtc("nvrtcGetCUBIN", unsafe { nvrtc::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()) })?;
+    Ok(cubin)
+}
+
+/// A program under compilation.
+struct Program(nvrtc::nvrtcProgram);
+
+impl Program {
+    /// What the compiler said.
+    fn log(&self) -> String {
+        let mut size = 0;
+        // SAFETY: a live program, and a place for one number.
+        if unsafe { nvrtc::nvrtcGetProgramLogSize(self.0, &raw mut size) }
+            != nvrtc::nvrtcResult::NVRTC_SUCCESS
+        {
+            return String::new();
+        }
+        let mut log = vec![0_u8; size + 1];
+        // SAFETY: at least as many bytes as it asked for.
+        let _said = unsafe { nvrtc::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) };
+        CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: made by `nvrtcCreateProgram`, or null, which it refuses.
+        let _gone = unsafe { nvrtc::nvrtcDestroyProgram(&raw mut self.0) };
+    }
+}
+
+fn check_nvrtc(call: &'static str, result: nvrtc::nvrtcResult) -> Result<(), Error> {
+    if result == nvrtc::nvrtcResult::NVRTC_SUCCESS {
+        Ok(())
+    } else {
+        Err(failed(call, &format!("{result:?}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_gpu_gets_an_error() {
+        match Cuda::detect(Dtype::Bf16) {
+            Ok(cuda) => eprintln!("skipped: this machine has one, {cuda:?}"),
+            Err(Error::Device { call, reason }) => assert!(!call.is_empty() && !reason.is_empty()),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_compiler_is_used_where_there_is_one() {
+        // SAFETY: opens a library by name and closes it.
+        if !unsafe { nvrtc::is_culib_present() } {
+            eprintln!("skipped: no libnvrtc on the library path");
+            return;
+        }
+        let source = SOURCES.iter().find(|source| source.name == "norm").unwrap();
+        assert!(compile(source, "sm_80").unwrap().starts_with(b"\x7fELF"));
+        let broken = Source { name: "broken", text: "#include \"prelude.cuh\"\nnot C++" };
+        assert!(
+            matches!(compile(&broken, "sm_80"), Err(Error::Device { reason, .. }) if reason.contains("broken"))
+        );
+    }
+}
