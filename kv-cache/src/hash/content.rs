@@ -20,8 +20,8 @@ impl<'a> Content<'a> {
         Content { tokens, lookahead: &[], extra: None }
     }
 
-    /// Whether the block itself holds nothing but its tokens. What only the first block of a chain tells of, adapter and
-    /// salt, does not count: an image further on in a sequence must not make another block of the text before it.
+    /// Whether the block itself holds nothing but its tokens. What only the first block of a chain tells of, adapter
+    /// and salt, does not count: an image further on in a sequence makes no other block of the text before it.
     pub fn is_plain(&self) -> bool {
         self.lookahead.is_empty()
             && self.extra.is_none_or(|extra| extra.media.is_empty() && extra.embeds.is_none())
