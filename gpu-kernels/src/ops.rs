@@ -95,7 +95,7 @@ pub struct Attention {
 ///
 /// A forward pass is written once over this trait and runs wherever the trait is implemented. Activations are
 /// matrices `[rows, cols]`, one row per token, that grow and shrink up to the rows they were made for: an operator
-/// gives its output the rows of its input. Weights are used where they lie.
+/// gives its output the rows of its input.
 ///
 /// **Batch invariance.** The bits of a row of any output depend on that row's own inputs (and, in attention, on its
 /// own sequence) and on nothing else: not on the other rows, their number, the chunking of the prompt, the size of
@@ -121,11 +121,22 @@ pub trait Ops {
     /// When the memory cannot be had.
     fn tensor(&self, rows_max: usize, cols: usize) -> Result<Self::Tensor, Error>;
 
-    /// Takes a weight from its bytes. Matrices are not copied.
+    /// Takes a weight from its bytes, and keeps it in whatever form products read it fastest: the bytes are not needed
+    /// afterwards. Cost: one pass over them.
     ///
     /// # Errors
-    /// When the range does not hold exactly the shape's elements, or the shape has not one or two dimensions.
+    /// When the range does not hold exactly the shape's elements, the shape has not one or two dimensions, or the memory
+    /// cannot be had.
     fn weight(&self, source: WeightSource) -> Result<Self::Weight, Error>;
+
+    /// Takes a matrix that only [`Ops::embed`] reads, and no product: it may be used where it lies, so that memory holds the
+    /// rows that are used.
+    ///
+    /// # Errors
+    /// When the range does not hold exactly the shape's elements, or the shape has not two dimensions.
+    fn table(&self, source: WeightSource) -> Result<Self::Weight, Error> {
+        self.weight(source)
+    }
 
     /// A table for [`Ops::rope`]: `cos` and `sin` are `[positions, rotary_dim / 2]`. All scalings (linear, Llama 3,
     /// YaRN) are the caller's: they only change these numbers.

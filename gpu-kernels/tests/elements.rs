@@ -142,12 +142,14 @@ fn rows_are_fetched_as_they_are() {
             let tokens: Vec<u32> = (0..400).map(|_| random.below(30) as u32).collect();
             for cpu in cpus() {
                 let mut out = cpu.tensor(400, cols).unwrap();
-                cpu.embed(&weight(&cpu, &table), &tokens, &mut out).unwrap();
                 let expected: Vec<f32> = tokens
                     .iter()
                     .flat_map(|&token| table.values[token as usize * cols..][..cols].iter().copied())
                     .collect();
-                assert_eq!(cpu.read(&out).unwrap(), expected, "{cpu:?} {dtype} {cols}");
+                for weight in [weight(&cpu, &table), cpu.table(table.source.clone()).unwrap()] {
+                    cpu.embed(&weight, &tokens, &mut out).unwrap();
+                    assert_eq!(cpu.read(&out).unwrap(), expected, "{cpu:?} {dtype} {cols}");
+                }
                 let mut picked = cpu.tensor(3, cols).unwrap();
                 cpu.gather_rows(&out, &[399, 0, 399], &mut picked).unwrap();
                 let rows = [399, 0, 399].map(|row| &expected[row * cols..(row + 1) * cols]).concat();
@@ -183,6 +185,12 @@ fn doors_name_what_is_wrong_and_write_nothing() {
     assert_eq!(error.to_string(), "embed: token is 3, the most allowed is 2");
 
     let source = store(Dtype::Bf16, &[2, 3], &[0.0; 6], 1).source;
+    let table = cpu.table(source.clone()).unwrap();
+    let x = tensor(&cpu, 1, &[1.0; 3]);
+    let mut projections = [Projection { weight: &table, bias: None, out: &mut out }];
+    let error = cpu.linear(&x, &mut projections).unwrap_err();
+    assert_eq!(error.to_string(), "linear: packed matrices (this one was made as a table) is 0, expected 1");
+    assert!(cpu.table(WeightSource { range: 1..7, shape: vec![3], ..source.clone() }).is_err());
     let short = WeightSource { range: 1..12, ..source.clone() };
     assert!(matches!(cpu.weight(short), Err(Error::WeightBytes { needed: 12, start: 1, end: 12, .. })));
     let beyond = WeightSource { range: 2..14, ..source.clone() };

@@ -2,18 +2,12 @@
 
 use crate::files::ModelFiles;
 
-/// Bytes at an address that every number format likes, so that weights are used where they lie.
-#[repr(C, align(64))]
-struct Aligned<T: ?Sized>(T);
-
-static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../bundled/model.safetensors"));
-
 static FILES: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../bundled/config.json")),
     ("generation_config.json", include_bytes!("../bundled/generation_config.json")),
     ("tokenizer.json", include_bytes!("../bundled/tokenizer.json")),
     ("tokenizer_config.json", include_bytes!("../bundled/tokenizer_config.json")),
-    ("model.safetensors", &WEIGHTS.0),
+    ("model.safetensors", include_bytes!("../bundled/model.safetensors")),
 ];
 
 impl ModelFiles {

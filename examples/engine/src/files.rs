@@ -6,6 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use quayline_gpu_kernels::WeightBytes;
 use serde_json::{Map, Value};
 
@@ -147,7 +150,7 @@ impl ModelFiles {
         GenerationConfig::from_json(&fields).map_err(|error: ConfigError| LoadError::invalid(FILE, error))
     }
 
-    /// The weights: mapped, their headers checked, nothing copied. Cost: the size of the headers.
+    /// The weights: mapped, their headers checked, nothing read. Cost: the size of the headers.
     ///
     /// # Errors
     /// When a file is absent or damaged, or the index does not fit the files.
@@ -156,9 +159,11 @@ impl ModelFiles {
     }
 
     /// The bytes of `file`, mapped if it lies in a directory, or `None` if there is no such file.
-    pub(crate) fn map(&self, file: &str) -> Result<Option<WeightBytes>, LoadError> {
+    pub(crate) fn map(&self, file: &str) -> Result<Option<Content>, LoadError> {
         match &self.source {
-            Source::Memory(files) => Ok(in_memory(files, file).map(|bytes| Arc::new(bytes) as WeightBytes)),
+            Source::Memory(files) => {
+                Ok(in_memory(files, file).map(|bytes| Content::InMemory(Arc::new(bytes))))
+            }
             Source::Directory(directory) => map_file(&directory.join(file)),
         }
     }
@@ -175,6 +180,32 @@ impl ModelFiles {
         let directory = self.directory().unwrap_or(Path::new(&self.name));
         let source = io::Error::new(io::ErrorKind::NotFound, format!("no such file{hint}"));
         cannot_read(&directory.join(file), source)
+    }
+}
+
+/// The bytes of a file that is not copied.
+pub(crate) enum Content {
+    Mapped(Arc<Mmap>),
+    InMemory(WeightBytes),
+}
+
+impl Content {
+    pub(crate) fn bytes(&self) -> WeightBytes {
+        match self {
+            Self::Mapped(map) => Arc::clone(map) as WeightBytes,
+            Self::InMemory(bytes) => Arc::clone(bytes),
+        }
+    }
+
+    /// Gives the memory of what was read back to the system; whoever reads a part again finds it in the file.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            #[expect(unsafe_code, reason = "the system may be told only through an unsafe call")]
+            // SAFETY: the map is of a file and never written, so its pages can be had again as they were. Where the
+            // system does not do it, nothing is lost.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 }
 
@@ -216,7 +247,7 @@ fn in_memory(files: &'static [(&'static str, &'static [u8])], file: &str) -> Opt
     files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
 }
 
-fn map_file(path: &Path) -> Result<Option<WeightBytes>, LoadError> {
+fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
     let fail = |source| cannot_read(path, source);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -231,11 +262,11 @@ fn map_file(path: &Path) -> Result<Option<WeightBytes>, LoadError> {
         )));
     }
     if metadata.len() == 0 {
-        return Ok(Some(Arc::new([0_u8; 0])));
+        return Ok(Some(Content::InMemory(Arc::new([0_u8; 0]))));
     }
-    #[expect(unsafe_code, reason = "mapping is the one way to use weights where they lie, without a copy")]
+    #[expect(unsafe_code, reason = "mapping is the one way to read weights without a copy in between")]
     // SAFETY: the map is private and only ever read. Its bytes stay as they are as long as no other process
     // rewrites or truncates the file; that is the documented condition of serving a checkpoint from a directory.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
-    Ok(Some(Arc::new(map)))
+    let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+    Ok(Some(Content::Mapped(Arc::new(map))))
 }

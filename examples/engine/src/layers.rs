@@ -32,6 +32,11 @@ impl<O: Ops> Loader<'_, O> {
         Ok(self.ops.weight(self.weights.take(name, &[out, into])?)?)
     }
 
+    /// A matrix that is only looked up in, row by row.
+    pub(crate) fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<O::Weight, LoadError> {
+        Ok(self.ops.table(self.weights.take(name, &[rows, width])?)?)
+    }
+
     fn linear(&mut self, prefix: &str, out: usize, into: usize, bias: bool) -> Result<Linear<O>, LoadError> {
         let weight = self.matrix(&format!("{prefix}.weight"), out, into)?;
         let bias = if bias { Some(self.vector(&format!("{prefix}.bias"), out)?) } else { None };

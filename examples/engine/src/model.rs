@@ -1,4 +1,4 @@
-//! A loaded model: weights where they lie, one forward pass over [`Ops`], logits out.
+//! A loaded model: its weights, one forward pass over [`Ops`], logits out.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -63,8 +63,8 @@ pub struct Model<O: Ops> {
 }
 
 impl<O: Ops> Model<O> {
-    /// Maps the weights of `files`, checks each against `config.json`, and makes room for steps within `limits`.
-    /// Copies no matrix; cost: the headers and norm vectors.
+    /// Maps the weights of `files`, checks each against `config.json`, hands them to the kernels, and makes room for steps
+    /// within `limits`. Cost: one pass over the weights (on the CPU, which keeps its own form of each matrix).
     ///
     /// A checkpoint that ties its embeddings and yet brings an `lm_head.weight` is computed with that one.
     ///
@@ -83,9 +83,13 @@ impl<O: Ops> Model<O> {
         let mut loader = Loader { ops: &ops, weights: &mut weights, config: &config };
         const EMBEDDING: &str = "model.embed_tokens.weight";
         const HEAD: &str = "lm_head.weight";
-        let embedding = loader.matrix(EMBEDDING, config.vocab, config.hidden)?;
         let own_head = !config.tied_embeddings || loader.weights.contains(HEAD);
-        let head = if own_head { Some(loader.matrix(HEAD, config.vocab, config.hidden)?) } else { None };
+        let (embedding, head) = if own_head {
+            let embedding = loader.table(EMBEDDING, config.vocab, config.hidden)?;
+            (embedding, Some(loader.matrix(HEAD, config.vocab, config.hidden)?))
+        } else {
+            (loader.matrix(EMBEDDING, config.vocab, config.hidden)?, None)
+        };
         let network = Network::load(&mut loader)?;
         let weight_dtype = weights.take(EMBEDDING, &[config.vocab, config.hidden])?.dtype;
         weights.finish()?;
@@ -137,7 +141,7 @@ impl<O: Ops> Model<O> {
         self.weight_dtype
     }
 
-    /// Bytes of all weights, mapped and not copied.
+    /// Bytes of all weights in the files.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes

@@ -13,13 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use quayline_gpu_kernels::{Dtype, WeightBytes, WeightSource};
+use quayline_gpu_kernels::{Dtype, WeightSource};
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::error::LoadError;
-use crate::files::ModelFiles;
+use crate::files::{Content, ModelFiles};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -92,7 +92,7 @@ pub enum WeightsError {
     },
 }
 
-/// All tensors of a checkpoint, where they lie. Taking one marks it as used.
+/// All tensors of a checkpoint, where they lie in its files. Taking one marks it as used.
 pub struct Weights {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Stored>,
@@ -101,7 +101,7 @@ pub struct Weights {
 
 struct Shard {
     file: String,
-    bytes: WeightBytes,
+    content: Content,
 }
 
 struct Stored {
@@ -118,8 +118,8 @@ impl Weights {
     /// When a file is absent or damaged, a tensor occurs twice, or the index does not fit the files.
     pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
         let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new(), taken: BTreeSet::new() };
-        if let Some(bytes) = files.map(SINGLE)? {
-            weights.add_shard(SINGLE, bytes)?;
+        if let Some(content) = files.map(SINGLE)? {
+            weights.add_shard(SINGLE, content)?;
             return Ok(weights);
         }
         let Some(index) = files.json(INDEX)? else {
@@ -131,8 +131,8 @@ impl Weights {
         let named = shard_of_each_tensor(&index)?;
         for file in named.values().collect::<BTreeSet<_>>() {
             let missing = || index_error(format!("names {file}, which is not there"));
-            let bytes = files.map(file)?.ok_or_else(missing)?;
-            weights.add_shard(file, bytes)?;
+            let content = files.map(file)?.ok_or_else(missing)?;
+            weights.add_shard(file, content)?;
         }
         weights.check_index(&named)?;
         Ok(weights)
@@ -157,7 +157,7 @@ impl Weights {
             other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
         };
         self.taken.insert(name.to_owned());
-        let bytes = self.shards[stored.shard].bytes.clone();
+        let bytes = self.shards[stored.shard].content.bytes();
         Ok(WeightSource { bytes, range: stored.range.clone(), dtype, shape: stored.shape.clone() })
     }
 
@@ -173,22 +173,26 @@ impl Weights {
         self.tensors.values().map(|stored| stored.range.len() as u64).sum()
     }
 
-    /// Ends the loading of a model: what nobody took has no place in it.
+    /// Ends the loading of a model: what nobody took has no place in it. What was read of the files is given back to the
+    /// system; tables that stay where they lie are read again, row by row.
     ///
     /// # Errors
     /// When tensors are left over, other than buffers known to be harmless.
     pub fn finish(self) -> Result<(), WeightsError> {
         let known = |name: &str| IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
         let mut extra = self.tensors.keys().filter(|name| !self.taken.contains(*name) && !known(name));
-        let Some(first) = extra.next() else { return Ok(()) };
+        let Some(first) = extra.next() else {
+            self.shards.iter().for_each(|shard| shard.content.release());
+            return Ok(());
+        };
         Err(WeightsError::Extra { name: first.clone(), count: 1 + extra.count() })
     }
 
-    fn add_shard(&mut self, file: &str, bytes: WeightBytes) -> Result<(), WeightsError> {
+    fn add_shard(&mut self, file: &str, content: Content) -> Result<(), WeightsError> {
         let damaged = |problem: String| WeightsError::Damaged { file: file.into(), problem };
-        let (data_start, header) = read_header((*bytes).as_ref()).map_err(damaged)?;
+        let (data_start, header) = read_header((*content.bytes()).as_ref()).map_err(damaged)?;
         let shard = self.shards.len();
-        self.shards.push(Shard { file: file.into(), bytes });
+        self.shards.push(Shard { file: file.into(), content });
         for (name, info) in header {
             let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
             let stored = Stored { shard, dtype: info.dtype, shape: info.shape, range };

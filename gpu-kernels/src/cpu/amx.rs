@@ -1,9 +1,8 @@
 //! Products with bf16 weights on matrix tiles (Intel AMX).
 //!
-//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16
-//! and adds to a tile of 16 x 16 f32. We compute `outᵀ = w · xᵀ`, because then rows of `w` are the rows of the
-//! first tile as they lie in memory, and only `x`, which is small and ours, is rearranged: rounded to bf16 and
-//! stored in pairs along `in`, `[16 rows of x][in / 32][16 pairs][16 rows][2]`.
+//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16, stored in
+//! pairs, and adds to a tile of 16 x 16 f32. Sixteen lines of a panel (see [`super::panels`]) are such a second tile; the first
+//! is `x`, which is small and ours, rounded to bf16: `[16 rows of x][in / 32][16 rows][32]`.
 //!
 //! Every output is summed over `in`, 32 elements an instruction, in ascending order, whatever the number of rows. All
 //! bf16 products of a machine with tiles go this way, one row too, so bits do not depend on the batch; they differ from
@@ -14,7 +13,8 @@
 
 use super::Isa;
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch, round_bf16};
-use super::matmul::{Product, finish16};
+use super::matmul::Product;
+use super::norm::{load, store};
 use super::scratch::Scratch;
 use super::workers::Workers;
 
@@ -37,20 +37,11 @@ pub(crate) trait TileUnit: Copy + Send + Sync {
     /// Ends what `open` began.
     fn close(self);
 
-    /// `c[i][j] += Σ a[i] · b[j]` over `steps` steps, for two `a` and one or two `b` (`pair`).
+    /// `c[i][j] += Σ a[i] · b[j]` over `steps` steps, for one or two `a` (`pair`) and two `b`.
     ///
     /// # Safety
-    /// Between `open` and `close`. Each `a` has 16 rows of `steps * 64` readable bytes, `stride` apart; each `b` has
-    /// `steps` readable tiles of 1024 bytes; `c` is `[2][2][16][16]`.
-    unsafe fn block(
-        self,
-        a: [*const u8; 2],
-        stride: usize,
-        b: [*const u16; 2],
-        pair: bool,
-        steps: usize,
-        c: &mut [f32],
-    );
+    /// Between `open` and `close`. Each `a` and each `b` has `steps` readable tiles of 1024 bytes; `c` is `[2][2][16][16]`.
+    unsafe fn block(self, a: [*const u16; 2], b: [*const u8; 2], pair: bool, steps: usize, c: &mut [f32]);
 }
 
 /// `x` is `[rows, cols]`; every product's weight is bf16 with `cols` columns. `packed` is memory to work in.
@@ -71,12 +62,12 @@ pub(crate) fn linear<U: TileUnit>(
 
     let block = tiles.div_ceil((tiles * steps * TILE * 2).div_ceil(BLOCK_BYTES).max(1)).next_multiple_of(2);
     let mut pieces = Vec::new();
-    let panels: usize = products.iter().map(|product| product.weight.rows.div_ceil(2 * SIDE)).sum();
-    let step = 2 * SIDE * panels.div_ceil(8 * workers.threads()).clamp(1, 16);
+    let panels: usize = products.iter().map(|product| product.weight.count()).sum();
+    let step = 2 * panels.div_ceil(16 * workers.threads()).clamp(1, 16);
     for product in products {
-        for from in (0..product.weight.rows).step_by(step) {
+        for from in (0..product.weight.count()).step_by(step) {
             for tile in (0..tiles).step_by(block) {
-                let to = (from + step).min(product.weight.rows);
+                let to = (from + step).min(product.weight.count());
                 pieces.push(Piece { product, from, to, tile, tiles: block.min(tiles - tile), rows });
             }
         }
@@ -132,17 +123,18 @@ impl Kernel for Pack<'_> {
             let first = (self.tile + index) * SIDE;
             for row in first..self.rows.min(first + SIDE) {
                 let x = &self.x[row * self.cols..(row + 1) * self.cols];
-                for (pair, x) in x.chunks(2).enumerate() {
-                    let at = (pair * SIDE + row - first) * 2;
-                    tile[at] = round_bf16(x[0]);
-                    tile[at + 1] = x.get(1).map_or(0, |&x| round_bf16(x));
+                for (step, x) in x.chunks(STEP).enumerate() {
+                    let to = &mut tile[step * TILE + (row - first) * STEP..];
+                    for (to, &x) in to.iter_mut().zip(x) {
+                        *to = round_bf16(x);
+                    }
                 }
             }
         }
     }
 }
 
-/// Weight rows `from..to` of one product against some tiles of `x`.
+/// Panels `from..to` of one product against some tiles of `x`.
 struct Piece<'a> {
     product: &'a Product<'a>,
     from: usize,
@@ -156,47 +148,32 @@ impl Piece<'_> {
     fn run<U: TileUnit>(&self, unit: U, isa: Isa, packed: &[u16], scratch: &mut Scratch) {
         let weight = self.product.weight;
         let steps = weight.cols.div_ceil(STEP);
-        let [sums, copy] = scratch.take([4 * SUMS, 2 * SIDE * steps * STEP / 2]);
-        let copy: &mut [u8] = bytemuck::cast_slice_mut(copy);
-        for from in (self.from..self.to).step_by(2 * SIDE) {
-            let whole = from + 2 * SIDE <= weight.rows && weight.cols.is_multiple_of(STEP);
-            let stride = if whole { weight.cols * 2 } else { steps * STEP * 2 };
-            let first =
-                if whole { weight.bytes[from * stride..].as_ptr() } else { self.padded(from, stride, copy) };
+        let [sums] = scratch.take([4 * SUMS]);
+        for panel in (self.from..self.to).step_by(2) {
+            // Where there is no second panel, the first stands in and the sums are thrown away.
+            let b = [panel, (panel + 1).min(weight.count() - 1)].map(|panel| weight.panel(panel));
             for tile in (self.tile..self.tile + self.tiles).step_by(2) {
                 let pair = tile + 1 < self.tile + self.tiles;
-                let b = packed[tile * steps * TILE..].as_ptr();
-                let b = [b, if pair { b.wrapping_add(steps * TILE) } else { b }];
+                let a = packed[tile * steps * TILE..].as_ptr();
+                let a = [a, if pair { a.wrapping_add(steps * TILE) } else { a }];
                 sums.fill(0.0);
-                // SAFETY: opened by the caller. 32 rows of the weight, or of its padded copy; `tile` and, if
-                // `pair`, the next one are inside `packed`.
-                unsafe {
-                    unit.block([first, first.wrapping_add(SIDE * stride)], stride, b, pair, steps, sums)
-                };
+                // SAFETY: opened by the caller. `tile` and, if `pair`, the next one are inside `packed`; a panel is
+                // padded to whole tiles.
+                unsafe { unit.block(a, b, pair, steps, sums) };
                 dispatch(
                     isa,
-                    Finish { product: self.product, sums, from, row: tile * SIDE, rows: self.rows },
+                    Finish { product: self.product, sums, panel, row: tile * SIDE, rows: self.rows },
                 );
             }
         }
     }
-
-    /// A copy of up to 32 weight rows with zeros where there is nothing.
-    fn padded(&self, from: usize, stride: usize, copy: &mut [u8]) -> *const u8 {
-        copy.fill(0);
-        for (row, to) in (from..self.product.weight.rows).zip(copy.chunks_exact_mut(stride.max(1))) {
-            let row = self.product.weight.row(row);
-            to[..row.len()].copy_from_slice(row);
-        }
-        copy.as_ptr()
-    }
 }
 
-/// Turns tiles of sums `[2 tiles of out columns][2 tiles of rows][16 columns][16 rows]` and writes them.
+/// Writes tiles of sums `[2 tiles of rows][2 panels][16 rows][16 outputs]`, where there are such rows and outputs.
 struct Finish<'a> {
     product: &'a Product<'a>,
     sums: &'a [f32],
-    from: usize,
+    panel: usize,
     row: usize,
     rows: usize,
 }
@@ -204,17 +181,23 @@ struct Finish<'a> {
 impl Kernel for Finish<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        let n = self.product.weight.rows;
         for (index, tile) in self.sums.chunks_exact(SUMS).enumerate() {
-            let (from, row) = (self.from + index / 2 * SIDE, self.row + index % 2 * SIDE);
-            if from >= self.product.weight.rows || row >= self.rows {
+            let (first, column) = (self.row + index / 2 * SIDE, (self.panel + index % 2) * SIDE);
+            if column >= n {
                 continue;
             }
-            // SAFETY: a tile is sixteen vectors.
-            let columns =
-                std::array::from_fn(|i| unsafe { lanes.load(tile.as_ptr().wrapping_add(i * WIDTH)) });
-            let turned = lanes.transpose(columns);
-            for (i, &sums) in turned.iter().enumerate().take(self.rows - row) {
-                finish16(lanes, self.product, row + i, from, sums);
+            let (whole, rest) = (column + WIDTH <= n, n - column);
+            for (row, sums) in (first..self.rows).zip(tile.chunks_exact(SIDE)) {
+                // SAFETY: sixteen sums.
+                let mut sums = unsafe { lanes.load(sums.as_ptr()) };
+                if let Some(bias) = self.product.bias {
+                    // SAFETY: the bias has as many elements as there are outputs.
+                    sums = lanes.add(sums, unsafe { load(lanes, bias[column..].as_ptr(), whole, rest) });
+                }
+                let at = self.product.out.row(row, n).wrapping_add(column);
+                // SAFETY: inside `out`, and only this piece writes these elements.
+                unsafe { store(lanes, at, sums, whole, rest) };
             }
         }
     }
@@ -228,30 +211,21 @@ impl TileUnit for Emulated {
     fn open(self) {}
     fn close(self) {}
 
-    unsafe fn block(
-        self,
-        a: [*const u8; 2],
-        stride: usize,
-        b: [*const u16; 2],
-        pair: bool,
-        steps: usize,
-        c: &mut [f32],
-    ) {
+    unsafe fn block(self, a: [*const u16; 2], b: [*const u8; 2], pair: bool, steps: usize, c: &mut [f32]) {
         let wide = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
-        for (index, tile) in c.chunks_exact_mut(SUMS).enumerate().filter(|(index, _)| pair || index % 2 == 0)
+        for (index, tile) in c.chunks_exact_mut(SUMS).enumerate().filter(|(index, _)| pair || index / 2 == 0)
         {
             for step in 0..steps {
+                let at = a[index / 2].wrapping_add(step * TILE);
                 // SAFETY: the caller's promise.
-                let b = unsafe {
-                    b[index % 2].wrapping_add(step * TILE).cast::<[[[u16; 2]; SIDE]; SIDE]>().read_unaligned()
-                };
+                let a = unsafe { at.cast::<[[[u16; 2]; SIDE]; SIDE]>().read_unaligned() };
+                let at = b[index % 2].wrapping_add(step * TILE * 2);
+                // SAFETY: the caller's promise.
+                let b = unsafe { at.cast::<[[[u16; 2]; SIDE]; SIDE]>().read_unaligned() };
                 for (row, sums) in tile.chunks_exact_mut(SIDE).enumerate() {
-                    let at = a[index / 2].wrapping_add(row * stride + step * STEP * 2);
-                    // SAFETY: the caller's promise.
-                    let a = unsafe { at.cast::<[[u16; 2]; SIDE]>().read_unaligned() };
                     for (column, sum) in sums.iter_mut().enumerate() {
                         let (mut even, mut odd) = (0.0, 0.0);
-                        for (a, b) in a.iter().zip(&b) {
+                        for (a, b) in a[row].iter().zip(&b) {
                             even = flush(even + wide(a[0]) * wide(b[column][0]));
                             odd = flush(odd + wide(a[1]) * wide(b[column][1]));
                         }
@@ -276,7 +250,7 @@ mod hardware {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     use std::sync::LazyLock;
 
-    use super::{Emulated, SIDE, STEP, SUMS, TILE, TileUnit};
+    use super::{Emulated, SUMS, TILE, TileUnit};
 
     /// The instructions themselves. Exists only where [`available`] said yes.
     #[derive(Clone, Copy, Debug)]
@@ -325,9 +299,8 @@ mod hardware {
         #[inline]
         unsafe fn block(
             self,
-            a: [*const u8; 2],
-            stride: usize,
-            b: [*const u16; 2],
+            a: [*const u16; 2],
+            b: [*const u8; 2],
             pair: bool,
             steps: usize,
             c: &mut [f32],
@@ -337,7 +310,7 @@ mod hardware {
                 return;
             }
             if pair {
-                // SAFETY: the caller's promise: two tiles of `a` and two of `b` are readable at every step,
+                // SAFETY: the caller's promise: two runs of tiles of `a` and two of `b` are readable at every step,
                 // and `c` holds four tiles. The registers were configured by `open`.
                 unsafe {
                     asm!(
@@ -346,16 +319,16 @@ mod hardware {
                         "tileloadd tmm2, [{c} + {row}*1 + 2048]",
                         "tileloadd tmm3, [{c} + {row}*1 + 3072]",
                         "2:",
-                        "tileloadd tmm4, [{a0} + {stride}*1]",
                         "tileloadd tmm6, [{b0} + {row}*1]",
+                        "tileloadd tmm4, [{a0} + {row}*1]",
+                        "tileloadd tmm5, [{a1} + {row}*1]",
                         "tileloadd tmm7, [{b1} + {row}*1]",
-                        "tileloadd tmm5, [{a1} + {stride}*1]",
                         "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm1, tmm4, tmm7",
                         "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
                         "tdpbf16ps tmm3, tmm5, tmm7",
-                        "add {a0}, 64",
-                        "add {a1}, 64",
+                        "add {a0}, 1024",
+                        "add {a1}, 1024",
                         "add {b0}, 1024",
                         "add {b1}, 1024",
                         "dec {steps}",
@@ -370,36 +343,34 @@ mod hardware {
                         b1 = inout(reg) b[1] => _,
                         steps = inout(reg) steps => _,
                         c = in(reg) c.as_mut_ptr(),
-                        stride = in(reg) stride,
                         row = in(reg) 64_usize,
                         options(nostack),
                     );
                 }
             } else {
-                // SAFETY: as above with one tile of `b`; sums 1 and 3 stay as they are.
+                // SAFETY: as above with one run of tiles of `a`; sums 2 and 3 stay as they are.
                 unsafe {
                     asm!(
                         "tileloadd tmm0, [{c} + {row}*1]",
-                        "tileloadd tmm2, [{c} + {row}*1 + 2048]",
+                        "tileloadd tmm1, [{c} + {row}*1 + 1024]",
                         "2:",
+                        "tileloadd tmm4, [{a0} + {row}*1]",
                         "tileloadd tmm6, [{b0} + {row}*1]",
-                        "tileloadd tmm4, [{a0} + {stride}*1]",
-                        "tileloadd tmm5, [{a1} + {stride}*1]",
+                        "tileloadd tmm7, [{b1} + {row}*1]",
                         "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm2, tmm5, tmm6",
-                        "add {a0}, 64",
-                        "add {a1}, 64",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "add {a0}, 1024",
                         "add {b0}, 1024",
+                        "add {b1}, 1024",
                         "dec {steps}",
                         "jnz 2b",
                         "tilestored [{c} + {row}*1], tmm0",
-                        "tilestored [{c} + {row}*1 + 2048], tmm2",
+                        "tilestored [{c} + {row}*1 + 1024], tmm1",
                         a0 = inout(reg) a[0] => _,
-                        a1 = inout(reg) a[1] => _,
                         b0 = inout(reg) b[0] => _,
+                        b1 = inout(reg) b[1] => _,
                         steps = inout(reg) steps => _,
                         c = in(reg) c.as_mut_ptr(),
-                        stride = in(reg) stride,
                         row = in(reg) 64_usize,
                         options(nostack),
                     );
@@ -454,20 +425,18 @@ mod hardware {
         let number = |i: usize| (((i * 7 + i / 5) % 9) as f32 - 4.0).to_bits() >> 16;
         #[expect(clippy::cast_possible_truncation, reason = "shifted right by 16")]
         let bits = |i: usize| number(i) as u16;
-        let a: Vec<u16> = (0..2 * SIDE * STEPS * STEP).map(bits).collect();
+        let a: Vec<u16> = (0..2 * STEPS * TILE).map(bits).collect();
         let b: Vec<u16> = (0..2 * STEPS * TILE).map(|i| bits(i + 3)).collect();
-        let stride = STEPS * STEP * 2;
-        let first = a.as_ptr().cast::<u8>();
-        let panels = [first, first.wrapping_add(SIDE * stride)];
-        let tiles = [b.as_ptr(), b.as_ptr().wrapping_add(STEPS * TILE)];
+        let tiles = [a.as_ptr(), a.as_ptr().wrapping_add(STEPS * TILE)];
+        let panels = [b.as_ptr(), b.as_ptr().wrapping_add(STEPS * TILE)].map(<*const u16>::cast);
         [true, false].into_iter().all(|pair| {
             let (mut found, mut expected) = (vec![1.0; 4 * SUMS], vec![1.0; 4 * SUMS]);
             unit.open();
-            // SAFETY: opened; `a` is two panels of 16 rows, `b` two runs of STEPS tiles.
-            unsafe { unit.block(panels, stride, tiles, pair, STEPS, &mut found) };
+            // SAFETY: opened; `a` and `b` are two runs of STEPS tiles each.
+            unsafe { unit.block(tiles, panels, pair, STEPS, &mut found) };
             unit.close();
             // SAFETY: as above.
-            unsafe { Emulated.block(panels, stride, tiles, pair, STEPS, &mut expected) };
+            unsafe { Emulated.block(tiles, panels, pair, STEPS, &mut expected) };
             found == expected
         })
     }
@@ -502,8 +471,9 @@ mod tests {
 
     use half::bf16;
 
+    use super::super::arena::Arena;
     use super::super::out::SharedOut;
-    use super::super::weight::Matrix;
+    use super::super::panels::Panels;
     use super::*;
     use crate::Dtype;
 
@@ -515,9 +485,10 @@ mod tests {
     fn emulated(x: &[f32], (rows, cols): (usize, usize), w: &[u8], n: usize, threads: usize) -> Vec<f32> {
         let workers = Workers::new(NonZeroUsize::new(threads).unwrap()).unwrap();
         let mut out = vec![f32::NAN; rows * n];
-        let weight = Matrix { bytes: w, dtype: Dtype::Bf16, rows: n, cols };
+        let with = (&workers, Isa::best(), &Arena::default());
+        let weight = Panels::new(with, w, Dtype::Bf16, (n, cols)).unwrap();
         let bias = vec![1.0; n];
-        let products = [Product { weight, bias: Some(&bias), out: SharedOut::new(&mut out) }];
+        let products = [Product { weight: &weight, bias: Some(&bias), out: SharedOut::new(&mut out) }];
         linear(Emulated, (&workers, Isa::best()), &mut Scratch::default(), x, rows, &products);
         out
     }

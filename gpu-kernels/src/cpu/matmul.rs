@@ -1,509 +1,484 @@
-//! `out = x · wᵀ + bias`, with `w` read where it lies.
+//! `out = x · wᵀ + bias`, with `w` in panels.
 //!
-//! Lanes run along `in`: every output is a dot product whose element `i` goes into running sum `i mod 16`, in
-//! ascending order, and whose sixteen sums end in one fixed tree. That order does not know how many rows `x` has, so
-//! one row alone and one row among hundreds get the same bits. Three ways through the same sums:
+//! Lanes run along outputs: every output is one chain of multiply-adds over `in` in ascending order, from zero, and nothing
+//! is summed across lanes. That order does not know how many rows `x` has, where a chain is interrupted (its sum waits
+//! in `out`, which loses nothing) or who computes it, so one row alone and one row among hundreds get the same bits.
 //!
-//! - a few rows ([`Direct`]): up to eight weight rows are walked at once and widened in registers, by up to four rows
-//!   of `x`, and again by the others while they are near. The limit is the bandwidth of memory, and eight streams
-//!   reach it where one does not.
-//! - more rows ([`Tiled`]): eight weight rows are widened once into scratch that stays in the first-level cache, and
-//!   all rows of `x` pass over it in tiles of 3 x 8 sums held in registers. The limit is multiplications per second.
-//! - bf16 weights on a machine with matrix tiles: see [`super::amx`].
+//! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for each
+//! pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of memory: up to
+//! eight panels are walked at once, because eight streams reach it where one does not, and each asks for the line two
+//! kilobytes ahead. With many rows the limit is multiplications per second: the rows are cut into tiles that pass over the
+//! same panels in the second-level cache, and meanwhile ask for the panels that come next.
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use std::marker::PhantomData;
 
-use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, WIDTH, dispatch};
+use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::norm::{load, store};
+use super::panels::Panels;
 use super::scratch::Scratch;
-use super::weight::Matrix;
 use super::workers::Workers;
 use super::{Isa, SharedOut};
 use crate::Dtype;
 
-/// Weight rows that are computed together.
-const GROUP: usize = 8;
-/// Rows of `x` in a tile.
-const TILE: usize = 3;
-/// Rows of `x` that walk the weights at once, where registers are wide: six at once take longer than twice three.
-const PASS: usize = 4;
-/// Rows of `x` that walk the weights where they lie.
-fn few(isa: Isa) -> usize {
-    if matches!(isa.name(), "avx512" | "amx") { 2 * PASS } else { TILE }
-}
-/// Elements of `in` that are widened at once: a group of them takes 16 KiB, which leaves half of a first-level cache
-/// for the rows of `x` that stream past.
+/// Lines between the one that is multiplied and the one that is asked for, where memory is the limit.
+const AHEAD: usize = 32;
+/// Pairs of elements that several tiles pass over before they go on.
 const DEPTH: usize = 512;
-/// Bytes of `x` that should stay in the second-level cache while a run of weight groups passes.
+/// Bytes of `x` that should stay in the second-level cache while panels pass.
 const BLOCK_BYTES: usize = 512 << 10;
+
+/// Most vectors of sums in a tile.
+const SUMS_MAX: usize = 24;
 
 /// One product of a [`linear`] call.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
-    pub(crate) weight: Matrix<'a>,
+    pub(crate) weight: &'a Panels,
     pub(crate) bias: Option<&'a [f32]>,
     /// `[rows, weight.rows]`.
     pub(crate) out: SharedOut,
 }
 
-/// A run of weight groups of one product, over a block of rows: what one thread does at a time.
+/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is nothing.
+#[derive(Clone, Copy)]
+struct Tiles<'a> {
+    x: &'a [f32],
+    /// Rows of a tile.
+    rows: usize,
+    /// Tiles.
+    count: usize,
+    /// Pairs of elements in a row.
+    pairs: usize,
+}
+
+/// A run of panels of one product against a run of tiles: what one thread does at a time.
 #[derive(Clone, Copy)]
 struct Piece {
     product: usize,
-    /// Weight rows `from..to`.
+    /// Panels `from..to`.
     from: usize,
     to: usize,
-    /// Rows of `x`.
-    row: usize,
-    rows: usize,
+    /// The first tile, and how many.
+    tile: usize,
+    tiles: usize,
 }
 
-/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows.
-pub(crate) fn linear(workers: &Workers, isa: Isa, x: &[f32], rows: usize, products: &[Product<'_>]) {
+/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is memory to
+/// work in.
+pub(crate) fn linear(
+    (workers, isa): (&Workers, Isa),
+    packed: &mut Scratch,
+    x: &[f32],
+    rows: usize,
+    products: &[Product<'_>],
+) {
+    let Some(cols) = products.first().map(|product| product.weight.cols) else { return };
     if rows == 0 {
         return;
     }
-    let pieces = pieces(workers.threads(), few(isa), rows, products);
+    let count = rows.div_ceil(Registers::of(isa).rows_max());
+    let tiles = Tiles { x, rows: rows.div_ceil(count), count, pairs: cols.div_ceil(2) };
+    let tiles =
+        if rows == 1 && cols % 2 == 0 { tiles } else { tiles.pack((workers, isa), packed, (rows, cols)) };
+    let pieces = pieces(workers.threads(), Registers::of(isa).panels(tiles.rows), tiles, products);
     workers.run(pieces.len(), &|index, scratch| {
         let piece = pieces[index];
         let product = products[piece.product];
-        let x = &x[piece.row * product.weight.cols..];
-        if piece.rows > few(isa) {
-            return dispatch(isa, Tiled { x, product, piece, scratch });
-        }
         match product.weight.dtype {
-            Dtype::F32 => dispatch(isa, Direct::<AsF32> { x, product, piece, element: PhantomData }),
-            Dtype::Bf16 => dispatch(isa, Direct::<AsBf16> { x, product, piece, element: PhantomData }),
-            Dtype::F16 => dispatch(isa, Direct::<AsF16> { x, product, piece, element: PhantomData }),
+            Dtype::F32 => {
+                let of = Multiply::<AsF32> { tiles, product, piece, rows, element: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
+            Dtype::Bf16 => {
+                let of = Multiply::<AsBf16> { tiles, product, piece, rows, element: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
+            Dtype::F16 => {
+                let of = Multiply::<AsF16> { tiles, product, piece, rows, element: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
         }
     });
 }
 
-/// Cuts the products so that every thread gets several pieces and no piece is too small to be worth handing out.
-fn pieces(threads: usize, few: usize, rows: usize, products: &[Product<'_>]) -> Vec<Piece> {
+/// Cuts the products so that every thread gets several pieces, each of whole groups of `group` panels.
+fn pieces(threads: usize, group: usize, tiles: Tiles<'_>, products: &[Product<'_>]) -> Vec<Piece> {
+    let tile_bytes = tiles.rows * tiles.pairs.min(DEPTH) * 2 * 4;
+    let block = (BLOCK_BYTES / tile_bytes.max(1)).clamp(1, tiles.count);
+    let block = tiles.count.div_ceil(tiles.count.div_ceil(block));
+    let panels: usize = products.iter().map(|product| product.weight.count()).sum();
+    let step = group * panels.div_ceil(group * 8 * threads).clamp(1, 32);
     let mut pieces = Vec::new();
-    let groups: usize = products.iter().map(|product| product.weight.rows.div_ceil(GROUP)).sum();
-    for (index, product) in products.iter().enumerate() {
-        let (n, cols) = (product.weight.rows, product.weight.cols);
-        let blocks = if rows <= few { 1 } else { (rows * cols * 4).div_ceil(BLOCK_BYTES).max(1) };
-        let block =
-            if rows <= few { rows } else { rows.div_ceil(blocks).next_multiple_of(TILE).max(8 * TILE) };
-        let group_work = (GROUP * cols * block.min(rows)).max(1);
-        let least = 16_384_usize.div_ceil(group_work);
-        let step = GROUP * groups.div_ceil(8 * threads).clamp(least, least.max(32));
-        for from in (0..n).step_by(step) {
-            for row in (0..rows).step_by(block) {
-                let (to, rows) = ((from + step).min(n), block.min(rows - row));
-                pieces.push(Piece { product: index, from, to, row, rows });
+    for (product, panels) in products.iter().map(|product| product.weight.count()).enumerate() {
+        for from in (0..panels).step_by(step) {
+            for tile in (0..tiles.count).step_by(block) {
+                let (to, tiles) = ((from + step).min(panels), block.min(tiles.count - tile));
+                pieces.push(Piece { product, from, to, tile, tiles });
             }
         }
     }
     pieces
 }
 
-/// Pointers to the rows of one group; past the end the last row stands in, and its sums are thrown away.
-#[inline(always)]
-fn row_pointers(weight: Matrix<'_>, from: usize) -> [*const u8; GROUP] {
-    std::array::from_fn(|j| weight.row((from + j).min(weight.rows - 1)).as_ptr())
-}
-
-/// Adds the bias and writes the sums of one row, as many as there are columns.
-#[inline(always)]
-fn finish(product: &Product<'_>, row: usize, from: usize, mut sums: [f32; GROUP]) {
-    let n = product.weight.rows;
-    let count = GROUP.min(n - from);
-    if let Some(bias) = product.bias {
-        for (sum, bias) in sums.iter_mut().zip(&bias[from..from + count]) {
-            *sum += bias;
+impl Registers {
+    /// Most rows of a tile.
+    fn rows_max(self) -> usize {
+        match self {
+            Self::Many => 12,
+            Self::Few => 6,
+            Self::Quarters => 3,
         }
     }
-    let at = product.out.row(row, n).wrapping_add(from);
-    if count == GROUP {
-        // SAFETY: `row` and `from..from + 8` are inside `[rows, n]`, and only this piece writes these elements.
-        unsafe { at.cast::<[f32; GROUP]>().write_unaligned(sums) };
-    } else {
-        // SAFETY: as above, with `count` elements.
-        unsafe { at.copy_from_nonoverlapping(sums.as_ptr(), count) };
+
+    /// Panels whose sums fit beside each other for so many rows: the `N` of each `R` in [`Multiply::run`].
+    fn panels(self, rows: usize) -> usize {
+        match (self, rows) {
+            (Self::Many, ..=2) => 8,
+            (Self::Many, 3) => 6,
+            (Self::Many, ..=6) => 4,
+            (Self::Many, ..=8) => 3,
+            (Self::Many, _) => 2,
+            (Self::Few, 1) => 4,
+            (Self::Few, 2) => 3,
+            (Self::Few, 3) => 2,
+            (Self::Quarters, 1) => 2,
+            (Self::Few | Self::Quarters, _) => 1,
+        }
     }
 }
 
-/// The same for sixteen columns.
-#[cfg_attr(
-    not(all(target_arch = "x86_64", target_os = "linux")),
-    allow(dead_code, reason = "only matrix tiles finish sixteen")
-)]
-#[inline(always)]
-pub(crate) fn finish16<L: Lanes>(lanes: L, product: &Product<'_>, row: usize, from: usize, sums: L::F) {
-    let mut all = [0.0; 2 * GROUP];
-    // SAFETY: sixteen floats.
-    unsafe { lanes.store(all.as_mut_ptr(), sums) };
-    let halves = all.as_chunks::<GROUP>().0;
-    finish(product, row, from, halves[0]);
-    if from + GROUP < product.weight.rows {
-        finish(product, row, from + GROUP, halves[1]);
+impl<'a> Tiles<'a> {
+    /// The same from row-major `x`, turned into `packed`.
+    fn pack(
+        self,
+        (workers, isa): (&Workers, Isa),
+        packed: &'a mut Scratch,
+        (rows, cols): (usize, usize),
+    ) -> Self {
+        let blocks = cols.div_ceil(WIDTH);
+        // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a line more.
+        let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
+        let to = SharedOut::new(packed);
+        workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| {
+            dispatch(isa, Pack { tiles: self, rows, cols, to, from, end });
+        });
+        Self { x: packed, ..self }
+    }
+
+    /// Elements of one tile.
+    fn tile_len(&self) -> usize {
+        2 * self.pairs * self.rows
     }
 }
 
-/// A few rows of `x`.
-struct Direct<'a, E> {
-    x: &'a [f32],
+/// Blocks of sixteen elements of the rows of a tile on their way to where lanes run along rows: blocks `from..end` of
+/// all tiles.
+struct Pack<'a> {
+    tiles: Tiles<'a>,
+    rows: usize,
+    cols: usize,
+    to: SharedOut,
+    from: usize,
+    end: usize,
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { tiles, rows, cols, to, from, end } = self;
+        let blocks = cols.div_ceil(WIDTH);
+        for index in from..end {
+            let (tile, first) = (index / blocks, index % blocks * WIDTH);
+            let (whole, rest) = (first + WIDTH <= cols, cols - first);
+            let mut block = [lanes.splat(0.0); WIDTH];
+            for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut block) {
+                // SAFETY: sixteen elements of the row, or as many as are left.
+                *vector =
+                    unsafe { load(lanes, tiles.x.as_ptr().wrapping_add(row * cols + first), whole, rest) };
+            }
+            let block = lanes.transpose(block);
+            // Behind the last block there is what somebody else writes.
+            let last = index + 1 == end || index % blocks + 1 == blocks;
+            let elements = WIDTH.min(2 * tiles.pairs - first);
+            for (element, &vector) in block.iter().enumerate().take(elements) {
+                let at = to.row(0, 0).wrapping_add(tile * tiles.tile_len() + (first + element) * tiles.rows);
+                // SAFETY: inside the tile, and of this piece of work; except what a whole vector spills into the next
+                // elements, which are written after it.
+                unsafe { store(lanes, at, vector, !last, tiles.rows) };
+            }
+        }
+    }
+}
+
+/// A piece of work for one type of elements.
+struct Multiply<'a, E> {
+    tiles: Tiles<'a>,
     product: Product<'a>,
     piece: Piece,
+    /// Rows of `out`.
+    rows: usize,
     element: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Direct<'_, E> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        for from in (self.piece.from..self.piece.to).step_by(GROUP) {
-            let passes = self.piece.rows.div_ceil(if L::WIDE { PASS } else { TILE });
-            for pass in 0..passes {
-                let (row, end) = (pass * self.piece.rows / passes, (pass + 1) * self.piece.rows / passes);
-                match end - row {
-                    1 => self.group::<L, 1>(lanes, from, row),
-                    2 => self.group::<L, 2>(lanes, from, row),
-                    3 => self.group::<L, 3>(lanes, from, row),
-                    4 if L::WIDE => self.group::<L, 4>(lanes, from, row),
-                    rows => unreachable!("{rows} rows in one pass"),
-                }
-            }
-        }
-    }
-}
-
-impl<E: Element> Direct<'_, E> {
-    /// M rows of `x`, from `row` on, and eight weight rows, as many at once as have room for their sums in registers.
-    #[inline(always)]
-    fn group<L: Lanes, const M: usize>(&self, lanes: L, from: usize, row: usize) {
-        let rows = row_pointers(self.product.weight, from);
-        let mut sums = [[lanes.splat(0.0); GROUP]; M];
-        let at_once = match (L::WIDE, M) {
-            (true, ..=TILE) => GROUP,
-            (true, _) | (false, 1) => GROUP / 2,
-            (false, _) => GROUP / 4,
-        };
-        for first in (0..GROUP).step_by(at_once) {
-            match at_once {
-                GROUP => self.rows::<L, M, GROUP>(lanes, &rows, (first, row), &mut sums),
-                4 => self.rows::<L, M, { GROUP / 2 }>(lanes, &rows, (first, row), &mut sums),
-                _ => self.rows::<L, M, { GROUP / 4 }>(lanes, &rows, (first, row), &mut sums),
-            }
-        }
-        for (i, sums) in sums.into_iter().enumerate() {
-            finish(&self.product, self.piece.row + row + i, from, lanes.sum8(sums));
-        }
-    }
-
-    /// The sums of weight rows `first..first + N` of a group.
-    #[inline(always)]
-    fn rows<L: Lanes, const M: usize, const N: usize>(
-        &self,
-        lanes: L,
-        rows: &[*const u8; GROUP],
-        (first, row): (usize, usize),
-        out: &mut [[L::F; GROUP]; M],
-    ) {
-        let cols = self.product.weight.cols;
-        let x_rows = &self.x[row * cols..(row + M) * cols];
-        let (whole, rest) = (cols / WIDTH * WIDTH, cols % WIDTH);
-        let ahead = N * cols * E::BYTES;
-        let mut sums = [[lanes.splat(0.0); N]; M];
-        for k in (0..whole).step_by(WIDTH) {
-            let mut x = [lanes.splat(0.0); M];
-            for (i, x) in x.iter_mut().enumerate() {
-                // SAFETY: `k + 16 <= cols`, and `x` has at least M rows of `cols`.
-                *x = unsafe { lanes.load(x_rows.as_ptr().wrapping_add(i * cols + k)) };
-            }
-            for j in 0..N {
-                let at = rows[first + j].wrapping_add(k * E::BYTES);
-                lanes.prefetch(at.wrapping_add(ahead));
-                // SAFETY: `k + 16 <= cols`, the length of the row.
-                let w = unsafe { E::load(lanes, at) };
-                for i in 0..M {
-                    sums[i][j] = lanes.fma(x[i], w, sums[i][j]);
-                }
-            }
-        }
-        if rest > 0 {
-            for j in 0..N {
-                let at = rows[first + j].wrapping_add(whole * E::BYTES);
-                // SAFETY: `rest` elements are left of the row.
-                let w = unsafe { E::load_first(lanes, at, rest) };
-                for i in 0..M {
-                    let at = x_rows.as_ptr().wrapping_add(i * cols + whole);
-                    // SAFETY: `rest` elements are left of the row.
-                    let x = unsafe { lanes.load_first(at, rest) };
-                    sums[i][j] = lanes.fma(x, w, sums[i][j]);
-                }
-            }
-        }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            out[first..first + N].copy_from_slice(&sums);
-        }
-    }
-}
-
-/// Any number of rows of `x`.
-struct Tiled<'a> {
-    x: &'a [f32],
-    product: Product<'a>,
-    piece: Piece,
+/// The kernel.
+struct Run<'a, E> {
+    of: Multiply<'a, E>,
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Tiled<'_> {
+impl<E: Element> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let cols = self.product.weight.cols;
-        let depth = cols.div_ceil(cols.div_ceil(DEPTH).max(1)).next_multiple_of(WIDTH);
-        let rows = self.piece.rows;
-        // Widened weights `[depth / 16][8][16]`, running sums `[rows][8][16]`, the padded ends of a tile's rows.
-        let [wide, sums, ends] =
-            self.scratch.take([depth * GROUP, rows.next_multiple_of(TILE) * GROUP * WIDTH, TILE * WIDTH]);
-        for from in (self.piece.from..self.piece.to).step_by(GROUP) {
-            let group = row_pointers(self.product.weight, from);
-            for start in (0..cols).step_by(depth.max(1)) {
-                let len = depth.min(cols - start);
-                match self.product.weight.dtype {
-                    Dtype::F32 => widen::<L, AsF32>(lanes, &group, start, len, wide),
-                    Dtype::Bf16 => widen::<L, AsBf16>(lanes, &group, start, len, wide),
-                    Dtype::F16 => widen::<L, AsF16>(lanes, &group, start, len, wide),
+        let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
+        let multiply = self.of;
+        match (L::REGISTERS, multiply.tiles.rows) {
+            (Registers::Many, 1) => multiply.panels::<L, 1, 8>(lanes, memory),
+            (Registers::Many, 2) => multiply.panels::<L, 2, 8>(lanes, memory),
+            (Registers::Many, 3) => multiply.panels::<L, 3, 6>(lanes, memory),
+            (Registers::Many, 4) => multiply.panels::<L, 4, 4>(lanes, memory),
+            (Registers::Many, 5) => multiply.panels::<L, 5, 4>(lanes, memory),
+            (Registers::Many, 6) => multiply.panels::<L, 6, 4>(lanes, memory),
+            (Registers::Many, 7) => multiply.panels::<L, 7, 3>(lanes, memory),
+            (Registers::Many, 8) => multiply.panels::<L, 8, 3>(lanes, memory),
+            (Registers::Many, 9) => multiply.panels::<L, 9, 2>(lanes, memory),
+            (Registers::Many, 10) => multiply.panels::<L, 10, 2>(lanes, memory),
+            (Registers::Many, 11) => multiply.panels::<L, 11, 2>(lanes, memory),
+            (Registers::Many, 12) => multiply.panels::<L, 12, 2>(lanes, memory),
+            (Registers::Few, 1) => multiply.panels::<L, 1, 4>(lanes, memory),
+            (Registers::Few, 2) => multiply.panels::<L, 2, 3>(lanes, memory),
+            (Registers::Few, 3) => multiply.panels::<L, 3, 2>(lanes, memory),
+            (Registers::Few, 4) => multiply.panels::<L, 4, 1>(lanes, memory),
+            (Registers::Few, 5) => multiply.panels::<L, 5, 1>(lanes, memory),
+            (Registers::Few, 6) => multiply.panels::<L, 6, 1>(lanes, memory),
+            (Registers::Quarters, 1) => multiply.panels::<L, 1, 2>(lanes, memory),
+            (Registers::Quarters, 2) => multiply.panels::<L, 2, 1>(lanes, memory),
+            (Registers::Quarters, 3) => multiply.panels::<L, 3, 1>(lanes, memory),
+            (_, rows) => unreachable!("{rows} rows in a tile"),
+        }
+    }
+}
+
+impl<E: Element> Multiply<'_, E> {
+    /// All panels of the piece, N at a time and the last ones alone.
+    #[inline(always)]
+    fn panels<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
+        let (Piece { from, to, tiles, .. }, pairs) = (self.piece, self.tiles.pairs);
+        // One tile needs its panels once, so it may as well go through to their end.
+        let depth = if tiles == 1 { pairs } else { pairs.div_ceil(pairs.div_ceil(DEPTH).max(1)) };
+        let mut start = 0;
+        loop {
+            let len = depth.min(pairs - start);
+            let last = start + len == pairs;
+            let mut panel = from;
+            while panel < to {
+                let group = if panel + N <= to { N } else { 1 };
+                let next = match panel + group {
+                    next if next < to => Some((next, start)),
+                    _ if !last => Some((from, start + len)),
+                    _ => None,
+                };
+                let group_of = Group { panel, start, len, last, next, asked: panel > from || start > 0 };
+                if group == N {
+                    self.group::<L, R, N>(lanes, memory, group_of);
+                } else {
+                    self.group::<L, R, 1>(lanes, memory, group_of);
                 }
-                let (fresh, last) = (start == 0, start + len == cols);
-                // While the tiles multiply, the weights that are widened next come nearer, a few rows with each tile.
-                let (next, next_start) = if last { (from + GROUP, 0) } else { (from, start + len) };
-                let ahead = Ahead::new(self.product.weight, next, next_start, rows.div_ceil(TILE));
-                for (index, row) in (0..rows).step_by(TILE).enumerate() {
-                    let tile = Tile {
-                        x: &self.x[row * cols + start..],
-                        stride: cols,
-                        len,
-                        wide,
-                        sums: &mut sums[row * GROUP * WIDTH..],
-                        ends,
-                        fresh,
-                        finish: last.then_some((&self.product, self.piece.row + row, from)),
-                        ahead: ahead.of_tile(index),
-                    };
-                    match rows - row {
-                        1 => tile.run::<L, 1, 0>(lanes),
-                        2 => tile.run::<L, 2, 0>(lanes),
-                        // Narrow registers have no room for more than the sums.
-                        _ => match if L::WIDE { tile.ahead.rows } else { 0 } {
-                            0 => tile.run::<L, TILE, 0>(lanes),
-                            1 => tile.run::<L, TILE, 1>(lanes),
-                            2 => tile.run::<L, TILE, 2>(lanes),
-                            _ => tile.run::<L, TILE, 4>(lanes),
-                        },
+                panel += group;
+            }
+            start += len;
+            if last {
+                return;
+            }
+        }
+    }
+
+    /// All tiles of the piece against N panels.
+    #[inline(always)]
+    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32], group: Group) {
+        let Group { panel, start, len, .. } = group;
+        let (weight, tiles) = (self.product.weight, self.piece.tiles);
+        let line = 2 * WIDTH * E::BYTES;
+        let at = |(panel, start): (usize, usize)| weight.panel(panel).wrapping_add(start * line);
+        let (here, next) = (at((panel, start)), group.next.map(at));
+        for tile in 0..tiles {
+            let asks = if tiles == 1 || (tile == 0 && !group.asked) {
+                let within = len.saturating_sub(AHEAD);
+                let first = Ask { lines: within, at: here.wrapping_add(AHEAD * line), pace: line };
+                [first, Ask { lines: len - within, at: next.unwrap_or(here), pace: line }]
+            } else {
+                // Each of the tiles asks for its share of what comes next.
+                let (shares, share) = if group.asked { (tiles, tile) } else { (tiles - 1, tile - 1) };
+                let pace = line.div_ceil(shares);
+                let from = share * pace * len;
+                let at = next.filter(|_| from < line * len).map(|next| next.wrapping_add(from));
+                [
+                    Ask { lines: len, at: at.unwrap_or(here), pace: if at.is_some() { pace } else { 0 } },
+                    Ask::none(here),
+                ]
+            };
+            let tile = self.piece.tile + tile;
+            let x = &self.tiles.x[tile * self.tiles.tile_len()..][2 * start * R..2 * (start + len) * R];
+            self.tile::<L, R, N>(lanes, memory, (x, here), asks, (tile * R, group));
+        }
+    }
+
+    /// One tile against N panels.
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        memory: &mut [f32],
+        (x, lines): (&[f32], *const u8),
+        asks: [Ask; 2],
+        (row, group): (usize, Group),
+    ) {
+        let (line, stride) = (2 * WIDTH * E::BYTES, self.product.weight.stride());
+        // Sums come and go through memory, where loops over what is there may be as long as they like: a loop that is not
+        // unrolled would keep all sums from living in registers.
+        let memory = &mut memory[..R * N * WIDTH];
+        let mut sums = [[lanes.splat(0.0); N]; R];
+        if group.start > 0 {
+            self.fetch::<L, R, N>(lanes, memory, row, group.panel);
+            for i in 0..R {
+                for j in 0..N {
+                    // SAFETY: R N vectors.
+                    sums[i][j] = unsafe { lanes.load(memory.as_ptr().wrapping_add((i * N + j) * WIDTH)) };
+                }
+            }
+        }
+        let (mut x, mut at) = (x.as_ptr(), lines);
+        for ask in asks {
+            let mut ahead = ask.at;
+            for _ in 0..ask.lines {
+                for j in 0..N {
+                    for part in (0..line).step_by(64) {
+                        lanes.prefetch(ahead.wrapping_add(j * stride + part));
                     }
                 }
+                // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
+                unsafe { multiply::<L, E, R, N, false>(lanes, x, at, stride, &mut sums) };
+                // SAFETY: as above.
+                unsafe { multiply::<L, E, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
+                x = x.wrapping_add(2 * R);
+                at = at.wrapping_add(line);
+                ahead = ahead.wrapping_add(ask.pace);
             }
-            if cols == 0 {
-                (0..rows).for_each(|row| finish(&self.product, self.piece.row + row, from, [0.0; GROUP]));
+        }
+        for i in 0..R {
+            for j in 0..N {
+                // SAFETY: R N vectors.
+                unsafe { lanes.store(memory.as_mut_ptr().wrapping_add((i * N + j) * WIDTH), sums[i][j]) };
+            }
+        }
+        let bias = self.product.bias.filter(|_| group.last);
+        self.write::<L, R, N>(lanes, memory, bias, row, group.panel);
+    }
+
+    /// Sums of elements before these, from `out`.
+    #[inline(always)]
+    fn fetch<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        sums: &mut [f32],
+        row: usize,
+        panel: usize,
+    ) {
+        for (i, sums) in sums.chunks_exact_mut(N * WIDTH).enumerate().take(self.rows - row) {
+            for (j, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
+                let (at, whole, rest) = self.place(row + i, panel + j);
+                // SAFETY: inside `out`, and only this piece writes these elements.
+                let before = unsafe { load(lanes, at, whole, rest) };
+                // SAFETY: sixteen sums.
+                unsafe { lanes.store(sums.as_mut_ptr(), before) };
             }
         }
     }
+
+    /// Sums, and the bias if there is one, to `out`.
+    #[inline(always)]
+    fn write<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        sums: &[f32],
+        bias: Option<&[f32]>,
+        row: usize,
+        panel: usize,
+    ) {
+        for (i, sums) in sums.chunks_exact(N * WIDTH).enumerate().take(self.rows - row) {
+            for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
+                let (at, whole, rest) = self.place(row + i, panel + j);
+                // SAFETY: sixteen sums.
+                let mut sum = unsafe { lanes.load(sums.as_ptr()) };
+                if let Some(bias) = bias {
+                    let bias = bias[(panel + j) * WIDTH..].as_ptr();
+                    // SAFETY: the bias has as many elements as there are outputs.
+                    sum = lanes.add(sum, unsafe { load(lanes, bias, whole, rest) });
+                }
+                // SAFETY: inside `out`, and only this piece writes these elements.
+                unsafe { store(lanes, at, sum, whole, rest) };
+            }
+        }
+    }
+
+    /// Where in `out` the sums of a row and a panel go: all sixteen (`whole`), or only as many as are left.
+    #[inline(always)]
+    fn place(&self, row: usize, panel: usize) -> (*mut f32, bool, usize) {
+        let (n, column) = (self.product.weight.rows, panel * WIDTH);
+        (self.product.out.row(row, n).wrapping_add(column), column + WIDTH <= n, n - column)
+    }
 }
 
-/// Widens elements `start..start + len` of eight rows into `[len / 16][8][16]`, zeros behind an end.
-#[inline(always)]
-fn widen<L: Lanes, E: Element>(
-    lanes: L,
-    rows: &[*const u8; GROUP],
+/// Lines `start..start + len` of some panels from `panel` on.
+#[derive(Clone, Copy)]
+struct Group {
+    panel: usize,
     start: usize,
     len: usize,
-    wide: &mut [f32],
-) {
-    let (whole, rest) = (len / WIDTH, len % WIDTH);
-    assert!(wide.len() >= len.div_ceil(WIDTH) * WIDTH * GROUP, "scratch is as deep as the weights");
-    for step in 0..whole {
-        for (j, row) in rows.iter().enumerate() {
-            // SAFETY: the row has at least `start + len` elements.
-            let w = unsafe { E::load(lanes, row.wrapping_add((start + step * WIDTH) * E::BYTES)) };
-            // SAFETY: asserted above.
-            unsafe { lanes.store(wide.as_mut_ptr().wrapping_add((step * GROUP + j) * WIDTH), w) };
-        }
-    }
-    if rest > 0 {
-        for (j, row) in rows.iter().enumerate() {
-            // SAFETY: `rest` elements are left of the row.
-            let w =
-                unsafe { E::load_first(lanes, row.wrapping_add((start + whole * WIDTH) * E::BYTES), rest) };
-            // SAFETY: asserted above.
-            unsafe { lanes.store(wide.as_mut_ptr().wrapping_add((whole * GROUP + j) * WIDTH), w) };
-        }
-    }
+    /// No elements are left after these: the sums are complete.
+    last: bool,
+    /// The panel and line with which the piece goes on.
+    next: Option<(usize, usize)>,
+    /// Whether these lines were asked for before.
+    asked: bool,
 }
 
-/// Which weights to ask memory for during a tile: `rows` rows, `stride` bytes apart.
+/// What to ask memory for during so many lines: first `at`, then `pace` bytes on with each line.
 #[derive(Clone, Copy)]
-struct Ahead {
+struct Ask {
+    lines: usize,
     at: *const u8,
-    stride: usize,
-    rows: usize,
-    bytes: usize,
+    pace: usize,
 }
 
-impl Ahead {
-    /// The eight rows from `row`, from element `start`, spread over this many tiles.
-    #[inline(always)]
-    fn new(weight: Matrix<'_>, row: usize, start: usize, tiles: usize) -> Self {
-        let bytes = weight.dtype.bytes();
-        let stride = weight.cols * bytes;
-        let at = weight.bytes.as_ptr().wrapping_add(row * stride + start * bytes);
-        let rows = match tiles {
-            _ if row >= weight.rows => 0,
-            0..4 => 4,
-            4..8 => 2,
-            _ => 1,
-        };
-        Self { at, stride, rows, bytes }
-    }
-
-    /// The part of the tile with this number.
-    #[inline(always)]
-    fn of_tile(self, tile: usize) -> Self {
-        let first = tile * self.rows;
-        let rows = if first < GROUP { self.rows } else { 0 };
-        Self { at: self.at.wrapping_add(first * self.stride), rows, ..self }
+impl Ask {
+    fn none(at: *const u8) -> Self {
+        Self { lines: 0, at, pace: 0 }
     }
 }
 
-/// Up to three rows of `x` against eight widened weight rows.
-struct Tile<'a> {
-    x: &'a [f32],
-    stride: usize,
-    len: usize,
-    wide: &'a [f32],
-    /// `[rows][8][16]`
-    sums: &'a mut [f32],
-    ends: &'a mut [f32],
-    /// Start from zero instead of from `sums`.
-    fresh: bool,
-    /// These are the last elements: write the outputs from this row and column on, instead of `sums`.
-    finish: Option<(&'a Product<'a>, usize, usize)>,
-    ahead: Ahead,
-}
-
-impl Tile<'_> {
-    /// M rows of `x`; asks for A rows of weights meanwhile.
-    #[inline(always)]
-    fn run<L: Lanes, const M: usize, const A: usize>(mut self, lanes: L) {
-        let (whole, rest) = (self.len / WIDTH, self.len % WIDTH);
-        assert!(self.x.len() >= (M - 1) * self.stride + self.len, "x has M rows");
-        assert!(self.wide.len() >= self.len.div_ceil(WIDTH) * GROUP * WIDTH, "the weights are widened");
-        assert!(self.sums.len() >= M * GROUP * WIDTH, "M rows of sums");
-        if rest > 0 {
-            for i in 0..M {
-                let end = &mut self.ends[i * WIDTH..(i + 1) * WIDTH];
-                end.fill(0.0);
-                end[..rest].copy_from_slice(&self.x[i * self.stride + whole * WIDTH..][..rest]);
-            }
-        }
-        for part in 0..L::PARTS {
-            if L::WIDE {
-                self.part::<L, M, GROUP, A>(lanes, part, 0);
-            } else {
-                self.part::<L, M, { GROUP / 2 }, 0>(lanes, part, 0);
-                self.part::<L, M, { GROUP / 2 }, 0>(lanes, part, GROUP / 2);
-            }
-        }
-        if !L::WIDE {
-            self.finish_from_memory::<L, M>(lanes);
-        }
-    }
-
-    /// The sums of one register's lanes, for weight rows `first..first + N`.
-    #[inline(always)]
-    fn part<L: Lanes, const M: usize, const N: usize, const A: usize>(
-        &mut self,
-        lanes: L,
-        part: usize,
-        first: usize,
-    ) {
-        let (whole, rest) = (self.len / WIDTH, self.len % WIDTH);
-        let lane = part * (WIDTH / L::PARTS);
-        let mut sums = [[lanes.splat_part(0.0); N]; M];
-        if !self.fresh {
-            for i in 0..M {
-                for j in 0..N {
-                    let at = (i * GROUP + first + j) * WIDTH + lane;
-                    // SAFETY: `sums` holds M rows of GROUP vectors.
-                    sums[i][j] = unsafe { lanes.load_part(self.sums.as_ptr().wrapping_add(at)) };
-                }
-            }
-        }
-        let mut x = self.x.as_ptr().wrapping_add(lane);
-        let mut w = self.wide.as_ptr().wrapping_add(first * WIDTH + lane);
-        let mut ahead = self.ahead.at;
-        for _ in 0..whole {
-            for row in 0..A {
-                lanes.prefetch_far(ahead.wrapping_add(row * self.ahead.stride));
-            }
-            ahead = ahead.wrapping_add(WIDTH * self.ahead.bytes);
-            // SAFETY: step `< len / 16` of M rows of `x` and of the widened weights.
-            unsafe { multiply::<L, M, N>(lanes, x, self.stride, w, &mut sums) };
-            x = x.wrapping_add(WIDTH);
-            w = w.wrapping_add(GROUP * WIDTH);
-        }
-        if rest > 0 {
-            let ends = self.ends.as_ptr().wrapping_add(lane);
-            // SAFETY: `ends` holds M vectors, and the widened weights have a padded last step.
-            unsafe { multiply::<L, M, N>(lanes, ends, WIDTH, w, &mut sums) };
-        }
-        if let (Some((product, row, from)), 1, GROUP) = (self.finish, L::PARTS, N) {
-            for i in 0..M {
-                let whole = std::array::from_fn(|j| lanes.whole(sums[i][j]));
-                finish(product, row + i, from, lanes.sum8(whole));
-            }
-            return;
-        }
-        for i in 0..M {
-            for j in 0..N {
-                let at = (i * GROUP + first + j) * WIDTH + lane;
-                // SAFETY: as at the load.
-                unsafe { lanes.store_part(self.sums.as_mut_ptr().wrapping_add(at), sums[i][j]) };
-            }
-        }
-    }
-
-    /// Outputs of M rows whose sums went through memory, because a register holds only a part of them.
-    #[inline(always)]
-    fn finish_from_memory<L: Lanes, const M: usize>(&self, lanes: L) {
-        if let Some((product, row, from)) = self.finish {
-            for i in 0..M {
-                let of_row = &self.sums[i * GROUP * WIDTH..][..GROUP * WIDTH];
-                // SAFETY: `of_row` holds eight vectors.
-                let whole =
-                    std::array::from_fn(|j| unsafe { lanes.load(of_row.as_ptr().wrapping_add(j * WIDTH)) });
-                finish(product, row + i, from, lanes.sum8(whole));
-            }
-        }
-    }
-}
-
-/// One step of 16 elements, or the part of it that a register holds: `sums[i][j] += x[i] · w[j]`.
+/// The first or the second element of a line: `sums[i][j] += x[i] · w[j]`.
 ///
 /// # Safety
-/// `x` has M rows `stride` apart and `w` has N vectors, a register readable in each.
+/// `x` has R elements, and at `line` and each of the N - 1 places `stride` apart behind it there is a line.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, const M: usize, const N: usize>(
+unsafe fn multiply<L: Lanes, E: Element, const R: usize, const N: usize, const SECOND: bool>(
     lanes: L,
     x: *const f32,
+    line: *const u8,
     stride: usize,
-    w: *const f32,
-    sums: &mut [[L::P; N]; M],
+    sums: &mut [[L::F; N]; R],
 ) {
-    let mut rows = [lanes.splat_part(0.0); M];
-    for (i, row) in rows.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *row = unsafe { lanes.load_part(x.wrapping_add(i * stride)) };
-    }
+    let mut w = [lanes.splat(0.0); N];
     for j in 0..N {
         // SAFETY: the caller's promise.
-        let w = unsafe { lanes.load_part(w.wrapping_add(j * WIDTH)) };
-        for i in 0..M {
-            sums[i][j] = lanes.fma_part(rows[i], w, sums[i][j]);
+        w[j] = unsafe { E::half_line::<L, SECOND>(lanes, line.wrapping_add(j * stride)) };
+    }
+    for i in 0..R {
+        // SAFETY: the caller's promise.
+        let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
+        for j in 0..N {
+            sums[i][j] = lanes.fma(x, w[j], sums[i][j]);
         }
     }
 }

@@ -4,6 +4,7 @@ mod activation;
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 mod amx;
 mod append;
+mod arena;
 mod attention;
 mod batch;
 mod embed;
@@ -12,6 +13,7 @@ mod lanes;
 mod matmul;
 mod norm;
 mod out;
+mod panels;
 mod pool;
 mod rope;
 mod scratch;
@@ -21,6 +23,7 @@ mod workers;
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
 
 pub use batch::Batch;
 pub use isa::Isa;
@@ -29,10 +32,12 @@ pub use rope::RopeTable;
 pub use tensor::Tensor;
 pub use weight::Weight;
 
+use arena::Arena;
 use attention::Step;
 use matmul::Product;
 use norm::RmsNorm;
 use out::SharedOut;
+use scratch::Scratch;
 use workers::Workers;
 
 use crate::error::{at_most, multiple, same};
@@ -43,9 +48,10 @@ use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection
 pub struct Cpu {
     isa: Isa,
     workers: Workers,
-    /// Rearranged activations, where the machine has matrix tiles.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    packed: std::sync::Mutex<scratch::Scratch>,
+    /// Where packed weights lie.
+    arena: Arena,
+    /// Rearranged activations of a product.
+    packed: Mutex<Scratch>,
 }
 
 impl Cpu {
@@ -71,12 +77,7 @@ impl Cpu {
         if !isa.available() {
             return Err(Error::IsaMissing { isa: isa.name() });
         }
-        Ok(Self {
-            isa,
-            workers: Workers::new(threads)?,
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            packed: std::sync::Mutex::default(),
-        })
+        Ok(Self { isa, workers: Workers::new(threads)?, arena: Arena::default(), packed: Mutex::default() })
     }
 
     /// The instruction set chosen at run time.
@@ -95,18 +96,17 @@ impl Cpu {
 impl Cpu {
     /// Computes what matrix tiles can, and gives back the other products.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn on_tiles<'a>(&self, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+    fn on_tiles<'a>(&self, packed: &mut Scratch, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
         let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
         let (tiles, rest): (Vec<_>, Vec<_>) =
             products.into_iter().partition(|product| product.weight.dtype == Dtype::Bf16);
-        let mut packed = self.packed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        amx::linear(unit, (&self.workers, self.isa), &mut packed, x.data(), x.rows(), &tiles);
+        amx::linear(unit, (&self.workers, self.isa), packed, x.data(), x.rows(), &tiles);
         rest
     }
 
     /// There are none here.
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    fn on_tiles<'a>(&self, _: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+    fn on_tiles<'a>(&self, _: &mut Scratch, _: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
         products
     }
 }
@@ -123,7 +123,11 @@ impl Ops for Cpu {
     }
 
     fn weight(&self, source: WeightSource) -> Result<Weight, Error> {
-        Weight::new(source)
+        Weight::new((&self.workers, self.isa, &self.arena), &source)
+    }
+
+    fn table(&self, source: WeightSource) -> Result<Weight, Error> {
+        Weight::table(source)
     }
 
     fn rope_table(
@@ -149,11 +153,12 @@ impl Ops for Cpu {
     }
 
     fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
-        let table = table.matrix("embed")?;
-        same("embed", "width of the output", out.cols(), table.cols)?;
+        let table = table.rows("embed")?;
+        let (rows, cols) = table.shape();
+        same("embed", "width of the output", out.cols(), cols)?;
         out.check_rows("embed", tokens.len())?;
         for &token in tokens {
-            below("embed", "token", token as usize, table.rows)?;
+            below("embed", "token", token as usize, rows)?;
         }
         out.set_rows(tokens.len());
         embed::embed(&self.workers, self.isa, table, tokens, out.data_mut());
@@ -222,8 +227,9 @@ impl Ops for Cpu {
             projection.out.set_rows(x.rows());
             products.push(Product { weight, bias, out: SharedOut::new(projection.out.data_mut()) });
         }
-        let products = self.on_tiles(x, products);
-        matmul::linear(&self.workers, self.isa, x.data(), x.rows(), &products);
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let products = self.on_tiles(&mut packed, x, products);
+        matmul::linear((&self.workers, self.isa), &mut packed, x.data(), x.rows(), &products);
         Ok(())
     }
 

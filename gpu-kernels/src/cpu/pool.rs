@@ -60,7 +60,7 @@ impl KvPool {
         let layout = Layout::new(&shape)?;
         let elements = layout.plane * shape.layers * 2;
         let mut storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4) + LINE))?;
-        wish_huge_pages(&mut storage);
+        wish_huge_pages(storage.as_mut_ptr().cast(), storage.len() * 4);
         let first = first_line(&storage);
         Ok(Self { shape, layout, storage, first })
     }

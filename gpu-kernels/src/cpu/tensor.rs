@@ -76,19 +76,17 @@ pub(crate) fn zeroed(operator: &'static str, elements: Option<usize>) -> Result<
 }
 
 /// Asks for pages of 2 MiB, so that walking over scattered blocks does not miss the table of pages at every one. The
-/// answer does not matter: it is a wish.
-pub(crate) fn wish_huge_pages(storage: &mut [f32]) {
+/// answer does not matter: it is a wish. The bytes are an allocation of the caller's.
+pub(crate) fn wish_huge_pages(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;
-        let range = storage.as_mut_ptr_range();
-        let (start, end) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() / PAGE * PAGE);
-        if start < end {
-            let first = range.start.with_addr(start).cast();
-            // SAFETY: whole pages inside our own allocation; the advice does not change what they hold.
-            unsafe { libc::madvise(first, end - start, libc::MADV_HUGEPAGE) };
+        let (first, end) = (start.addr().next_multiple_of(PAGE), (start.addr() + bytes) / PAGE * PAGE);
+        if first < end {
+            // SAFETY: whole pages inside the allocation; the advice does not change what they hold.
+            unsafe { libc::madvise(start.with_addr(first).cast(), end - first, libc::MADV_HUGEPAGE) };
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = storage;
+    let _ = (start, bytes);
 }

@@ -1,39 +1,64 @@
-//! Weights, used in place.
+//! Weights: matrices packed for products, tables in place, vectors widened.
 
 use std::fmt;
 
 use half::{bf16, f16};
 
+use super::Isa;
+use super::arena::Arena;
+use super::panels::Panels;
+use super::workers::Workers;
 use crate::error::same;
 use crate::{Dtype, Error, WeightBytes, WeightSource};
 
-/// A weight: a matrix `[out, in]` in place, or a vector `[n]` widened to f32 once.
+/// A weight: a matrix `[out, in]`, packed for [`linear`](crate::Ops::linear); a table whose rows are used where they lie;
+/// or a vector `[n]` widened to f32.
 pub struct Weight(Kind);
 
 enum Kind {
-    Matrix { bytes: WeightBytes, start: usize, dtype: Dtype, rows: usize, cols: usize },
+    Matrix(Panels),
+    Table { bytes: WeightBytes, start: usize, dtype: Dtype, rows: usize, cols: usize },
     Vector(Vec<f32>),
 }
 
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Matrix { dtype, rows, cols, .. } => write!(f, "Weight([{rows}, {cols}] {dtype})"),
+            Kind::Matrix(Panels { dtype, rows, cols, .. }) | Kind::Table { dtype, rows, cols, .. } => {
+                write!(f, "Weight([{rows}, {cols}] {dtype})")
+            }
             Kind::Vector(elements) => write!(f, "Weight([{}])", elements.len()),
         }
     }
 }
 
-/// A matrix as kernels see it: `[rows, cols]`, row-major, elements of `dtype` at any alignment.
+/// What rows can be taken from, one at a time.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) bytes: &'a [u8],
+pub(crate) enum Rows<'a> {
+    Packed(&'a Panels),
+    InPlace(Table<'a>),
+}
+
+impl Rows<'_> {
+    /// Rows, and elements of each.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Packed(panels) => (panels.rows, panels.cols),
+            Self::InPlace(table) => (table.rows, table.cols),
+        }
+    }
+}
+
+/// A table in place: `[rows, cols]`, row-major, elements of `dtype` at any alignment.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<'a> {
+    bytes: &'a [u8],
     pub(crate) dtype: Dtype,
-    pub(crate) rows: usize,
+    rows: usize,
     pub(crate) cols: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> Table<'a> {
     /// The bytes of one row.
     pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         let stride = self.cols * self.dtype.bytes();
@@ -42,46 +67,52 @@ impl<'a> Matrix<'a> {
 }
 
 impl Weight {
-    pub(crate) fn new(source: WeightSource) -> Result<Self, Error> {
-        let available = (*source.bytes).as_ref().len();
-        let elements = source.shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
-        let needed = elements.and_then(|n| n.checked_mul(source.dtype.bytes())).unwrap_or(usize::MAX);
-        let (start, end) = (source.range.start, source.range.end);
-        if start > end || end > available || end - start != needed {
-            return Err(Error::WeightBytes {
-                shape: source.shape,
-                dtype: source.dtype,
-                needed,
-                start,
-                end,
-                available,
-            });
-        }
+    /// A matrix, packed, or a vector.
+    pub(crate) fn new(with: (&Workers, Isa, &Arena), source: &WeightSource) -> Result<Self, Error> {
+        let bytes = checked(source)?;
         match *source.shape.as_slice() {
-            [_] => Ok(Self(Kind::Vector(widen(source.dtype, &(*source.bytes).as_ref()[start..end])))),
+            [_] => Ok(Self(Kind::Vector(widen(source.dtype, bytes)))),
             [rows, cols] => {
-                Ok(Self(Kind::Matrix { bytes: source.bytes, start, dtype: source.dtype, rows, cols }))
+                Panels::new(with, bytes, source.dtype, (rows, cols)).map(|panels| Self(Kind::Matrix(panels)))
             }
-            _ => Err(Error::Shape {
-                operator: "weight",
-                dimension: "number of dimensions",
-                found: source.shape.len(),
-                expected: 2,
-            }),
+            _ => {
+                same("weight", "number of dimensions", source.shape.len(), 2)?;
+                unreachable!("neither one nor two dimensions")
+            }
         }
     }
 
-    /// The matrix, or an error naming the operator that needed one.
-    pub(crate) fn matrix(&self, operator: &'static str) -> Result<Matrix<'_>, Error> {
+    /// A table that stays where it lies.
+    pub(crate) fn table(source: WeightSource) -> Result<Self, Error> {
+        checked(&source)?;
+        same("table", "number of dimensions", source.shape.len(), 2)?;
+        let WeightSource { bytes, range, dtype, shape } = source;
+        Ok(Self(Kind::Table { bytes, start: range.start, dtype, rows: shape[0], cols: shape[1] }))
+    }
+
+    /// The packed matrix, or an error naming the operator that needed one.
+    pub(crate) fn matrix(&self, operator: &'static str) -> Result<&Panels, Error> {
         match &self.0 {
-            Kind::Matrix { bytes, start, dtype, rows, cols } => {
-                let bytes = &(**bytes).as_ref()[*start..start + rows * cols * dtype.bytes()];
-                Ok(Matrix { bytes, dtype: *dtype, rows: *rows, cols: *cols })
+            Kind::Matrix(panels) => Ok(panels),
+            Kind::Table { .. } => {
+                same(operator, "packed matrices (this one was made as a table)", 0, 1)?;
+                unreachable!("0 is not 1")
             }
             Kind::Vector(_) => {
                 same(operator, "dimensions of the weight", 1, 2)?;
                 unreachable!("1 is not 2")
             }
+        }
+    }
+
+    /// The rows of a matrix or a table, or an error naming the operator that needed them.
+    pub(crate) fn rows(&self, operator: &'static str) -> Result<Rows<'_>, Error> {
+        match &self.0 {
+            Kind::Table { bytes, start, dtype, rows, cols } => {
+                let bytes = &(**bytes).as_ref()[*start..start + rows * cols * dtype.bytes()];
+                Ok(Rows::InPlace(Table { bytes, dtype: *dtype, rows: *rows, cols: *cols }))
+            }
+            _ => self.matrix(operator).map(Rows::Packed),
         }
     }
 
@@ -92,7 +123,7 @@ impl Weight {
                 same(operator, "length of the weight", elements.len(), len)?;
                 Ok(elements)
             }
-            Kind::Matrix { .. } => {
+            _ => {
                 same(operator, "dimensions of the weight", 2, 1)?;
                 unreachable!("2 is not 1")
             }
@@ -103,8 +134,27 @@ impl Weight {
     pub(crate) fn vector_len(&self) -> usize {
         match &self.0 {
             Kind::Vector(elements) => elements.len(),
-            Kind::Matrix { .. } => 0,
+            _ => 0,
         }
+    }
+}
+
+/// The bytes of a weight, if its range holds exactly its elements.
+fn checked(source: &WeightSource) -> Result<&[u8], Error> {
+    let all = (*source.bytes).as_ref();
+    let elements = source.shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
+    let needed = elements.and_then(|n| n.checked_mul(source.dtype.bytes())).unwrap_or(usize::MAX);
+    let (start, end) = (source.range.start, source.range.end);
+    match all.get(start..end) {
+        Some(bytes) if bytes.len() == needed => Ok(bytes),
+        _ => Err(Error::WeightBytes {
+            shape: source.shape.clone(),
+            dtype: source.dtype,
+            needed,
+            start,
+            end,
+            available: all.len(),
+        }),
     }
 }
 

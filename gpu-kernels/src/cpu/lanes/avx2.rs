@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes};
+use super::{Kernel, Lanes, Registers};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl Lanes for Avx2 {
     type F = Pair;
     type P = __m256;
     const PARTS: usize = 2;
-    const WIDE: bool = false;
+    const REGISTERS: Registers = Registers::Few;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
@@ -145,29 +145,6 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn sum8(self, a: [Pair; 8]) -> [f32; 8] {
-        // SAFETY: the token proves the feature; the last store writes the eight floats of `out`.
-        unsafe {
-            let fold8 = |a: Pair| _mm256_add_ps(a[0], a[1]);
-            // Lanes 4 apart: each result holds two vectors' four sums.
-            let fold4 = |a: Pair, b: Pair| {
-                let (a, b) = (fold8(a), fold8(b));
-                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
-            };
-            // Lanes 2 apart: in each half, two sums of the first argument's vector, then of the second's.
-            let fold2 =
-                |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
-            let low = fold2(fold4(a[0], a[4]), fold4(a[1], a[5]));
-            let high = fold2(fold4(a[2], a[6]), fold4(a[3], a[7]));
-            // Lanes 1 apart: even lanes plus odd lanes; halves now read 0 1 2 3 and 4 5 6 7.
-            let sums =
-                _mm256_add_ps(_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high));
-            let mut out = [0.0; 8];
-            _mm256_storeu_ps(out.as_mut_ptr(), sums);
-            out
-        }
-    }
-    #[inline(always)]
     fn largest(self, a: Pair) -> f32 {
         // SAFETY: the token proves the feature.
         unsafe {
@@ -196,10 +173,6 @@ impl Lanes for Avx2 {
         out
     }
 
-    #[inline(always)]
-    fn whole(self, part: __m256) -> Pair {
-        [part; 2]
-    }
     #[inline(always)]
     fn splat_part(self, x: f32) -> __m256 {
         // SAFETY: the token proves the feature.
@@ -230,20 +203,35 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, at: *const u8) -> Pair {
-        let half = |at: *const u8| {
-            // SAFETY: the caller's promise, and the token proves the feature.
-            unsafe {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            }
-        };
-        [half(at), half(at.wrapping_add(16))]
+        // SAFETY: the caller's promise.
+        unsafe { [self.load_part_bf16(at), self.load_part_bf16(at.wrapping_add(16))] }
+    }
+    #[inline(always)]
+    unsafe fn load_firsts_bf16(self, at: *const u8) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let pairs: [__m256i; 2] = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[0])),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_seconds_bf16(self, at: *const u8) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            [
+                _mm256_castsi256_ps(_mm256_and_si256(upper, _mm256_loadu_si256(at.cast()))),
+                _mm256_castsi256_ps(_mm256_and_si256(upper, _mm256_loadu_si256(at.add(32).cast()))),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Pair {
-        // SAFETY: the caller's promise, and the token proves the feature.
-        let half = |at: *const u8| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) };
-        [half(at), half(at.wrapping_add(16))]
+        // SAFETY: the caller's promise.
+        unsafe { [self.load_part_f16(at), self.load_part_f16(at.wrapping_add(16))] }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, a: Pair) {
@@ -266,6 +254,19 @@ impl Lanes for Avx2 {
     unsafe fn load_part(self, at: *const f32) -> __m256 {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe { _mm256_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_part_bf16(self, at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_part_f16(self, at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
     }
     #[inline(always)]
     unsafe fn store_part(self, at: *mut f32, a: __m256) {

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes};
+use super::{Kernel, Lanes, Registers};
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -33,7 +33,7 @@ impl Lanes for Avx512 {
     type F = __m512;
     type P = __m512;
     const PARTS: usize = 1;
-    const WIDE: bool = true;
+    const REGISTERS: Registers = Registers::Many;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -109,29 +109,6 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn sum8(self, a: [__m512; 8]) -> [f32; 8] {
-        // SAFETY: the token proves the feature; the last store writes the eight floats of `out`.
-        unsafe {
-            // Lanes 8 apart: each result holds two vectors' eight sums.
-            let fold8 =
-                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            // Lanes 4 apart: four vectors' four sums.
-            let fold4 =
-                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let low = fold4(fold8(a[0], a[1]), fold8(a[2], a[3]));
-            let high = fold4(fold8(a[4], a[5]), fold8(a[6], a[7]));
-            let fold2 =
-                _mm512_add_ps(_mm512_shuffle_ps::<0x44>(low, high), _mm512_shuffle_ps::<0xee>(low, high));
-            let fold1 = _mm512_add_ps(fold2, _mm512_permute_ps::<0xb1>(fold2));
-            // Now lanes 0, 4, 8, 12 are the first four sums, lanes 2, 6, 10, 14 the others.
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-            let mut out = [0.0; 8];
-            let sums = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, fold1));
-            _mm256_storeu_ps(out.as_mut_ptr(), sums);
-            out
-        }
-    }
-    #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
         // SAFETY: the token proves the feature.
         unsafe { _mm512_reduce_max_ps(a) }
@@ -172,10 +149,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn whole(self, part: __m512) -> __m512 {
-        part
-    }
-    #[inline(always)]
     fn splat_part(self, x: f32) -> __m512 {
         self.splat(x)
     }
@@ -204,6 +177,19 @@ impl Lanes for Avx512 {
         unsafe {
             let half = _mm256_loadu_si256(at.cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_firsts_bf16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(at.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_seconds_bf16(self, at: *const u8) -> __m512 {
+        let upper = 0xffff_0000_u32.cast_signed();
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi32(upper), _mm512_loadu_si512(at.cast())))
         }
     }
     /// Pairs of bf16 travel as one, so there is half as much to turn as after widening.
@@ -261,6 +247,16 @@ impl Lanes for Avx512 {
     unsafe fn load_part(self, at: *const f32) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { self.load(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_part_bf16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_bf16(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_part_f16(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_f16(at) }
     }
     #[inline(always)]
     unsafe fn store_part(self, at: *mut f32, a: __m512) {

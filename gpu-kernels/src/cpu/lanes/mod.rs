@@ -18,6 +18,30 @@ use super::Isa;
 /// Lanes in a vector.
 pub(crate) const WIDTH: usize = 16;
 
+/// What the registers of a machine hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Registers {
+    /// 32, each a vector.
+    Many,
+    /// 16, each half a vector.
+    Few,
+    /// 16, each a quarter of a vector.
+    Quarters,
+}
+
+impl Registers {
+    /// Those of an instruction set.
+    pub(crate) fn of(isa: Isa) -> Self {
+        match isa {
+            Isa::Portable => Self::Quarters,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self::Few,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => Self::Many,
+        }
+    }
+}
+
 /// The operations that kernels are made of. Arithmetic is safe: holding the token proves that it can run.
 pub(crate) trait Lanes: Copy {
     /// Sixteen f32.
@@ -26,8 +50,10 @@ pub(crate) trait Lanes: Copy {
     type P: Copy;
     /// Registers in a vector.
     const PARTS: usize;
-    /// Whether there are 32 registers of a whole vector each, or only room for half as many running sums.
-    const WIDE: bool;
+    /// How many vectors of running sums have room.
+    const REGISTERS: Registers;
+    /// Whether there are 32 registers of a whole vector each.
+    const WIDE: bool = matches!(Self::REGISTERS, Registers::Many);
 
     fn splat(self, x: f32) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -50,15 +76,11 @@ pub(crate) trait Lanes: Copy {
     fn keep(self, a: Self::F, from: usize, to: usize, other: f32) -> Self::F;
     /// The sum of all lanes: lane `i` and `i + 8` first, then 4, 2, 1 apart.
     fn sum(self, a: Self::F) -> f32;
-    /// [`Lanes::sum`] of eight vectors.
-    fn sum8(self, a: [Self::F; 8]) -> [f32; 8];
     /// The largest lane. Not specified when one is no number.
     fn largest(self, a: Self::F) -> f32;
     /// Rows become columns.
     fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
 
-    /// A register that is a whole vector; never called where `PARTS` is not 1.
-    fn whole(self, part: Self::P) -> Self::F;
     fn splat_part(self, x: f32) -> Self::P;
     fn mul_part(self, a: Self::P, b: Self::P) -> Self::P;
     fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P;
@@ -76,6 +98,14 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 16 f16 are readable at `at`, at any alignment.
     unsafe fn load_f16(self, at: *const u8) -> Self::F;
+    /// The first of each of 16 pairs.
+    /// # Safety
+    /// 32 bf16 are readable at `at`, at any alignment.
+    unsafe fn load_firsts_bf16(self, at: *const u8) -> Self::F;
+    /// The second of each of 16 pairs.
+    /// # Safety
+    /// 32 bf16 are readable at `at`, at any alignment.
+    unsafe fn load_seconds_bf16(self, at: *const u8) -> Self::F;
     /// Sixteen rows of sixteen bf16, turned: element `i` of every row is in vector `i`.
     /// # Safety
     /// 16 bf16 are readable at each row, at any alignment.
@@ -97,6 +127,12 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `16 / PARTS` f32 are readable at `at`.
     unsafe fn load_part(self, at: *const f32) -> Self::P;
+    /// # Safety
+    /// `16 / PARTS` bf16 are readable at `at`.
+    unsafe fn load_part_bf16(self, at: *const u8) -> Self::P;
+    /// # Safety
+    /// `16 / PARTS` f16 are readable at `at`.
+    unsafe fn load_part_f16(self, at: *const u8) -> Self::P;
     /// # Safety
     /// `16 / PARTS` f32 are writable at `at`.
     unsafe fn store_part(self, at: *mut f32, a: Self::P);
@@ -130,6 +166,19 @@ pub(crate) trait Element: Copy {
     /// # Safety
     /// 16 elements are readable at `at`, at any alignment.
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
+    /// # Safety
+    /// As many elements as a register holds are readable at `at`, at any alignment.
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P;
+
+    /// The first or the second element of `in` for the sixteen outputs of a line (see [`super::panels`]).
+    /// # Safety
+    /// A line is readable at `at`.
+    #[inline(always)]
+    unsafe fn half_line<L: Lanes, const SECOND: bool>(lanes: L, at: *const u8) -> L::F {
+        let at = if SECOND { at.wrapping_add(WIDTH * Self::BYTES) } else { at };
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(lanes, at) }
+    }
 
     /// Sixteen rows of sixteen elements, turned: element `i` of every row is in vector `i`.
     /// # Safety
@@ -171,6 +220,11 @@ impl Element for AsF32 {
         // SAFETY: the caller's promise; `load` takes any alignment.
         unsafe { lanes.load(at.cast()) }
     }
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_part(at.cast()) }
+    }
 }
 
 impl Element for AsBf16 {
@@ -179,6 +233,16 @@ impl Element for AsBf16 {
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_bf16(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_part_bf16(at) }
+    }
+    #[inline(always)]
+    unsafe fn half_line<L: Lanes, const SECOND: bool>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        if SECOND { unsafe { lanes.load_seconds_bf16(at) } } else { unsafe { lanes.load_firsts_bf16(at) } }
     }
     #[inline(always)]
     unsafe fn turn<L: Lanes>(lanes: L, rows: &[*const u8; 16]) -> [L::F; 16] {
@@ -193,6 +257,11 @@ impl Element for AsF16 {
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_f16(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_part_f16(at) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Lanes, WIDTH};
+use super::{Lanes, Registers, WIDTH};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -22,7 +22,7 @@ impl Lanes for Portable {
     type F = [f32; WIDTH];
     type P = [f32; 4];
     const PARTS: usize = 4;
-    const WIDE: bool = false;
+    const REGISTERS: Registers = Registers::Quarters;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -85,10 +85,6 @@ impl Lanes for Portable {
         a[0]
     }
     #[inline(always)]
-    fn sum8(self, a: [Self::F; 8]) -> [f32; 8] {
-        a.map(|a| self.sum(a))
-    }
-    #[inline(always)]
     fn largest(self, a: Self::F) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, |most, x| if x > most { x } else { most })
     }
@@ -97,10 +93,6 @@ impl Lanes for Portable {
         std::array::from_fn(|i| each(|j| rows[j][i]))
     }
 
-    #[inline(always)]
-    fn whole(self, part: Self::P) -> Self::F {
-        std::array::from_fn(|i| part[i % 4])
-    }
     #[inline(always)]
     fn splat_part(self, x: f32) -> Self::P {
         [x; 4]
@@ -133,6 +125,18 @@ impl Lanes for Portable {
         each(|i| f32::from_bits(u32::from(u16::from_le(bits[i])) << 16))
     }
     #[inline(always)]
+    unsafe fn load_firsts_bf16(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let pairs = unsafe { at.cast::<[u32; WIDTH]>().read_unaligned() };
+        each(|i| f32::from_bits(u32::from_le(pairs[i]) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_seconds_bf16(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let pairs = unsafe { at.cast::<[u32; WIDTH]>().read_unaligned() };
+        each(|i| f32::from_bits(u32::from_le(pairs[i]) & 0xffff_0000))
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Self::F {
         // SAFETY: the caller's promise.
         let bits = unsafe { at.cast::<[u16; WIDTH]>().read_unaligned() };
@@ -152,6 +156,18 @@ impl Lanes for Portable {
     unsafe fn load_part(self, at: *const f32) -> Self::P {
         // SAFETY: the caller's promise.
         unsafe { at.cast::<Self::P>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_part_bf16(self, at: *const u8) -> Self::P {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { at.cast::<[u16; 4]>().read_unaligned() };
+        std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le(bits[i])) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_part_f16(self, at: *const u8) -> Self::P {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { at.cast::<[u16; 4]>().read_unaligned() };
+        std::array::from_fn(|i| f16::from_bits(u16::from_le(bits[i])).to_f32())
     }
     #[inline(always)]
     unsafe fn store_part(self, at: *mut f32, a: Self::P) {
