@@ -6,9 +6,13 @@
 //! order. None of this knows the block size, the other queries, the chunking of the prompt or the threads, so neither
 //! do the bits.
 //!
-//! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group): K of a chunk is
-//! turned once so that lanes run along positions, V is widened once, and all queries pass over both.
+//! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group): K of a chunk is turned
+//! once so that lanes run along positions, V is widened, and all queries pass over both. Where the queries are few, as
+//! in generating, a thread takes several kv heads in turn, which lie beside each other in every block: then memory is
+//! read in long runs.
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
+
+use std::marker::PhantomData;
 
 use super::Isa;
 use super::batch::Batch;
@@ -21,8 +25,9 @@ use crate::{Attention, Dtype};
 
 /// Positions that are reduced together.
 const CHUNK: usize = 64;
-/// Up to so many rows read V where it lies; more rows read it from scratch, widened once.
-const FEW: usize = 2;
+/// Up to so many rows read V where it lies, those of one group of heads with one token; more rows read it from scratch,
+/// widened once.
+const FEW: usize = 8;
 /// Query rows (token x head of the group) that share a pass over K and V.
 const ROWS_MAX: usize = 48;
 
@@ -41,7 +46,7 @@ pub(crate) struct Step<'a> {
 pub(crate) fn attention(workers: &Workers, isa: Isa, step: Step<'_>, out: &mut [f32]) {
     let Step { batch, attention, .. } = step;
     clear_uncovered(batch, attention.heads.query * attention.heads.dim, out);
-    let tiles = tiles(batch, &attention);
+    let tiles = tiles(workers.threads(), batch, &attention);
     let out = SharedOut::new(out);
     workers.run(tiles.len(), &|index, scratch| {
         dispatch(isa, Run { step, out, tile: tiles[index], scratch });
@@ -58,31 +63,39 @@ fn clear_uncovered(batch: &Batch, width: usize, out: &mut [f32]) {
     out[row * width..].fill(0.0);
 }
 
-/// Queries of one kv head of one span: rows `row..row + rows` of `query_len x group`, token by token.
+/// Queries of some kv heads of one span: of each head, rows `row..row + rows` of `query_len x group`, token by token.
 #[derive(Clone, Copy)]
 struct Tile {
     span: usize,
     kv_head: usize,
+    /// Heads that lie one after the other in every block, so that memory is read in longer runs.
+    kv_heads: usize,
     row: usize,
+    /// Rows of each head.
     rows: usize,
     /// Positions that its last query sees, times rows: how long it takes.
     cost: usize,
 }
 
 /// All tiles, the longest first, so that none of them starts when the others are nearly done.
-fn tiles(batch: &Batch, attention: &Attention) -> Vec<Tile> {
+fn tiles(threads: usize, batch: &Batch, attention: &Attention) -> Vec<Tile> {
     let heads = attention.heads;
     let group = heads.query / heads.kv;
+    // Every thread gets at least two tiles, if there are so many heads.
+    let heads_max = (batch.spans.len() * heads.kv / (2 * threads)).clamp(1, heads.kv);
     let mut tiles = Vec::new();
-    for (index, span) in batch.spans.iter().enumerate() {
-        let all = span.query_len as usize * group;
+    for (span, of_span) in batch.spans.iter().enumerate() {
+        let all = of_span.query_len as usize * group;
         for row in (0..all).step_by(ROWS_MAX) {
             let rows = ROWS_MAX.min(all - row);
-            let sees = span.context_len as usize - (span.context_len.min(span.query_len)) as usize
+            let sees = of_span.context_len as usize - (of_span.context_len.min(of_span.query_len)) as usize
                 + (row + rows) / group;
             let sees = attention.window.map_or(sees, |window| sees.min(window as usize + rows));
-            let of_head = |kv_head| Tile { span: index, kv_head, row, rows, cost: sees * (rows + 8) };
-            tiles.extend((0..heads.kv).map(of_head));
+            let step = heads_max.min(ROWS_MAX / rows);
+            for kv_head in (0..heads.kv).step_by(step) {
+                let kv_heads = step.min(heads.kv - kv_head);
+                tiles.push(Tile { span, kv_head, kv_heads, row, rows, cost: sees * (rows + 8) * kv_heads });
+            }
         }
     }
     tiles.sort_by_key(|tile| std::cmp::Reverse(tile.cost));
@@ -106,7 +119,7 @@ struct State<'a> {
     /// Sum of the weights so far, relative to `most`.
     total: [f32; ROWS_MAX],
     /// What the last chunk did to `most`: the factor on all that came before it.
-    fade: [f32; ROWS_MAX],
+    fade: [f32; ROWS_MAX + WIDTH],
     /// Scaled queries `[rows][padded dim]`.
     query: &'a mut [f32],
     /// Sum of weighted values so far, `[rows][padded dim]`.
@@ -122,25 +135,26 @@ impl Kernel for Run<'_> {
         let heads = attention.heads;
         let (group, dim, wide) = (heads.query / heads.kv, heads.dim, pool.layout.token_stride);
         let span = batch.spans[tile.span];
-        let rows = tile.rows;
+        let rows = tile.rows * tile.kv_heads;
         let [query, value, weight, keys, values] =
             scratch.take([rows * wide, rows * wide, rows * CHUNK, wide * CHUNK, CHUNK * wide]);
         let mut state = State {
             seen: [(0, 0); ROWS_MAX],
             most: [f32::NEG_INFINITY; ROWS_MAX],
             total: [0.0; ROWS_MAX],
-            fade: [1.0; ROWS_MAX],
+            fade: [1.0; ROWS_MAX + WIDTH],
             query,
             value,
             weight,
         };
         state.value.fill(0.0);
         let at = |row: usize| {
-            let (token, head) = ((tile.row + row) / group, tile.kv_head * group + (tile.row + row) % group);
+            let (kv_head, row) = (tile.kv_head + row / tile.rows, tile.row + row % tile.rows);
+            let (token, head) = (row / group, kv_head * group + row % group);
             ((span.query_start as usize + token) * heads.query + head) * dim
         };
         for row in 0..rows {
-            let end = (span.context_len as usize + (tile.row + row) / group + 1)
+            let end = (span.context_len as usize + (tile.row + row % tile.rows) / group + 1)
                 .saturating_sub(span.query_len as usize);
             let start = attention.window.map_or(0, |window| end.saturating_sub(window as usize));
             state.seen[row] = (start, end);
@@ -150,28 +164,46 @@ impl Kernel for Run<'_> {
             }
         }
         let (low, high) = (state.seen[0].0, state.seen[rows - 1].1);
-        let pages = Pages { pool, layer, kv_head: tile.kv_head, table: batch.table(tile.span) };
+        let pages = Pages { pool, table: batch.table(tile.span) };
         let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK).saturating_sub(chunk));
         let start = low / CHUNK * CHUNK;
-        let mut rows_here = if start < high { pages.rows(start, valid(start)) } else { Rows::default() };
+        let (mut here, mut next) = ([0; CHUNK], [0; CHUNK]);
+        if start < high {
+            pages.offsets(start, valid(start), &mut here);
+        }
         for chunk in (start..high).step_by(CHUNK) {
-            let next = chunk + CHUNK;
-            let rows_next = if next < high { pages.rows(next, valid(next)) } else { rows_here };
-            let here = Chunk { rows: &rows_here, next: &rows_next, valid: valid(chunk), wide };
-            match pool.shape.dtype {
-                Dtype::F32 => here.bring::<L, AsF32>(lanes, rows, keys, values),
-                Dtype::Bf16 => here.bring::<L, AsBf16>(lanes, rows, keys, values),
-                Dtype::F16 => here.bring::<L, AsF16>(lanes, rows, keys, values),
+            if chunk + CHUNK < high {
+                pages.offsets(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
             }
-            scores(lanes, &mut state, keys, rows, wide, dim);
-            soften(lanes, &mut state, chunk, rows);
-            match pool.shape.dtype {
-                _ if rows > FEW => add_values(lanes, &mut state, values, chunk, rows, wide),
-                Dtype::F32 => here.add_values::<L, AsF32>(lanes, &mut state, chunk, rows),
-                Dtype::Bf16 => here.add_values::<L, AsBf16>(lanes, &mut state, chunk, rows),
-                Dtype::F16 => here.add_values::<L, AsF16>(lanes, &mut state, chunk, rows),
+            for index in 0..tile.kv_heads {
+                let of_head = |index: usize| pages.head(layer, tile.kv_head + index);
+                let last = index + 1 == tile.kv_heads;
+                let of_chunk = Chunk {
+                    planes: of_head(index),
+                    here: &here,
+                    planes_next: of_head(if last { 0 } else { index + 1 }),
+                    next: if last { &next } else { &here },
+                    valid: valid(chunk),
+                    wide,
+                };
+                let many = tile.rows > FEW;
+                match pool.shape.dtype {
+                    Dtype::F32 => of_chunk.bring::<L, AsF32>(lanes, many, keys, values),
+                    Dtype::Bf16 => of_chunk.bring::<L, AsBf16>(lanes, many, keys, values),
+                    Dtype::F16 => of_chunk.bring::<L, AsF16>(lanes, many, keys, values),
+                }
+                let rows = (index * tile.rows, (index + 1) * tile.rows);
+                scores(lanes, &mut state, keys, rows, wide, dim);
+                soften(lanes, &mut state, chunk, rows);
+                let of = (chunk, rows, wide);
+                match pool.shape.dtype {
+                    _ if many => add_values(lanes, &mut state, Widened { values, wide }, of),
+                    Dtype::F32 => add_values(lanes, &mut state, InPlace::<AsF32>::of(&of_chunk), of),
+                    Dtype::Bf16 => add_values(lanes, &mut state, InPlace::<AsBf16>::of(&of_chunk), of),
+                    Dtype::F16 => add_values(lanes, &mut state, InPlace::<AsF16>::of(&of_chunk), of),
+                }
             }
-            rows_here = rows_next;
+            here = next;
         }
         for row in 0..rows {
             // SAFETY: this tile alone writes the `dim` elements of its rows, and `out` has the shape of `q`.
@@ -184,59 +216,56 @@ impl Kernel for Run<'_> {
     }
 }
 
-/// The cached rows of one kv head of one span.
+/// The cached rows of one span.
 struct Pages<'a> {
     pool: &'a KvPool,
-    layer: usize,
-    kv_head: usize,
     table: &'a [u32],
 }
 
-/// Where the rows of K and V of a chunk lie.
-#[derive(Clone, Copy)]
-struct Rows {
-    keys: [*const u8; CHUNK],
-    values: [*const u8; CHUNK],
-}
-
-impl Default for Rows {
-    fn default() -> Self {
-        Self { keys: [std::ptr::null(); CHUNK], values: [std::ptr::null(); CHUNK] }
-    }
-}
+/// Where the rows of a chunk begin in K, and in V alike: bytes from the first row of the head ([`Pages::head`]).
+type Offsets = [usize; CHUNK];
 
 impl Pages<'_> {
+    /// The first row of a head in K and in V.
+    #[inline(always)]
+    fn head(&self, layer: usize, head: usize) -> [*const u8; 2] {
+        let bytes = head * self.pool.layout.head_stride * self.pool.shape.dtype.bytes();
+        [
+            self.pool.plane(layer, 0).as_ptr().wrapping_add(bytes),
+            self.pool.plane(layer, 1).as_ptr().wrapping_add(bytes),
+        ]
+    }
+
     /// The rows of positions `chunk + valid.0 .. chunk + valid.1`; where nobody looks, the first stands in.
     #[inline(always)]
-    fn rows(&self, chunk: usize, valid: (usize, usize)) -> Rows {
+    fn offsets(&self, chunk: usize, valid: (usize, usize), offsets: &mut Offsets) {
         let (layout, block_size) = (self.pool.layout, self.pool.shape.block_size);
-        let head = self.kv_head * layout.head_stride;
-        let mut offsets = [0; CHUNK];
+        let bytes = self.pool.shape.dtype.bytes();
         let (mut block, mut token) = ((chunk + valid.0) / block_size, (chunk + valid.0) % block_size);
-        for offset in &mut offsets[valid.0..valid.1] {
-            let element =
-                self.table[block] as usize * layout.page_stride + head + token * layout.token_stride;
-            *offset = element * self.pool.shape.dtype.bytes();
-            token += 1;
-            if token == block_size {
-                (block, token) = (block + 1, 0);
+        let mut position = valid.0;
+        while position < valid.1 {
+            // The tokens of a block lie one after the other.
+            let count = (block_size - token).min(valid.1 - position);
+            let first = self.table[block] as usize * layout.page_stride + token * layout.token_stride;
+            for (i, offset) in offsets[position..position + count].iter_mut().enumerate() {
+                *offset = (first + i * layout.token_stride) * bytes;
             }
+            position += count;
+            (block, token) = (block + 1, 0);
         }
         let first = offsets[valid.0];
         offsets[..valid.0].fill(first);
         offsets[valid.1..].fill(first);
-        let of = |which: usize| {
-            let start = self.pool.plane(self.layer, which).as_ptr();
-            offsets.map(|offset| start.wrapping_add(offset))
-        };
-        Rows { keys: of(0), values: of(1) }
     }
 }
 
-/// A chunk on its way into scratch, while the next one is asked for.
+/// A head's chunk on its way into registers and scratch, while the next one is asked for.
 struct Chunk<'a> {
-    rows: &'a Rows,
-    next: &'a Rows,
+    /// The head's first rows of K and of V.
+    planes: [*const u8; 2],
+    here: &'a Offsets,
+    planes_next: [*const u8; 2],
+    next: &'a Offsets,
     /// Positions of the chunk that somebody sees.
     valid: (usize, usize),
     /// Elements of a row, a multiple of 16.
@@ -244,111 +273,67 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Widens K, turned to `[wide][64]`, and for more than a few rows V, as `[64][wide]`. What nobody sees is
+    /// Widens K, turned to `[wide][64]`, and for `many` rows V, as `[64][wide]`. What nobody sees is
     /// left as it was, or masked later.
     #[inline(always)]
-    fn bring<L: Lanes, E: Element>(&self, lanes: L, rows: usize, keys: &mut [f32], values: &mut [f32]) {
+    fn bring<L: Lanes, E: Element>(&self, lanes: L, many: bool, keys: &mut [f32], values: &mut [f32]) {
         assert!(
             keys.len() >= self.wide * CHUNK && values.len() >= self.wide * CHUNK,
             "scratch holds a chunk"
         );
         for first in (self.valid.0 / WIDTH * WIDTH..self.valid.1).step_by(WIDTH) {
             for d in (0..self.wide).step_by(WIDTH) {
-                let at = |i: usize| self.rows.keys[first + i].wrapping_add(d * E::BYTES);
-                // SAFETY: rows are valid and `wide` elements long.
-                let block = unsafe { E::turn(lanes, &std::array::from_fn(at)) };
+                let mut rows = [std::ptr::null(); WIDTH];
                 for i in 0..WIDTH {
-                    lanes.prefetch_far(self.next.keys[first + i].wrapping_add(d * E::BYTES));
+                    rows[i] = self.planes[0].wrapping_add(self.here[first + i] + d * E::BYTES);
+                }
+                // SAFETY: rows are valid and `wide` elements long.
+                let block = unsafe { E::turn(lanes, &rows) };
+                for i in 0..WIDTH {
+                    lanes.prefetch_far(self.planes_next[0].wrapping_add(self.next[first + i] + d * E::BYTES));
                     let to = keys.as_mut_ptr().wrapping_add((d + i) * CHUNK + first);
                     // SAFETY: `d + i < wide` and `first + 16 <= 64`: asserted above.
                     unsafe { lanes.store(to, block[i]) };
                 }
             }
         }
-        if rows <= FEW {
+        if !many {
             return;
         }
         for position in self.valid.0..self.valid.1 {
             for d in (0..self.wide).step_by(WIDTH) {
-                let at = self.rows.values[position].wrapping_add(d * E::BYTES);
+                let at = self.planes[1].wrapping_add(self.here[position] + d * E::BYTES);
                 // SAFETY: rows are valid and `wide` elements long.
                 let vector = unsafe { E::load(lanes, at) };
-                lanes.prefetch_far(self.next.values[position].wrapping_add(d * E::BYTES));
+                lanes.prefetch_far(self.planes_next[1].wrapping_add(self.next[position] + d * E::BYTES));
                 let to = values.as_mut_ptr().wrapping_add(position * self.wide + d);
                 // SAFETY: asserted above.
                 unsafe { lanes.store(to, vector) };
             }
         }
     }
-
-    /// What [`add_values`] does, row by row, with V read where it lies.
-    #[inline(always)]
-    fn add_values<L: Lanes, E: Element>(&self, lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) {
-        for row in 0..rows {
-            let of = clip(state.seen[row], chunk);
-            if of.0 >= of.1 {
-                continue;
-            }
-            let weight = &state.weight[row * CHUNK..(row + 1) * CHUNK];
-            let value = &mut state.value[row * self.wide..(row + 1) * self.wide];
-            let mut d = 0;
-            while d < self.wide {
-                let (fade, value) = (state.fade[row], &mut value[d..]);
-                d += match value.len() / WIDTH {
-                    4.. => self.columns::<L, E, 4>(lanes, weight, value, d, of, fade),
-                    2..4 => self.columns::<L, E, 2>(lanes, weight, value, d, of, fade),
-                    _ => self.columns::<L, E, 1>(lanes, weight, value, d, of, fade),
-                };
-            }
-        }
-    }
-
-    /// N vectors of columns from `d`; answers the columns done.
-    #[inline(always)]
-    fn columns<L: Lanes, E: Element, const N: usize>(
-        &self,
-        lanes: L,
-        weight: &[f32],
-        value: &mut [f32],
-        d: usize,
-        of: (usize, usize),
-        fade: f32,
-    ) -> usize {
-        assert!(value.len() >= N * WIDTH && d + N * WIDTH <= self.wide, "N vectors are left");
-        let mut sums = [lanes.splat(0.0); N];
-        for (j, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: asserted above.
-            let before = unsafe { lanes.load(value.as_ptr().wrapping_add(j * WIDTH)) };
-            *sum = lanes.mul(before, lanes.splat(fade));
-        }
-        for position in of.0..of.1 {
-            let weight = lanes.splat(weight[position]);
-            for (j, sum) in sums.iter_mut().enumerate() {
-                let offset = (d + j * WIDTH) * E::BYTES;
-                // SAFETY: positions that a row sees are valid, and rows are `wide` elements long.
-                let row = unsafe { E::load(lanes, self.rows.values[position].wrapping_add(offset)) };
-                lanes.prefetch_far(self.next.values[position].wrapping_add(offset));
-                *sum = lanes.fma(weight, row, *sum);
-            }
-        }
-        for (j, &sum) in sums.iter().enumerate() {
-            // SAFETY: asserted above.
-            unsafe { lanes.store(value.as_mut_ptr().wrapping_add(j * WIDTH), sum) };
-        }
-        N * WIDTH
-    }
 }
 
 /// `weight[row][position] = query[row] · key[position]` for all 64 positions.
 #[inline(always)]
-fn scores<L: Lanes>(lanes: L, state: &mut State<'_>, keys: &[f32], rows: usize, wide: usize, dim: usize) {
-    assert!(state.query.len() >= rows * wide && state.weight.len() >= rows * CHUNK, "state has these rows");
+fn scores<L: Lanes>(
+    lanes: L,
+    state: &mut State<'_>,
+    keys: &[f32],
+    rows: (usize, usize),
+    wide: usize,
+    dim: usize,
+) {
+    assert!(
+        state.query.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
+        "state has these rows"
+    );
     assert!(keys.len() >= dim * CHUNK && dim <= wide, "a chunk of keys");
-    let mut row = 0;
-    while row < rows {
+    let mut row = rows.0;
+    while row < rows.1 {
         let query = &state.query[row * wide..];
         let weight = &mut state.weight[row * CHUNK..];
-        row += match rows - row {
+        row += match rows.1 - row {
             6.. if L::WIDE => scores_of::<L, 6>(lanes, query, keys, weight, wide, dim),
             3.. if !L::WIDE => scores_of::<L, 3>(lanes, query, keys, weight, wide, dim),
             2.. => scores_of::<L, 2>(lanes, query, keys, weight, wide, dim),
@@ -404,10 +389,10 @@ fn clip(seen: (usize, usize), chunk: usize) -> (usize, usize) {
 
 /// Turns scores into weights relative to the largest score so far, and moves the running sums.
 #[inline(always)]
-fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) {
-    assert!(state.weight.len() >= rows * CHUNK, "state has these rows");
-    let mut change = [0.0; ROWS_MAX];
-    for row in 0..rows {
+fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: (usize, usize)) {
+    assert!(state.weight.len() >= rows.1 * CHUNK, "state has these rows");
+    let mut change = [0.0; ROWS_MAX + WIDTH];
+    for row in rows.0..rows.1 {
         let (from, to) = clip(state.seen[row], chunk);
         if from >= to {
             continue;
@@ -429,13 +414,13 @@ fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) 
         change[row] = state.most[row] - most;
         state.most[row] = most;
     }
-    for first in (0..rows).step_by(WIDTH) {
-        // SAFETY: ROWS_MAX is a multiple of 16.
+    for first in (rows.0..rows.1).step_by(WIDTH) {
+        // SAFETY: there is room for sixteen more than there are rows.
         let change = unsafe { lanes.load(change.as_ptr().wrapping_add(first)) };
         // SAFETY: as above.
         unsafe { lanes.store(state.fade.as_mut_ptr().wrapping_add(first), lanes.exp(change)) };
     }
-    for row in 0..rows {
+    for row in rows.0..rows.1 {
         let (from, to) = clip(state.seen[row], chunk);
         if from >= to {
             continue;
@@ -459,19 +444,23 @@ fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: usize) 
 /// Rows go together over the positions that all of their group of up to six see; before and after that, at the edges
 /// of the mask, each goes alone.
 #[inline(always)]
-fn add_values<L: Lanes>(
+fn add_values<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
-    values: &[f32],
-    chunk: usize,
-    rows: usize,
-    wide: usize,
+    values: V,
+    (chunk, rows, wide): (usize, (usize, usize), usize),
 ) {
-    assert!(state.value.len() >= rows * wide && state.weight.len() >= rows * CHUNK, "state has these rows");
-    assert!(values.len() >= CHUNK * wide, "a chunk of values");
-    let together = if L::WIDE { 6 } else { 3 };
-    for first in (0..rows).step_by(together) {
-        let count = together.min(rows - first);
+    assert!(
+        state.value.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
+        "state has these rows"
+    );
+    let together = match (L::WIDE, V::WIDENED) {
+        (true, true) => 6,
+        (true, false) => 4,
+        (false, _) => 3,
+    };
+    for first in (rows.0..rows.1).step_by(together) {
+        let count = together.min(rows.1 - first);
         let seen = |row: usize| clip(state.seen[row], chunk);
         let start = (first..first + count).map(|row| seen(row).0).max().unwrap_or(0);
         let end = (first..first + count).map(|row| seen(row).1).min().unwrap_or(0).max(start);
@@ -489,10 +478,73 @@ fn add_values<L: Lanes>(
                     _ => (from.max(end), to),
                 };
                 if of.0 < of.1 {
-                    accumulate::<L, 1>(lanes, state, values, row, of, wide);
+                    accumulate::<L, V, 1>(lanes, state, values, row, of, wide);
                 }
             }
         }
+    }
+}
+
+/// The rows of V of a chunk.
+trait Values: Copy {
+    /// Whether they are f32 in scratch: there is nothing to do but to load them.
+    const WIDENED: bool;
+
+    /// A register of a row, from a column on.
+    ///
+    /// # Safety
+    /// Somebody sees the position, and the row has that many elements from the column on.
+    unsafe fn part<L: Lanes>(&self, lanes: L, position: usize, column: usize) -> L::P;
+}
+
+/// In scratch, `[64][wide]`.
+#[derive(Clone, Copy)]
+struct Widened<'a> {
+    values: &'a [f32],
+    wide: usize,
+}
+
+impl Values for Widened<'_> {
+    const WIDENED: bool = true;
+
+    #[inline(always)]
+    unsafe fn part<L: Lanes>(&self, lanes: L, position: usize, column: usize) -> L::P {
+        // SAFETY: the caller's promise; scratch holds a chunk.
+        unsafe { lanes.load_part(self.values.as_ptr().wrapping_add(position * self.wide + column)) }
+    }
+}
+
+/// Where they lie; asks for the next chunk's meanwhile.
+#[derive(Clone, Copy)]
+struct InPlace<'a, E> {
+    values: *const u8,
+    here: &'a Offsets,
+    values_next: *const u8,
+    next: &'a Offsets,
+    element: PhantomData<E>,
+}
+
+impl<'a, E> InPlace<'a, E> {
+    fn of(chunk: &Chunk<'a>) -> Self {
+        Self {
+            values: chunk.planes[1],
+            here: chunk.here,
+            values_next: chunk.planes_next[1],
+            next: chunk.next,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<E: Element> Values for InPlace<'_, E> {
+    const WIDENED: bool = false;
+
+    #[inline(always)]
+    unsafe fn part<L: Lanes>(&self, lanes: L, position: usize, column: usize) -> L::P {
+        let offset = column * E::BYTES;
+        lanes.prefetch_far(self.values_next.wrapping_add(self.next[position] + offset));
+        // SAFETY: the caller's promise.
+        unsafe { E::load_part(lanes, self.values.wrapping_add(self.here[position] + offset)) }
     }
 }
 
@@ -506,24 +558,25 @@ enum Part {
 
 /// Positions that `count` rows all see.
 #[inline(always)]
-fn common<L: Lanes>(
+fn common<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
-    values: &[f32],
+    values: V,
     first: usize,
     count: usize,
     of: (usize, usize),
     wide: usize,
 ) {
     match count {
-        6 if L::WIDE => accumulate::<L, 6>(lanes, state, values, first, of, wide),
-        3 if !L::WIDE => accumulate::<L, 3>(lanes, state, values, first, of, wide),
+        6 if L::WIDE && V::WIDENED => accumulate::<L, V, 6>(lanes, state, values, first, of, wide),
+        4 if L::WIDE => accumulate::<L, V, 4>(lanes, state, values, first, of, wide),
+        3 => accumulate::<L, V, 3>(lanes, state, values, first, of, wide),
         _ => {
             for row in (first..first + count / 2 * 2).step_by(2) {
-                accumulate::<L, 2>(lanes, state, values, row, of, wide);
+                accumulate::<L, V, 2>(lanes, state, values, row, of, wide);
             }
             if count % 2 == 1 {
-                accumulate::<L, 1>(lanes, state, values, first + count - 1, of, wide);
+                accumulate::<L, V, 1>(lanes, state, values, first + count - 1, of, wide);
             }
         }
     }
@@ -531,10 +584,10 @@ fn common<L: Lanes>(
 
 /// Positions `of.0..of.1` for M rows, all columns; what was there before fades first.
 #[inline(always)]
-fn accumulate<L: Lanes, const M: usize>(
+fn accumulate<L: Lanes, V: Values, const M: usize>(
     lanes: L,
     state: &mut State<'_>,
-    values: &[f32],
+    values: V,
     row: usize,
     of: (usize, usize),
     wide: usize,
@@ -547,17 +600,17 @@ fn accumulate<L: Lanes, const M: usize>(
     let value = state.value[row * wide..].as_mut_ptr();
     let mut column = 0;
     while column < wide {
-        let (from, to) = (values.as_ptr().wrapping_add(column), value.wrapping_add(column));
+        let to = value.wrapping_add(column);
         let left = (wide - column) / width;
         if left >= 4 {
             // SAFETY: the caller asserts M rows of state and 64 rows of values; `column + 4 width <= wide`.
-            column += unsafe { columns::<L, M, 4>(lanes, weight, from, to, of, fade, wide) };
+            column += unsafe { columns::<L, V, M, 4>(lanes, weight, (values, column), to, of, fade, wide) };
         } else if left >= 2 {
             // SAFETY: as above, with 2.
-            column += unsafe { columns::<L, M, 2>(lanes, weight, from, to, of, fade, wide) };
+            column += unsafe { columns::<L, V, M, 2>(lanes, weight, (values, column), to, of, fade, wide) };
         } else {
             // SAFETY: as above, with 1: `wide` is a multiple of 16.
-            column += unsafe { columns::<L, M, 1>(lanes, weight, from, to, of, fade, wide) };
+            column += unsafe { columns::<L, V, M, 1>(lanes, weight, (values, column), to, of, fade, wide) };
         }
     }
 }
@@ -565,13 +618,13 @@ fn accumulate<L: Lanes, const M: usize>(
 /// N registers of columns for M rows; answers the columns done.
 ///
 /// # Safety
-/// `weight` has M rows of 64; `values` has rows `of.0..of.1` and `value` has M rows, `wide` apart, each readable for N
-/// registers.
+/// `weight` has M rows of 64; `values` has rows `of.0..of.1`, readable for N registers from `column` on, and `value` has M
+/// rows, `wide` apart.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const M: usize, const N: usize>(
+unsafe fn columns<L: Lanes, V: Values, const M: usize, const N: usize>(
     lanes: L,
     weight: *const f32,
-    values: *const f32,
+    (values, column): (V, usize),
     value: *mut f32,
     of: (usize, usize),
     fade: [f32; M],
@@ -590,7 +643,7 @@ unsafe fn columns<L: Lanes, const M: usize, const N: usize>(
         let mut row = [lanes.splat_part(0.0); N];
         for (j, part) in row.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *part = unsafe { lanes.load_part(values.wrapping_add(position * wide + j * width)) };
+            *part = unsafe { values.part(lanes, position, column + j * width) };
         }
         for i in 0..M {
             // SAFETY: the caller's promise.
