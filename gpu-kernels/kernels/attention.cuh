@@ -90,8 +90,6 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
     const u32 head, lane, along, across;
     // Positions that some row of the item sees.
     u32 low, high;
-    // Between these, all rows of the warp see all positions.
-    u32 plain_start, plain_end;
     Softmax chunk[2], total[2];
     float values[SLICE / 8][4], totals[SLICE / 8][4];
 
@@ -132,11 +130,6 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
         seen(last, unused, high);
         low = most(low, item.chunk_first * CHUNK);
         high = least(high, item.chunk_last * CHUNK);
-        u32 warp_row = item.row + 16 * along;
-        seen(warp_row, unused, plain_end);
-        seen(least(warp_row + 15, rows() - 1), plain_start, unused);
-        if (p.mask) plain_end = span.context_len - least(span.context_len, span.query_len);
-        if (warp_row + 16 > rows()) plain_end = 0;
         for (u32 i = 0; i < 2; ++i) {
             total[i] = softmax_of_nothing();
         }
@@ -244,6 +237,12 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
 
     // Scale, cap and bias, in base 2, and minus infinity where a row does not see.
     FN void shape_scores(u32 first, float (*score)[4]) {
+        // Between these, all rows of the warp see all positions.
+        u32 plain_start, plain_end, unused, warp_row = item.row + 16 * along;
+        seen(warp_row, unused, plain_end);
+        seen(least(warp_row + 15, rows() - 1), plain_start, unused);
+        if (p.mask) plain_end = span.context_len - least(span.context_len, span.query_len);
+        if (warp_row + 16 > rows()) plain_end = 0;
         bool plain = first >= plain_start && first + TILE <= plain_end;
         float factor = p.softcap > 0.0f ? divide(p.scale, p.softcap) : p.scale * LOG2_E;
         for (u32 n = 0; n < COLUMNS / 8; ++n)

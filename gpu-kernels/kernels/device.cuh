@@ -61,6 +61,10 @@ template <> FN u32 pack<f16>(float first, float second) {
 FN float shuffle_xor(float x, u32 lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 FN u32 shuffle_xor(u32 x, u32 lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 
+// Adds to a number in shared memory, whoever else does.
+FN void shared_add(u64 *to, u64 x) { atomicAdd(to, x); }
+FN u64 multiply_high(u64 a, u64 b) { return __umul64hi(a, b); }
+
 FN void load16(u32 *to, const void *from) {
     uint4 x = *static_cast<const uint4 *>(from);
     to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;

@@ -14,6 +14,7 @@ mod emulator;
 
 use common::{Random, close, store};
 use half::{bf16, f16};
+use quayline_gpu_kernels::cuda::HeadNorms;
 use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle};
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
@@ -286,4 +287,73 @@ fn a_pool_of_another_type_is_refused() {
     let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
     let shape = KvShape { layers: 1, blocks: 1, block_size: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32 };
     assert!(matches!(cuda.kv_pool(shape), Err(Error::Unsupported { what: "a cache of", .. })));
+}
+
+#[test]
+fn the_fusion_of_norm_rope_and_append_does_what_the_three_do() {
+    each(|dtype, cuda, random| {
+        for (dim, rotary, style) in
+            [(64, 64, RopeStyle::Halves), (128, 32, RopeStyle::Interleaved), (24, 8, RopeStyle::Halves)]
+        {
+            let heads = Heads { query: 6, kv: 2, dim };
+            let (tokens, layer) = (5, 1);
+            let table: Vec<f32> = (0..10 * rotary / 2).map(|_| random.float()).collect();
+            let table = cuda.rope_table(&table, &table, rotary, style).unwrap();
+            let shape = KvShape { layers: 2, blocks: 3, block_size: 4, kv_heads: 2, head_dim: dim, dtype };
+            let input = BatchInput {
+                positions: &[0, 9, 3, 4, 5],
+                slots: &[11, -1, 0, 7, 2],
+                spans: &[],
+                block_tables: &[],
+                block_size: 4,
+            };
+            let batch = cuda.batch(input).unwrap();
+            let weights = [floats(random, dtype, dim), floats(random, dtype, dim)].map(|w| vector(cuda, &w));
+            let [q, k, v] = [6, 2, 2].map(|n| floats(random, dtype, tokens * n * dim));
+            for norms in [None, Some(HeadNorms { q: &weights[0], k: &weights[1], eps: 1e-6 })] {
+                let mut together = cuda.kv_pool(shape).unwrap();
+                let mut apart = cuda.kv_pool(shape).unwrap();
+                let mut tq = tensor(cuda, tokens, 6 * dim, &q);
+                let (tk, tv) = (tensor(cuda, tokens, 2 * dim, &k), tensor(cuda, tokens, 2 * dim, &v));
+                cuda.rope_append(&mut together, layer, &batch, &table, norms, &mut tq, &tk, &tv, heads)
+                    .unwrap();
+                assert_eq!(*cuda.read(&tk).unwrap(), k, "k stays");
+
+                let (mut aq, mut ak) = (tensor(cuda, tokens, 6 * dim, &q), tensor(cuda, tokens, 2 * dim, &k));
+                if let Some(norms) = norms {
+                    cuda.head_norm(&mut aq, norms.q, norms.eps).unwrap();
+                    cuda.head_norm(&mut ak, norms.k, norms.eps).unwrap();
+                }
+                cuda.rope(&batch, &table, &mut aq, &mut ak, heads).unwrap();
+                cuda.append(&mut apart, layer, &batch, &ak, &tv).unwrap();
+                let what = format!("{dim} {rotary} {style:?} {dtype}");
+                let close = |a: &[f32], b: &[f32]| {
+                    assert_eq!(a.len(), b.len(), "{what}");
+                    for (a, b) in a.iter().zip(b) {
+                        // One rounding against up to three.
+                        assert!(
+                            (a - b).abs() <= 4.0 * half_ulp(dtype) as f32 * (1.0 + b.abs()),
+                            "{what}: {a}, {b}"
+                        );
+                    }
+                };
+                close(&cuda.read(&tq).unwrap(), &cuda.read(&aq).unwrap());
+                let mut bytes = [(); 2].map(|()| vec![0; cuda.kv_block_bytes(shape).unwrap()]);
+                for block in 0..3 {
+                    cuda.save_block(&together, block, &mut bytes[0]).unwrap();
+                    cuda.save_block(&apart, block, &mut bytes[1]).unwrap();
+                    let [a, b] = bytes.each_ref().map(|bytes| {
+                        let two = bytes.as_chunks::<2>().0.iter();
+                        two.map(|&two| match dtype {
+                            Dtype::F16 => f16::from_le_bytes(two).to_f32(),
+                            _ => bf16::from_le_bytes(two).to_f32(),
+                        })
+                        .collect::<Vec<f32>>()
+                    });
+                    close(&a, &b);
+                    assert!(a.iter().any(|&x| x != 0.0));
+                }
+            }
+        }
+    });
 }

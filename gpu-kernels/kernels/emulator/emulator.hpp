@@ -311,6 +311,9 @@ FN u32 shuffle_xor(u32 x, u32 lanes) {
 }
 FN float shuffle_xor(float x, u32 lanes) { return as_float(shuffle_xor(as_bits(x), lanes)); }
 
+FN void shared_add(u64 *to, u64 x) { *to += x; }
+FN u64 multiply_high(u64 a, u64 b) { return static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64); }
+
 FN void load16(u32 *to, const void *from) {
     emulator::check_aligned(from, "a load of 16 bytes");
     std::memcpy(to, from, 16);

@@ -24,7 +24,8 @@ embedded!(
     "gemm",
     "merge",
     "norm",
-    "rope_append"
+    "rope_append",
+    "sample"
 );
 
 /// Lines of a program's name and the hash of its source.

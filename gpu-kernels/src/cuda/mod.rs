@@ -18,6 +18,7 @@ mod gemm;
 mod plan;
 mod pool;
 mod rope;
+mod sample;
 mod source;
 mod tensor;
 
@@ -30,6 +31,7 @@ pub use device::{Address, Device, Launch};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, KvStorage};
 pub use rope::{HeadNorms, RopeTable};
+pub use sample::{Draw, Sampled, Seen};
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
 

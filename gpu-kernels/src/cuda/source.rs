@@ -36,7 +36,8 @@ sources!(
     "gemm",
     "merge",
     "norm",
-    "rope_append"
+    "rope_append",
+    "sample"
 );
 
 /// Options of the run-time compiler, besides the architecture. Products and sums are contracted only where the

@@ -1,0 +1,209 @@
+//! The next token of each row of logits: `kernels/sample.cu`.
+
+use super::device::{Address, Memory};
+use super::tensor::Tensor;
+use super::{Cuda, count};
+use crate::Error;
+use crate::error::{at_most, below, multiple, same};
+
+/// How a row's next token is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// Divides the logits; 0 takes the largest, the first of equals.
+    pub temperature: f32,
+    /// Only the `top_k` largest stay, and what is equal to the last of them; 0 keeps all.
+    pub top_k: u32,
+    /// Only the largest stay that have this much of the probability together; 1 keeps all.
+    pub top_p: f32,
+    /// Only those stay that have this share of the largest probability; 0 keeps all.
+    pub min_p: f32,
+    /// Logits of tokens that occurred are divided by it where positive, else multiplied; 1 is none.
+    pub repetition: f32,
+    /// Subtracted from logits of tokens that were given out.
+    pub presence: f32,
+    /// Subtracted for each time that a token was given out.
+    pub frequency: f32,
+    /// The tokens that occurred, each once.
+    pub seen: &'a [Seen],
+    /// Row of the mask, or `None`: all are allowed.
+    pub mask_row: Option<usize>,
+    /// Where in the distribution the draw falls, as a fraction of 2^64: the caller's generator gives it, so that a
+    /// request's seed alone decides.
+    pub random: u64,
+}
+
+impl Default for Draw<'_> {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition: 1.0,
+            presence: 0.0,
+            frequency: 0.0,
+            seen: &[],
+            mask_row: None,
+            random: 0,
+        }
+    }
+}
+
+/// A token that occurred.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Seen {
+    /// Its number.
+    pub token: u32,
+    /// How often it was given out; 0 when it is in the prompt alone.
+    pub count: u32,
+}
+
+/// What a row got.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Sampled {
+    /// The token; `u32::MAX` when all were masked.
+    pub token: u32,
+    /// Natural logarithm of its probability by the logits as they came.
+    pub logprob: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleRow {
+    random: u64,
+    top_p: u64,
+    temperature: f32,
+    min_p_log: f32,
+    top_k: u32,
+    repetition: f32,
+    presence: f32,
+    frequency: f32,
+    seen_start: u32,
+    seen_count: u32,
+    mask_row: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleArgument {
+    logits: Address,
+    work: Address,
+    rows: Address,
+    seen: Address,
+    mask: Address,
+    out: Address,
+    stride: u64,
+    count: u32,
+    vocabulary: u32,
+    mask_words: u32,
+    unused: u32,
+}
+
+/// Threads of a block, which draws one row.
+const BLOCK: usize = 512;
+/// `Shared` of the kernel.
+const SHARED_BYTES: usize = (256 + BLOCK) * 8 + BLOCK / 32 * 4 + 16;
+
+impl Cuda {
+    /// Draws the next token of each row of logits `[rows, vocabulary]`. `mask` holds rows of bits, a bit for each token
+    /// that is allowed, in words of 32 from the lowest. The same logits and `Draw` give the same token, whatever the other rows.
+    ///
+    /// # Errors
+    /// When lengths disagree, a token is not in the vocabulary, a number is not what it may be, or the device fails.
+    pub fn sample(&self, logits: &Tensor, draws: &[Draw<'_>], mask: &[u32]) -> Result<Vec<Sampled>, Error> {
+        same("sample", "number of draws", draws.len(), logits.rows())?;
+        let (vocabulary, words) = (logits.cols(), logits.cols().div_ceil(32));
+        if draws.is_empty() {
+            return Ok(Vec::new());
+        }
+        multiple("sample", "vocabulary", vocabulary, 1)?;
+        same("sample", "words of the mask beyond whole rows", mask.len() % words, 0)?;
+        let mut rows = Vec::with_capacity(draws.len());
+        let mut seen: Vec<Seen> = Vec::new();
+        for draw in draws {
+            rows.push(row(draw, seen.len(), mask.len() / words)?);
+            for occurred in draw.seen {
+                below("sample", "a token that occurred", occurred.token as usize, vocabulary)?;
+            }
+            seen.extend_from_slice(draw.seen);
+        }
+        at_most("sample", "tokens that occurred", seen.len(), u32::MAX as usize)?;
+        let device = &self.device;
+        let work = Memory::new(device, draws.len() * vocabulary * 4)?;
+        let rows = Memory::of(device, bytemuck::cast_slice(&rows))?;
+        let seen = Memory::of(device, bytemuck::cast_slice(&seen))?;
+        let mask = Memory::of(device, bytemuck::cast_slice(mask))?;
+        let mut sampled = vec![Sampled { token: 0, logprob: 0.0 }; draws.len()];
+        let out = Memory::new(device, size_of_val(&sampled[..]))?;
+        let blocks = count("sample", "rows", draws.len())?;
+        let argument = SampleArgument {
+            logits: logits.address(),
+            work: work.address(),
+            rows: rows.address(),
+            seen: seen.address(),
+            mask: mask.address(),
+            out: out.address(),
+            stride: logits.stride() as u64,
+            count: blocks,
+            vocabulary: count("sample", "vocabulary", vocabulary)?,
+            mask_words: count("sample", "words of the mask", words)?,
+            unused: 0,
+        };
+        self.launch("sample", "sample", blocks, BLOCK, SHARED_BYTES, &argument)?;
+        device.download(out.address(), bytemuck::cast_slice_mut(&mut sampled))?;
+        Ok(sampled)
+    }
+}
+
+/// A draw as the kernel takes it, checked.
+fn row(draw: &Draw<'_>, seen_start: usize, mask_rows: usize) -> Result<SampleRow, Error> {
+    let legal = [
+        ("temperature", draw.temperature, (0.0..=f32::MAX).contains(&draw.temperature), "finite, at least 0"),
+        ("top_p", draw.top_p, (0.0..=1.0).contains(&draw.top_p), "0 to 1"),
+        ("min_p", draw.min_p, (0.0..=1.0).contains(&draw.min_p), "0 to 1"),
+        (
+            "repetition",
+            draw.repetition,
+            draw.repetition > 0.0 && draw.repetition.is_finite(),
+            "finite, above 0",
+        ),
+        ("presence", draw.presence, draw.presence.is_finite(), "finite"),
+        ("frequency", draw.frequency, draw.frequency.is_finite(), "finite"),
+    ];
+    for (what, found, legal, supported) in legal {
+        if !legal {
+            let found = found.to_string();
+            return Err(Error::Unsupported { operator: "sample", what, found, supported });
+        }
+    }
+    if let Some(mask_row) = draw.mask_row {
+        below("sample", "row of the mask", mask_row, mask_rows)?;
+    }
+    Ok(SampleRow {
+        random: draw.random,
+        top_p: fraction(draw.top_p),
+        temperature: draw.temperature,
+        min_p_log: draw.min_p.ln(),
+        top_k: draw.top_k,
+        repetition: draw.repetition,
+        presence: draw.presence,
+        frequency: draw.frequency,
+        seen_start: count("sample", "tokens that occurred", seen_start)?,
+        seen_count: count("sample", "tokens that occurred", draw.seen.len())?,
+        mask_row: draw.mask_row.map_or(Ok(u32::MAX), |row| count("sample", "row of the mask", row))?,
+        unused: 0,
+    })
+}
+
+/// A number of 0 to 1 as a fraction of 2^64; 1 is all ones.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "of 0 to 1, and the cast saturates"
+)]
+fn fraction(x: f32) -> u64 {
+    (f64::from(x) * 2_f64.powi(64)) as u64
+}
