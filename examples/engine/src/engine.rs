@@ -311,7 +311,8 @@ impl Engine {
         Some(active)
     }
 
-    /// Forgets a request and frees its blocks; a search, by the id of any of its answers. False when there is none by this id.
+    /// Forgets a request and frees its blocks; a search, by the id of any of its answers. False when there is none by
+    /// this id.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         if let Some(search) = self.searches.of_answer(id) {
             self.close_search(search);

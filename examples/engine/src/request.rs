@@ -88,7 +88,7 @@ impl Beams {
 }
 
 impl Request {
-    /// A request with default sampling, no grammar, priority 0, no salt, a sample of nobody's, no search, arrived at the origin.
+    /// A request with default sampling, priority 0, arrived at the origin, with nothing special about it.
     #[must_use]
     pub fn new(id: RequestId, prompt: impl Into<Arc<[u32]>>) -> Self {
         Self {
