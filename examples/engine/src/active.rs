@@ -18,6 +18,9 @@ use crate::text::Text;
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) id: RequestId,
+    pub(crate) hands_over: bool,
+    /// Whether another engine delivered the beginning of its prompt.
+    pub(crate) delivered: bool,
     /// The search whose beam it is.
     pub(crate) search: Option<RequestId>,
     pub(crate) arrival: Tick,
@@ -67,6 +70,8 @@ impl Active {
         let output_tokens_max = sampling.max_tokens.unwrap_or(room).min(room);
         Ok(Self {
             id: request.id,
+            hands_over: request.hands_over,
+            delivered: false,
             search: None,
             arrival: request.arrival,
             started: None,
@@ -244,11 +249,15 @@ impl Active {
     }
 
     /// The last output of a request that must end without a further token.
-    pub(crate) fn give_up(&mut self) -> Output {
+    pub(crate) fn give_up(&mut self, reason: batching::Reason) -> Output {
         let mut output = self.output();
         output.prompt_logprobs = None;
         self.stops.finish(&mut output.text);
-        output.finish = Some(Finish { reason: FinishReason::Length, stop: None });
+        let reason = match reason {
+            batching::Reason::LoadFailed { .. } => FinishReason::Error,
+            _ => FinishReason::Length,
+        };
+        output.finish = Some(Finish { reason, stop: None });
         output
     }
 

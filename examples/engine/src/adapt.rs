@@ -4,6 +4,7 @@
 use quayline_batching::{Memory, Need, Remote, RequestId, Room};
 use quayline_kv_cache::{Admission, BlockCount, Claim, KvCache, SequenceId, TokenCount};
 
+use crate::handover::Elsewhere;
 use crate::host_tier::HostTier;
 
 /// A [`KvCache`], and the host memory behind it if there is some, as the batcher sees them. A request's sequence bears
@@ -12,6 +13,7 @@ use crate::host_tier::HostTier;
 pub(crate) struct PagedMemory {
     pub(crate) cache: KvCache,
     pub(crate) host: Option<HostTier>,
+    pub(crate) elsewhere: Elsewhere,
 }
 
 impl PagedMemory {
@@ -20,6 +22,7 @@ impl PagedMemory {
     /// # Panics
     /// When it is not open: a bug of ours.
     pub(crate) fn close(&mut self, sequence: SequenceId) {
+        self.elsewhere.wanted.remove(&sequence);
         match &mut self.host {
             Some(host) => host.close(&mut self.cache, sequence),
             None => self.cache.close(sequence).expect(OPEN),
@@ -46,14 +49,16 @@ impl PagedMemory {
     }
 
     fn claim(&mut self, id: RequestId, claim: Claim) -> Room {
-        let Self { cache, host } = self;
+        let Self { cache, host, elsewhere } = self;
         match cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
             Admission::Admit(reservation) => {
                 // The cache wants to hear of a block that fills up; what it has room for may reach further.
                 let held = claim.computed_after().plus(claim.lookahead);
                 let covered_tokens = reservation.commit().covered.max(held).get();
+                let arrives = elsewhere.begin(sequence(id), claim.computed, claim.external);
                 if let Some(host) = host {
-                    host.granted(cache, sequence(id), claim.external);
+                    let loads = if arrives { TokenCount(0) } else { claim.external };
+                    host.granted(cache, sequence(id), loads);
                 }
                 Room::Granted { covered_tokens }
             }
@@ -109,17 +114,32 @@ impl Memory for PagedMemory {
     }
 
     fn release(&mut self, id: RequestId) {
+        if self.elsewhere.handing_over.remove(&sequence(id)).is_some() {
+            return self.close(sequence(id));
+        }
         match &mut self.host {
             Some(host) => host.release(&mut self.cache, sequence(id)),
             None => self.cache.release(sequence(id)).expect(OPEN),
         }
     }
 
-    fn remote_tokens(&mut self, id: RequestId, _: u32) -> Remote {
+    fn remote_tokens(&mut self, id: RequestId, cached_tokens: u32) -> Remote {
+        if let Some(&tokens) = self.elsewhere.wanted.get(&sequence(id)) {
+            return Remote::Later { tokens: tokens.saturating_sub(cached_tokens) };
+        }
         match &mut self.host {
             Some(host) => Remote::Now { tokens: host.loadable(&mut self.cache, sequence(id)) },
             None => Remote::Nothing,
         }
+    }
+
+    fn publish(&mut self, id: RequestId, tokens: u32) {
+        self.elsewhere.arrived(&mut self.cache, sequence(id), tokens);
+    }
+
+    fn truncate(&mut self, id: RequestId, tokens: u32) {
+        // Rejected drafts were never published: nothing is to be done about them.
+        self.elsewhere.cut(&mut self.cache, sequence(id), tokens);
     }
 
     fn swap_out(&mut self, id: RequestId, tokens: u32) -> u32 {

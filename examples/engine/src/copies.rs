@@ -5,6 +5,7 @@ use quayline_gpu_kernels::Ops;
 
 use crate::engine::Engine;
 use crate::options::Speeds;
+use crate::request::RequestId;
 
 impl Engine {
     /// All copies that the plan asks for: what leaves the device and what comes back to it, in the order in which
@@ -26,6 +27,10 @@ impl Engine {
         }
         // What is swapped in was promised, and a fork is another's: neither is looked for.
         if matches!(admitted.source, Source::Swap | Source::Fork(_)) {
+            return;
+        }
+        let active = self.active.get(&RequestId(admitted.id.0));
+        if active.is_some_and(|active| active.delivered && active.started.is_none()) {
             return;
         }
         let loaded = loaded_tokens(admitted);

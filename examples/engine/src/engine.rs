@@ -14,6 +14,7 @@ use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
 use crate::grammar::{Grammar, Grammars};
+use crate::handover::{Elsewhere, Load};
 use crate::host_tier::HostTier;
 use crate::model::Model;
 use crate::options::{OffloadingWrite, Options};
@@ -50,6 +51,7 @@ pub struct Engine {
     pub(crate) reasons: Reasons,
     pub(crate) host_hits: HostUse,
     pub(crate) searches: Searches,
+    pub(crate) loads: Vec<Load>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -115,7 +117,7 @@ impl Engine {
             sizes,
             model,
             pool,
-            memory: PagedMemory { cache, host },
+            memory: PagedMemory { cache, host, elsewhere: Elsewhere::default() },
             batcher,
             active: BTreeMap::new(),
             grammarless: BTreeSet::new(),
@@ -125,6 +127,7 @@ impl Engine {
             reasons: Reasons::default(),
             host_hits: HostUse::default(),
             searches: Searches::default(),
+            loads: Vec::new(),
         })
     }
 
@@ -229,6 +232,7 @@ impl Engine {
             arrival: batching::Tick(request.arrival.0),
             grammar,
             sample_of: self.leader_of(&request),
+            hands_over: request.hands_over,
             ..batching::Request::new(id, active.prompt_tokens, stop)
         };
         self.admit(&request, active, planned)?;
@@ -252,6 +256,13 @@ impl Engine {
         let key = SequenceKey { salt: request.cache_salt.as_deref(), ..SequenceKey::default() };
         let opened = self.memory.cache.open(kv_cache::SequenceId(request.id.0), key, &request.prompt, reuse);
         opened.expect("the id is new and the prompt is within the longest sequence");
+        // The last token is computed here.
+        let known = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
+        let size = self.memory.cache.config().block_size;
+        let remote = size.tokens_in(size.full_blocks(TokenCount(request.remote_tokens.min(known - 1))));
+        if remote > TokenCount(0) && request.sampling.prompt_logprobs.is_none() {
+            self.memory.elsewhere.wanted.insert(kv_cache::SequenceId(request.id.0), remote.get());
+        }
         self.active.insert(request.id, active);
         Ok(())
     }
@@ -267,7 +278,8 @@ impl Engine {
     fn examine(&self, request: &Request) -> Result<(), Refusal> {
         let others = request.beams.as_ref().map_or(&[][..], |beams| &beams.others);
         for &id in std::iter::once(&request.id).chain(others) {
-            if self.active.contains_key(&id) || self.searches.of_answer(id).is_some() {
+            let handed = self.memory.elsewhere.handing_over.contains_key(&kv_cache::SequenceId(id.0));
+            if handed || self.active.contains_key(&id) || self.searches.of_answer(id).is_some() {
                 return Err(Refusal::Duplicate(id.0));
             }
             if is_beam(id) {
@@ -321,6 +333,8 @@ impl Engine {
         }
         let found = self.batcher.cancel(batching::RequestId(id.0), &mut self.memory);
         if found {
+            // What is on its way is not waited for: whoever brings it is refused.
+            self.batcher.loaded(batching::RequestId(id.0), &mut self.memory);
             self.forget(id);
             self.totals.cancelled += 1;
         }
@@ -336,7 +350,8 @@ impl Engine {
     /// Whether a step could bring anything: false also while all requests wait for their grammars.
     #[must_use]
     pub fn can_step(&self) -> bool {
-        self.active.len() > self.grammarless.len() || !self.searches.is_empty()
+        let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
+        self.active.len() > waiting || !self.searches.is_empty()
     }
 
     /// Drops all cached prefixes. False when requests still hold blocks.

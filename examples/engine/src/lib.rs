@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod files;
 mod grammar;
+mod handover;
 mod host_tier;
 mod input;
 mod json;
@@ -47,10 +48,13 @@ pub use engine::Engine;
 pub use error::{LoadError, Refusal, TextError};
 pub use files::ModelFiles;
 pub use grammar::{Grammar, Grammars, Guide, GuideState};
+pub use handover::{DeliveryError, Load, Parcel};
 pub use input::StepArrays;
 pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
-pub use options::{KvDtype, KvSize, Offloading, OffloadingWrite, Options, Order, Preemption, Speeds};
+pub use options::{
+    FailedLoads, KvDtype, KvSize, Offloading, OffloadingWrite, Options, Order, Preemption, Speeds,
+};
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};

@@ -33,6 +33,10 @@ pub struct Options {
     pub offloading: Option<Offloading>,
     /// What becomes of the keys and values of a request that yields its room.
     pub preemption: Preemption,
+    /// What becomes of a request whose tokens another engine should have delivered.
+    pub failed_loads: FailedLoads,
+    /// How long what a request hands over is kept, in ticks; `None` is until somebody says so.
+    pub handover_ticks_max: Option<u64>,
     /// Who runs first.
     pub order: Order,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
@@ -62,6 +66,8 @@ impl Default for Options {
             prefix_caching: true,
             offloading: None,
             preemption: Preemption::default(),
+            failed_loads: FailedLoads::default(),
+            handover_ticks_max: None,
             order: Order::FirstCome,
             speculation: None,
             max_queued_requests: None,
@@ -161,6 +167,16 @@ pub enum KvDtype {
     Bf16,
     /// Half floats.
     F16,
+}
+
+/// What becomes of a request whose tokens another engine should have delivered, and did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FailedLoads {
+    /// It computes them itself.
+    #[default]
+    Recompute,
+    /// It ends with an error.
+    End,
 }
 
 /// Who runs first.

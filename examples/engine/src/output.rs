@@ -19,7 +19,7 @@ pub struct Output {
     pub prompt_tokens: u32,
     /// How many of them were found in the prefix cache when the request first ran.
     pub cached_tokens: u32,
-    /// How many of those were not in the cache any more, and were loaded from host memory.
+    /// How many of those were not in the cache, and came from host memory or another engine.
     pub loaded_tokens: u32,
     /// Tokens chosen so far, these included.
     pub output_tokens: u32,
@@ -79,7 +79,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
-    /// The grammar of the answer became too large to be followed any further.
+    /// The grammar of the answer became too large to be followed any further, or what another engine has of it did not
+    /// come.
     Error,
 }
 

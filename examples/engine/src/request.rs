@@ -37,6 +37,12 @@ pub struct Request {
     pub sample_of: Option<RequestId>,
     /// Search for the likeliest answers, and draw nothing.
     pub beams: Option<Beams>,
+    /// Keep its keys and values when it ends, until another engine has them
+    /// ([`Engine::handed_over`](crate::Engine::handed_over)).
+    pub hands_over: bool,
+    /// Another engine has the keys and values of so many of the prompt's first tokens: wait for those of whole blocks
+    /// that are not here ([`Engine::loads`](crate::Engine::loads)).
+    pub remote_tokens: u32,
     /// When it arrived; orders the waiting line.
     pub arrival: Tick,
 }
@@ -100,6 +106,8 @@ impl Request {
             cache_salt: None,
             sample_of: None,
             beams: None,
+            hands_over: false,
+            remote_tokens: 0,
             arrival: Tick::default(),
         }
     }

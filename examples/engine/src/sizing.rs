@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::drafts::Speculation;
 use crate::error::LoadError;
 use crate::model::StepLimits;
-use crate::options::{KvDtype, KvSize, Offloading, Options, Order, Preemption};
+use crate::options::{FailedLoads, KvDtype, KvSize, Offloading, Options, Order, Preemption};
 
 /// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
@@ -141,6 +141,11 @@ impl Sizes {
             mixed_prefill_tokens_max: NonZeroU32::new(options.mixed_prefill_tokens),
             drafts: options.speculation.map_or(batching::Drafts::NONE, drafts),
             preemption: Self::preemption(options, block_bytes / u64::from(options.block_size.get())),
+            failed_loads: match options.failed_loads {
+                FailedLoads::Recompute => batching::FailedLoads::Recompute,
+                FailedLoads::End => batching::FailedLoads::End,
+            },
+            handover_ticks_max: options.handover_ticks_max,
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
             ..batching::Config::new(self.model_tokens_max)

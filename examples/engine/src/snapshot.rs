@@ -129,6 +129,8 @@ pub struct Totals {
     pub forks: u64,
     /// Blocks that were copied because one of those who shared them went its own way.
     pub copied_blocks: u64,
+    /// Prompt tokens that other engines computed and delivered.
+    pub delivered_tokens: u64,
     /// Requests accepted.
     pub accepted: u64,
     /// Requests that reached their end.

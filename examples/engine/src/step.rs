@@ -9,6 +9,7 @@ use crate::beam::is_beam;
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
 use crate::grammar::Guide;
+use crate::handover::Load;
 use crate::input::StepArrays;
 use crate::masks;
 use crate::output::Output;
@@ -101,13 +102,16 @@ impl Engine {
             self.totals.forks += u64::from(matches!(admitted.source, Source::Fork(_)));
             self.totals.prompt_tokens += u64::from(active.prompt_tokens);
         }
+        let load =
+            |load: &batching::Load| Load { id: RequestId(load.id.0), start: load.start, tokens: load.tokens };
+        self.loads.extend(plan.loads.iter().map(load));
         for note in &plan.ended {
             let Some(mut active) = self.forget(RequestId(note.id.0)) else { continue };
             if let Some(search) = active.search {
                 outputs.extend(self.end_search(search));
             } else {
                 self.totals.finished += 1;
-                outputs.push(active.give_up());
+                outputs.push(active.give_up(note.reason));
             }
         }
         if !plan.is_empty() {
@@ -227,7 +231,11 @@ impl Engine {
         for output in outputs.iter().filter(|output| output.finish.is_some()) {
             // The batcher has ended it already, unless it ended by its text.
             self.batcher.finish(batching::RequestId(output.id.0), &mut self.memory);
-            self.forget(output.id);
+            if self.active.get(&output.id).is_some_and(|active| active.hands_over) {
+                self.keep_for_handover(output.id);
+            } else {
+                self.forget(output.id);
+            }
             self.totals.finished += 1;
         }
     }

@@ -115,7 +115,8 @@ impl Engine {
             return Err(format!("the batcher has {planned} requests, the engine {active}"));
         }
         let open = self.memory.cache.stats().sequences as usize;
-        if open != active {
+        let handed = self.memory.elsewhere.handing_over.len();
+        if open != active + handed {
             return Err(format!("the cache has {open} sequences, the engine {active} requests"));
         }
         for (id, request) in &self.active {

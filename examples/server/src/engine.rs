@@ -370,8 +370,6 @@ impl EngineThread {
             let others = || (1..u64::from(job.n)).map(|place| RequestId(id.0 + place)).collect();
             let search = |length_penalty| Beams { others: others(), length_penalty };
             let request = Request {
-                id,
-                prompt: Arc::clone(prompt),
                 sampling: sampling.clone(),
                 grammar: match &job.grammar {
                     Wait::Ready(grammar) => Some(grammar.clone()),
@@ -382,6 +380,7 @@ impl EngineThread {
                 sample_of: ids.get(first).copied(),
                 beams: job.beams.map(search),
                 arrival: tick(self.origin, now),
+                ..Request::new(id, Arc::clone(prompt))
             };
             let is_part = job.beams.is_some() && choice > first;
             let added = match job.grammar {

@@ -172,9 +172,12 @@ impl Shared {
     /// The length penalty, if this asks for a beam search.
     ///
     /// # Errors
-    /// A penalty without a search.
+    /// A penalty without a search, or a search for what must be something.
     pub(crate) fn beams(&self) -> Result<Option<f32>, ApiError> {
         match (self.use_beam_search == Some(true), self.length_penalty.unwrap_or(1.0)) {
+            (true, _) if self.wanted()?.is_some() => {
+                Err(ApiError::field("structured_outputs", "are not done in a beam search"))
+            }
             (true, penalty) => Ok(Some(penalty)),
             (false, 1.0) => Ok(None),
             (false, _) => Err(ApiError::field("length_penalty", "needs use_beam_search")),

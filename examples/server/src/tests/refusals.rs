@@ -138,7 +138,12 @@ async fn completions_are_checked_down_to_the_prompt() {
     let mut body = completion(json!(vec!["a"; 1000]), 4);
     body["n"] = json!(2);
     refused(&server, COMPLETIONS, &body, StatusCode::BAD_REQUEST, Some("n")).await;
-    for (field, value) in [("stop", json!("x")), ("logit_bias", json!({ "5": 1 })), ("best_of", json!(3))] {
+    for (field, value) in [
+        ("stop", json!("x")),
+        ("logit_bias", json!({ "5": 1 })),
+        ("best_of", json!(3)),
+        ("structured_outputs", json!({ "regex": "a" })),
+    ] {
         let mut body = completion(json!("a"), 4);
         (body["use_beam_search"], body["n"]) = (json!(true), json!(2));
         body[field] = value;
