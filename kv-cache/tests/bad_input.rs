@@ -13,10 +13,15 @@ const NOBODY: SequenceId = SequenceId(9);
 
 /// Two sequences that share two blocks of a window and of full attention, one of them with a copy to be made.
 fn busy() -> KvCache {
+    busy_with(|_| ())
+}
+
+fn busy_with(change: impl FnOnce(&mut Config)) -> KvCache {
     let size = BlockSize::new(4).unwrap();
     let window = Group::new(SlidingWindow::new(TokenCount(8)).unwrap());
     let mut config = Config { sequence_tokens_max: TokenCount(30), ..Config::new(size, BlockCount(32)) };
     config.groups.push(window);
+    change(&mut config);
     let mut cache = KvCache::new(config).unwrap();
     let prompt: Vec<TokenId> = (0..10).collect();
     cache.open(A, SequenceKey::default(), &prompt, Reuse::ReadWrite).unwrap();
@@ -105,6 +110,8 @@ fn unknown_sequences() {
     refused(cache, |cache| cache.known(NOBODY), message);
     refused(cache, |cache| cache.table(NOBODY).map(|table| table.blocks().to_vec()), message);
     refused(cache, |cache| cache.hashes(NOBODY).map(<[_]>::to_vec), message);
+    refused(cache, |cache| cache.pin(PinId(1), NOBODY, TokenCount(4), None), message);
+    refused(cache, |cache| cache.add_media(NOBODY, &[]), message);
 }
 
 #[test]
@@ -116,6 +123,60 @@ fn freeing_twice() {
     let before = format!("{cache:?}");
     cache.release(A).unwrap();
     assert_eq!(format!("{cache:?}"), before, "a sequence that holds nothing has nothing to give back");
+}
+
+#[test]
+fn unpinning_twice() {
+    let cache = &mut busy();
+    assert_eq!(cache.pin(PinId(7), A, TokenCount(8), None), Ok(Pinned::Held { blocks: BlockCount(4) }));
+    assert_eq!(cache.unpin(PinId(7)), Ok(BlockCount(4)));
+    refused(cache, |cache| cache.unpin(PinId(7)), "there is no pin 7");
+}
+
+#[test]
+fn a_pin_past_the_cap() {
+    let [two, four, max] = [2, 4, 3].map(BlockCount);
+    let mut cache = busy_with(|config| config.pinned_blocks_max = max);
+    assert_eq!(cache.pin(PinId(7), A, TokenCount(4), None), Ok(Pinned::Held { blocks: two }));
+    let before = format!("{cache:?}");
+    for pin in [7, 8] {
+        let refused = Pinned::OverCap { need: four, pinned: two, max };
+        assert_eq!(cache.pin(PinId(pin), A, TokenCount(8), Some(Tick(9))), Ok(refused));
+        assert_eq!(format!("{cache:?}"), before);
+    }
+    cache.check().unwrap();
+}
+
+#[test]
+fn an_event_replay_with_holes() {
+    let mut cache = busy_with(|config| config.events_max = 100);
+    cache.close(A).unwrap();
+    cache.close(B).unwrap();
+    assert!(cache.reset());
+    let mut replica = Replica::new();
+    let mut refusals = Vec::new();
+    cache.drain_events(|number, event| {
+        let before = replica.clone();
+        if number != 1 {
+            if let Err(error) = replica.apply(number, &event) {
+                refusals.push(error.to_string());
+                assert_eq!(replica, before, "{error}");
+            }
+        }
+        let before = replica.clone();
+        if number == 0 {
+            let again = replica.apply(0, &event).unwrap_err();
+            assert_eq!(again.to_string(), "event 0 was applied already, 1 comes next");
+            assert_eq!(replica, before);
+        }
+    });
+    assert_eq!(refusals, ["event 2 comes where 1 should: 1 are missing"]);
+    let mut anew = Replica::of(&cache.snapshot().unwrap());
+    assert_eq!((anew.next_event(), anew.blocks().count()), (3, 0));
+    cache.open(A, SequenceKey::default(), &[1; 9], Reuse::ReadWrite).unwrap();
+    claim(&mut cache, A, Claim { new_tokens: TokenCount(9), ..Claim::default() });
+    cache.drain_events(|number, event| anew.apply(number, &event).unwrap());
+    assert_eq!(anew.blocks().count(), 4, "two full blocks in each group");
 }
 
 #[test]
