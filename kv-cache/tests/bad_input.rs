@@ -157,11 +157,11 @@ fn an_event_replay_with_holes() {
     let mut refusals = Vec::new();
     cache.drain_events(|number, event| {
         let before = replica.clone();
-        if number != 1 {
-            if let Err(error) = replica.apply(number, &event) {
-                refusals.push(error.to_string());
-                assert_eq!(replica, before, "{error}");
-            }
+        if number != 1
+            && let Err(error) = replica.apply(number, &event)
+        {
+            refusals.push(error.to_string());
+            assert_eq!(replica, before, "{error}");
         }
         let before = replica.clone();
         if number == 0 {

@@ -175,7 +175,7 @@ impl<D: Digest> Offload<D> {
         let from = cache.lookup(sequence)?.tokens;
         let view = cache.sequences.get(sequence)?;
         let to = cache.loadable_to(view);
-        let reads = view.reuse == Reuse::ReadWrite && to > from;
+        let reads = view.reuse == Reuse::ReadWrite && to > from && !cache.groups.share_nothing();
         let path = Path { cache, view, from, to };
         let asked = reads && self.ask(path);
         let begun = if reads { self.promote(path) } else { None };
@@ -205,8 +205,8 @@ impl<D: Digest> Offload<D> {
         Ok(External { advice: Advice::Compute, begun })
     }
 
-    /// Begins the load of what a sequence was granted room for as external. If a part of it has gone since, the leading
-    /// part is loaded, and the end of the job tells.
+    /// Begins the load of what a sequence was granted room for as external. If a part of it has gone since, or more was
+    /// claimed than [`external`](Offload::external) advised, the leading part is loaded, and the end of the job tells.
     ///
     /// # Errors
     /// [`OffloadError::NothingToLoad`]; [`Error::NotOpen`].
@@ -220,6 +220,8 @@ impl<D: Digest> Offload<D> {
         let Some(Loading { from, to, .. }) = view.loading.filter(|_| !under_way) else {
             return Err(OffloadError::NothingToLoad { sequence });
         };
+        // What has no name yet, or fills no whole block, lies in no tier, whatever was claimed.
+        let to = cache.whole_blocks_in(to).min(cache.named_to(view)).max(from);
         let mut needed: Vec<Needed<D>> = cache
             .groups_that_hold_tokens()
             .flat_map(|(group, _)| cache.needed(view, group, from, to))
@@ -228,7 +230,10 @@ impl<D: Digest> Offload<D> {
         if let Some(busy) = needed.iter().find(|needed| !self.tiers.is_idle(needed.leaving.block)) {
             return Ok(LoadStart::Later(busy.leaving.block));
         }
-        let there = needed.iter().take_while(|needed| self.is_readable(self.tiers.find(&needed.key))).count();
+        let has_room = |needed: &Needed<D>| needed.leaving.block != BlockId::NULL;
+        let is_there =
+            |needed: &&Needed<D>| has_room(needed) && self.is_readable(self.tiers.find(&needed.key));
+        let there = needed.iter().take_while(is_there).count();
         let end = needed.get(there).map_or(to, |gone| gone.start.max(from));
         needed.truncate(there);
         if needed.is_empty() {
@@ -334,7 +339,11 @@ impl<D: Digest> Offload<D> {
             && self.sequences.get(sequence).is_some_and(|afar| afar.load == Some(job))
             && tokens.len() > made as usize + 1
         {
-            cache.loaded(*sequence, cache.whole_blocks_in(tokens[made as usize]))?;
+            let there = cache.whole_blocks_in(tokens[made as usize]);
+            // A hit that ends in a block is not left behind by the first copies.
+            if cache.sequences.get(*sequence)?.loading.is_some_and(|loading| there > loading.from) {
+                cache.loaded(*sequence, there)?;
+            }
         }
         Ok(())
     }

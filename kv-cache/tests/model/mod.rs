@@ -3,6 +3,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "the pools of this test are tiny")]
 
+pub(crate) mod behind;
 mod blocks;
 mod claims;
 mod pins;
@@ -84,6 +85,7 @@ pub(crate) struct Model<P> {
     /// Numbers for contents, by which a policy remembers what is gone.
     names: BTreeMap<(usize, (usize, Vec<TokenId>)), u32>,
     pins: BTreeMap<u64, pins::Pin>,
+    pub(crate) behind: Option<behind::Behind>,
     /// By block and part: what others find in it.
     pub(crate) content: Vec<Vec<Option<Content>>>,
     pub(crate) sequences: BTreeMap<u64, Sequence>,
@@ -189,6 +191,7 @@ impl<P: Eviction> Model<P> {
             policy,
             names: BTreeMap::new(),
             pins: BTreeMap::new(),
+            behind: None,
             content: vec![vec![None; 64]; config.block_count.0 as usize],
             sequences: BTreeMap::new(),
             copies: Vec::new(),
@@ -229,7 +232,8 @@ impl<P: Eviction> Model<P> {
 
     pub(crate) fn users(&self, block: BlockId) -> u32 {
         let copied = self.copies.iter().filter(|copy| copy.from == block).count() as u32;
-        self.holders(block) + copied + self.pins_of(block)
+        let kept = self.behind.as_ref().map_or(0, |behind| behind.keeps(block));
+        self.holders(block) + copied + self.pins_of(block) + kept
     }
 
     pub(crate) fn is_free(&self, block: BlockId) -> bool {
@@ -402,6 +406,11 @@ impl<P: Eviction> Model<P> {
         let hit = self.hit(id).0;
         self.get(id)?.junction = hit.junction.unwrap_or_default().0;
         Ok(hit)
+    }
+
+    /// Tokens of a sequence whose steps are done.
+    pub(crate) fn settled(&self, id: u64) -> u32 {
+        self.sequences.get(&id).map_or(0, |of| of.loading.map_or(of.computed, |loading| loading.from))
     }
 
     pub(crate) fn usual_start(&mut self, id: u64) -> TokenCount {

@@ -1,0 +1,306 @@
+//! What the oracle asks: caches of every shape, and calls of every kind.
+
+use proptest::prelude::*;
+use quayline_kv_cache::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
+use quayline_kv_cache::tier::*;
+use quayline_kv_cache::*;
+
+use super::model::{self, Kind, Shape};
+
+/// The keys that sequences are opened with; content is shared only under the same one.
+pub(crate) const KEYS: [SequenceKey<'static>; 3] = [
+    SequenceKey { adapter: None, salt: None, media: &[], embeds: None, tenant: TenantId(0) },
+    SequenceKey { adapter: None, salt: Some("a"), media: &[], embeds: None, tenant: TenantId(0) },
+    SequenceKey {
+        adapter: Some(Adapter { name: "a", path: "" }),
+        salt: None,
+        media: &[],
+        embeds: None,
+        tenant: TenantId(0),
+    },
+];
+
+/// One call. Sequences are numbers below [`SEQUENCES`], so that calls meet open and closed ones.
+#[derive(Clone, Debug)]
+pub(crate) enum Call {
+    Open {
+        sequence: u64,
+        key: usize,
+        tenant: u32,
+        tokens: Vec<TokenId>,
+        reuse: Reuse,
+    },
+    Encoder {
+        sequence: u64,
+        tokens: u32,
+    },
+    Push {
+        sequence: u64,
+        tokens: Vec<TokenId>,
+    },
+    Lookup {
+        sequence: u64,
+    },
+    Claim {
+        sequence: u64,
+        claim: Claim,
+        from: From,
+        commit: bool,
+    },
+    Settle {
+        sequence: u64,
+        behind: u32,
+    },
+    Loaded {
+        sequence: u64,
+        behind: u32,
+        failed: bool,
+    },
+    Fork {
+        parent: u64,
+        child: u64,
+    },
+    Truncate {
+        sequence: u64,
+        keep: u32,
+    },
+    Rollback {
+        sequence: u64,
+        tokens: u32,
+    },
+    Trim {
+        sequence: u64,
+        room: u32,
+    },
+    Withdraw {
+        sequence: u64,
+    },
+    Release {
+        sequence: u64,
+    },
+    Close {
+        sequence: u64,
+    },
+    Evict {
+        blocks: Vec<BlockId>,
+    },
+    EvictHash {
+        sequence: u64,
+        index: usize,
+    },
+    Pin {
+        pin: u64,
+        sequence: u64,
+        tokens: u32,
+        until: Option<u64>,
+    },
+    PinHashes {
+        pin: u64,
+        sequence: u64,
+        count: u32,
+    },
+    Unpin {
+        pin: u64,
+    },
+    Expire {
+        now: u64,
+    },
+    Quota {
+        tenant: u32,
+        share: u32,
+        limit: u32,
+    },
+    /// A sequence offers what it has computed to the nearest tier.
+    Computed {
+        sequence: u64,
+        behind: u32,
+    },
+    /// A sequence claims what it finds in the tiers.
+    Fetch {
+        sequence: u64,
+        whole: bool,
+    },
+    Load {
+        sequence: u64,
+    },
+    Flush {
+        tier: u8,
+        most: u32,
+    },
+    Progress {
+        job: usize,
+        made: u32,
+    },
+    /// A job ends: well, after so many copies, or with a bad copy.
+    Finish {
+        job: usize,
+        end: u32,
+        copy: u32,
+    },
+    EndStep,
+    Reset,
+}
+
+/// What a claim takes for computed.
+#[derive(Clone, Debug)]
+pub(crate) enum From {
+    /// Where the sequence stands, or its hit.
+    Usual,
+    /// The number in the claim, which is often nonsense.
+    Claimed,
+}
+
+pub(crate) const SEQUENCES: u64 = 6;
+
+pub(crate) fn shape() -> impl Strategy<Value = Shape> {
+    let sizes = (1u32..5, prop::collection::vec(group(), 1..4), prop::option::weighted(0.25, 1u32..3));
+    let retention = prop_oneof![
+        2 => Just(Retention::Prompt),
+        2 => Just(Retention::Dense),
+        1 => (0u32..9).prop_map(|every| Retention::Every(TokenCount(every))),
+    ];
+    let rest = (
+        2u32..40,
+        prop::bool::weighted(0.9),
+        any::<u64>(),
+        prop_oneof![4 => Just(u32::MAX), 1 => 8u32..30],
+        prop_oneof![2 => Just(u32::MAX), 1 => 1u32..9],
+        retention,
+        prop::bool::weighted(0.15),
+        prop_oneof![5 => Just(0u32), 1 => 1u32..3],
+        (0u32..20, prop_oneof![3 => Just(10_000u32), 1 => 1u32..6]),
+    );
+    (sizes, rest).prop_map(|((base, kinds, parts), rest)| {
+        let (blocks, prefix_caching, hash_seed, tokens_max, step_max, retention, draft_head, ahead, kept) =
+            rest;
+        // Parts divide every block, so all sizes are multiples of one.
+        let unit = parts.map(|parts| base.min(parts));
+        let size = |factor: u32| unit.map_or(base, |unit| unit * base) * factor;
+        let groups: Vec<model::Group> =
+            kinds.iter().map(|&(kind, factor)| model::Group { kind, size: size(factor) }).collect();
+        let mut config = Config::new(BlockSize::new(size(1)).unwrap(), BlockCount(blocks));
+        config.groups = groups
+            .iter()
+            .map(|group| real(group.kind).with_block_size(BlockSize::new(group.size).unwrap()))
+            .collect();
+        config.match_unit = unit.map(|unit| BlockSize::new(unit).unwrap());
+        config.sequence_tokens_max = TokenCount(tokens_max);
+        config.step_tokens_max = TokenCount(step_max);
+        config.hash_lookahead = TokenCount(ahead);
+        config.pinned_blocks_max = BlockCount(kept.0);
+        config.events_max = kept.1;
+        let config = Config { prefix_caching, hash_seed, retention, draft_head, ..config };
+        Shape { config, groups }
+    })
+}
+
+/// A kind and by how much its blocks are larger.
+fn group() -> impl Strategy<Value = (Kind, u32)> {
+    let kind = prop_oneof![
+        6 => Just(Kind::Full),
+        3 => (1u32..10, prop_oneof![2 => Just(0u32), 1 => 1u32..6])
+            .prop_map(|(window, sinks)| Kind::Window { window, sinks }),
+        1 => (1u32..10).prop_map(|window| Kind::WindowBehindPrompt { window }),
+        2 => (1u32..10).prop_map(|chunk| Kind::Local { chunk }),
+        2 => Just(Kind::State),
+        1 => Just(Kind::Cross),
+    ];
+    (kind, prop_oneof![4 => Just(1u32), 1 => 2u32..4])
+}
+
+fn real(kind: Kind) -> Group {
+    let window = |window| SlidingWindow::new(TokenCount(window)).unwrap();
+    match kind {
+        Kind::Full => Group::new(Full),
+        Kind::Window { window: length, sinks } => Group::new(window(length).with_sinks(TokenCount(sinks))),
+        Kind::WindowBehindPrompt { window: length } => Group::new(window(length).with_prompt()),
+        Kind::Local { chunk } => Group::new(ChunkedLocal::new(TokenCount(chunk)).unwrap()),
+        Kind::State => Group::new(Recurrent),
+        Kind::Cross => Group::new(Cross),
+    }
+}
+
+pub(crate) fn call() -> impl Strategy<Value = Call> {
+    let sequence = || 0..SEQUENCES;
+    let reuse = prop_oneof![3 => Just(Reuse::ReadWrite), 1 => Just(Reuse::WriteOnly)];
+    let external = prop_oneof![5 => Just(0u32), 1 => 1u32..20];
+    let lookahead = prop_oneof![3 => Just(0u32), 1 => 0u32..6];
+    let claim = (0u32..40, external, 0u32..12, lookahead, any::<bool>(), 0u32..4).prop_map(
+        |(computed, external, new_tokens, lookahead, whole_sequence, watermark)| Claim {
+            computed: TokenCount(computed),
+            external: TokenCount(external),
+            new_tokens: TokenCount(new_tokens),
+            lookahead: TokenCount(lookahead),
+            whole_sequence,
+            watermark: BlockCount(watermark),
+        },
+    );
+    let from = prop_oneof![9 => Just(From::Usual), 1 => Just(From::Claimed)];
+    let key = prop_oneof![6 => Just(0), 1 => 1..KEYS.len()];
+    let of_sequence = prop_oneof![
+        2 => sequence().prop_map(|sequence| Call::Lookup { sequence }),
+        1 => sequence().prop_map(|sequence| Call::Withdraw { sequence }),
+        2 => sequence().prop_map(|sequence| Call::Release { sequence }),
+        3 => sequence().prop_map(|sequence| Call::Close { sequence }),
+        1 => (sequence(), 0u32..9).prop_map(|(sequence, tokens)| Call::Encoder { sequence, tokens }),
+        4 => (sequence(), 0u32..9).prop_map(|(sequence, behind)| Call::Settle { sequence, behind }),
+        3 => (sequence(), 0u32..9, prop::bool::weighted(0.3))
+            .prop_map(|(sequence, behind, failed)| Call::Loaded { sequence, behind, failed }),
+        3 => (sequence(), sequence()).prop_map(|(parent, child)| Call::Fork { parent, child }),
+        1 => (sequence(), 0u32..40).prop_map(|(sequence, keep)| Call::Truncate { sequence, keep }),
+        2 => (sequence(), 0u32..5).prop_map(|(sequence, tokens)| Call::Rollback { sequence, tokens }),
+        1 => (sequence(), 0u32..40).prop_map(|(sequence, room)| Call::Trim { sequence, room }),
+        1 => (sequence(), 0usize..6).prop_map(|(sequence, index)| Call::EvictHash { sequence, index }),
+    ];
+    let pin = || 0u64..3;
+    let of_pins = prop_oneof![
+        3 => (pin(), sequence(), 0u32..40, prop::option::of(0u64..40))
+            .prop_map(|(pin, sequence, tokens, until)| Call::Pin { pin, sequence, tokens, until }),
+        2 => (pin(), sequence(), 0u32..12)
+            .prop_map(|(pin, sequence, count)| Call::PinHashes { pin, sequence, count }),
+        2 => pin().prop_map(|pin| Call::Unpin { pin }),
+        1 => (0u64..40).prop_map(|now| Call::Expire { now }),
+        2 => (0u32..3, 0u32..20, 0u32..40)
+            .prop_map(|(tenant, share, limit)| Call::Quota { tenant, share, limit }),
+    ];
+    let of_tiers = prop_oneof![
+        1 => (sequence(), 0u32..3).prop_map(|(sequence, behind)| Call::Computed { sequence, behind }),
+        9 => (sequence(), any::<bool>()).prop_map(|(sequence, whole)| Call::Fetch { sequence, whole }),
+        1 => sequence().prop_map(|sequence| Call::Load { sequence }),
+        1 => (0u8..3, 0u32..6).prop_map(|(tier, most)| Call::Flush { tier, most }),
+        1 => (0usize..4, 0u32..5).prop_map(|(job, made)| Call::Progress { job, made }),
+        9 => (0usize..4, 0u32..6, 0u32..6).prop_map(|(job, end, copy)| Call::Finish { job, end, copy }),
+    ];
+    prop_oneof![
+        6 => (sequence(), key, 0u32..3, tokens(30), reuse)
+            .prop_map(|(sequence, key, tenant, tokens, reuse)| Call::Open { sequence, key, tenant, tokens, reuse }),
+        6 => (sequence(), tokens(6)).prop_map(|(sequence, tokens)| Call::Push { sequence, tokens }),
+        14 => (sequence(), claim, from, prop::bool::weighted(0.9))
+            .prop_map(|(sequence, claim, from, commit)| Call::Claim { sequence, claim, from, commit }),
+        16 => of_sequence,
+        1 => prop::collection::vec((0u32..40).prop_map(BlockId), 0..4).prop_map(|blocks| Call::Evict { blocks }),
+        3 => of_pins,
+        12 => of_tiers,
+        4 => Just(Call::EndStep),
+        1 => Just(Call::Reset),
+    ]
+}
+
+/// Token lists that often begin alike: counting up, then something else.
+fn tokens(length_max: u32) -> impl Strategy<Value = Vec<TokenId>> {
+    (0..length_max, 0..length_max, 0u32..3).prop_map(|(alike, length, other)| {
+        (0..length).map(|index| if index < alike { index } else { 1000 * other + index }).collect()
+    })
+}
+
+/// One tier or two, in which the device finds everything.
+pub(crate) fn tiers() -> impl Strategy<Value = (Vec<TierConfig>, u32)> {
+    let eviction = prop_oneof![Just(TierEviction::Lru), Just(TierEviction::Arc)];
+    let write = prop_oneof![3 => Just(Write::THROUGH), 1 => Just(Write::After { offers: 2, tracked: 9 })];
+    let tier = (1u32..12, eviction, write).prop_map(|(slots, eviction, write)| TierConfig {
+        eviction,
+        write,
+        ..TierConfig::new(Medium::Host, BlockCount(slots))
+    });
+    (prop::collection::vec(tier, 1..3), 0u32..3)
+}

@@ -1,0 +1,338 @@
+//! The cache and the model side by side: the same calls, the same answers, the same state after each.
+
+mod behind;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use behind::cache_error;
+use quayline_kv_cache::evict::Quota;
+use quayline_kv_cache::tier::*;
+use quayline_kv_cache::*;
+
+use crate::calls::{Call, From, KEYS, SEQUENCES};
+use crate::model::behind::Behind;
+use crate::model::{Model, Shape, Verdict};
+
+/// Tiers, and how many blocks a load is worth.
+pub(crate) type Tiered = (Vec<TierConfig>, u32);
+
+/// Sets the quota of a tenant in both.
+pub(crate) type SetQuota<E, P> = fn(&mut KvCache<Xxh3, E>, &mut Model<P>, TenantId, Quota);
+
+/// The cache and the model, told the same, and who hears nothing but events.
+pub(crate) struct Pair<E: Eviction, P> {
+    cache: KvCache<Xxh3, E>,
+    model: Model<P>,
+    set_quota: SetQuota<E, P>,
+    replica: Replica<BlockHash>,
+    offload: Option<Offload<BlockHash>>,
+    /// What the model calls the contents that the tiers know by name.
+    names: BTreeMap<BlockKey<BlockHash>, u32>,
+    calls: u32,
+}
+
+impl<E: Eviction, P: Eviction> Pair<E, P> {
+    pub(crate) fn new(
+        shape: &Shape,
+        policy: impl FnOnce(BlockCount) -> E,
+        plain: P,
+        set_quota: SetQuota<E, P>,
+    ) -> Self {
+        let hasher = Xxh3::new(shape.config.hash_seed);
+        let cache = KvCache::with(shape.config.clone(), hasher, policy).unwrap();
+        let (model, replica, names) = (Model::new(shape, plain), Replica::new(), BTreeMap::new());
+        Pair { cache, model, set_quota, replica, offload: None, names, calls: 0 }
+    }
+
+    pub(crate) fn play(mut self, behind: Option<Tiered>, calls: Vec<Call>) {
+        if let Some((tiers, load_min)) = behind {
+            let minimum = BlockCount(load_min);
+            let fetch = Fetch { load_min: minimum, promote_min: minimum, patience: Patience::BestEffort };
+            self.offload = Some(Offload::new(Tiers::new(&tiers, 0).unwrap(), fetch));
+            self.model.behind = Some(Behind::new(&tiers, load_min));
+        }
+        for call in calls {
+            self.run(call);
+        }
+        self.wind_down();
+    }
+
+    fn run(&mut self, call: Call) {
+        self.model.behind.iter_mut().for_each(Behind::note_busy);
+        let Pair { cache, model, .. } = self;
+        let id = SequenceId;
+        match call {
+            Call::Open { sequence, key, tenant, tokens, reuse } => {
+                let tenant = TenantId(tenant);
+                let answer = cache.open(id(sequence), SequenceKey { tenant, ..KEYS[key] }, &tokens, reuse);
+                assert_eq!(answer, model.open(sequence, (key, tenant), &tokens, reuse));
+            }
+            Call::Encoder { sequence, tokens } => {
+                assert_eq!(cache.encoder(id(sequence), TokenCount(tokens)), model.encoder(sequence, tokens));
+            }
+            Call::Push { sequence, tokens } => {
+                assert_eq!(cache.push(id(sequence), &tokens), model.push(sequence, &tokens));
+            }
+            Call::Lookup { sequence } => assert_eq!(cache.lookup(id(sequence)), model.lookup(sequence)),
+            Call::Claim { sequence, mut claim, from, commit } => {
+                if matches!(from, From::Usual) {
+                    claim.computed = model.usual_start(sequence);
+                }
+                self.claim(sequence, claim, commit);
+                if commit && self.offload.is_some() {
+                    // What a step has computed is offered.
+                    self.run_behind(Call::Computed { sequence, behind: 0 });
+                }
+            }
+            Call::Settle { sequence, behind } => {
+                let tokens = self.computed(sequence).saturating_sub(behind.saturating_sub(1));
+                let tokens = if behind == 0 { tokens + 1 } else { tokens };
+                let answer = self.cache.settle(id(sequence), TokenCount(tokens)).map(<[_]>::to_vec);
+                assert_eq!(answer, self.model.settle(sequence, tokens));
+            }
+            Call::Loaded { sequence, behind, failed } => {
+                let tokens = self.computed(sequence).saturating_sub(behind);
+                if failed {
+                    let answer = self.cache.load_failed(id(sequence), TokenCount(tokens));
+                    assert_eq!(answer, self.model.load_failed(sequence, tokens));
+                } else {
+                    let answer = self.cache.loaded(id(sequence), TokenCount(tokens));
+                    assert_eq!(answer, self.model.loaded(sequence, tokens));
+                }
+            }
+            Call::Fork { parent, child } => {
+                assert_eq!(cache.fork(id(parent), id(child)), model.fork(parent, child));
+            }
+            Call::Truncate { sequence, keep } => {
+                assert_eq!(cache.truncate(id(sequence), TokenCount(keep)), model.truncate(sequence, keep));
+            }
+            Call::Rollback { sequence, tokens } => {
+                assert_eq!(
+                    cache.rollback(id(sequence), TokenCount(tokens)),
+                    model.rollback(sequence, tokens)
+                );
+            }
+            Call::Trim { sequence, room } => {
+                assert_eq!(cache.trim(id(sequence), TokenCount(room)), model.trim(sequence, room));
+            }
+            Call::Withdraw { sequence } => assert_eq!(cache.withdraw(id(sequence)), model.withdraw(sequence)),
+            other => self.run_other(other),
+        }
+        self.learn();
+        self.compare();
+    }
+
+    /// The calls that give something back, or are about more than one sequence.
+    fn run_other(&mut self, call: Call) {
+        let Pair { cache, model, offload, .. } = self;
+        let id = SequenceId;
+        match call {
+            Call::Release { sequence } => {
+                let answer = match offload {
+                    Some(offload) => cache_error(offload.release(cache, id(sequence))),
+                    None => cache.release(id(sequence)),
+                };
+                assert_eq!(answer, model.part(sequence, false));
+            }
+            Call::Close { sequence } => {
+                let answer = match offload {
+                    Some(offload) => cache_error(offload.close(cache, id(sequence))),
+                    None => cache.close(id(sequence)),
+                };
+                assert_eq!(answer, model.part(sequence, true));
+            }
+            Call::Evict { blocks } => assert_eq!(cache.evict(&blocks), model.evict(&blocks)),
+            Call::EvictHash { sequence, index } => {
+                let hash = cache.hashes(id(sequence)).ok().and_then(|hashes| hashes.get(index).copied());
+                if let Some(hash) = hash {
+                    assert_eq!(cache.evict_hash(hash), model.evict_hash(sequence, index));
+                }
+            }
+            Call::Pin { pin, sequence, tokens, until } => {
+                let until = until.map(Tick);
+                let answer = cache.pin(PinId(pin), id(sequence), TokenCount(tokens), until);
+                assert_eq!(answer, model.pin(pin, sequence, tokens, until));
+            }
+            Call::PinHashes { pin, sequence, count } => {
+                if let Ok(hashes) = cache.hashes(id(sequence)) {
+                    let hashes = hashes[..hashes.len().min(count as usize)].to_vec();
+                    let expected = model.pin_hashes(pin, sequence, hashes.len() as u32);
+                    assert_eq!(cache.pin_hashes(PinId(pin), &hashes, None), expected);
+                }
+            }
+            Call::Unpin { pin } => assert_eq!(cache.unpin(PinId(pin)), model.unpin(pin)),
+            Call::Expire { now } => assert_eq!(cache.expire(Tick(now)), model.expire(Tick(now))),
+            Call::Quota { tenant, share, limit } => {
+                let quota = Quota { share: BlockCount(share), limit: BlockCount(limit) };
+                (self.set_quota)(cache, model, TenantId(tenant), quota);
+            }
+            Call::EndStep => {
+                cache.end_step();
+                model.end_step();
+            }
+            Call::Reset => {
+                let answer = match offload {
+                    Some(offload) => offload.reset(cache),
+                    None => cache.reset(),
+                };
+                assert_eq!(answer, model.reset_all());
+            }
+            of_tiers => {
+                if self.offload.is_some() {
+                    self.run_behind(of_tiers);
+                }
+            }
+        }
+    }
+
+    fn computed(&self, sequence: u64) -> u32 {
+        self.model.sequences.get(&sequence).map_or(0, |sequence| sequence.computed)
+    }
+
+    fn claim(&mut self, sequence: u64, claim: Claim, commit: bool) {
+        let expected = self.model.reserve(sequence, claim);
+        match (self.cache.reserve(SequenceId(sequence), claim), expected) {
+            (Err(error), Err(expected)) => assert_eq!(error, expected),
+            (Ok(Admission::NextStep), Ok(Verdict::NextStep)) => (),
+            (Ok(Admission::OverLimit(refusal)), Ok(Verdict::OverLimit(expected))) => {
+                assert_eq!(refusal, expected);
+            }
+            (Ok(Admission::Wait { need, reserved, free, .. }), Ok(Verdict::Wait(a, b, c))) => {
+                assert_eq!((need.0, reserved.0, free.0), (a, b, c));
+            }
+            (Ok(Admission::Never { need, .. }), Ok(Verdict::Never(expected))) => assert_eq!(need.0, expected),
+            (Ok(Admission::Admit(reservation)), Ok(Verdict::Admit { hits, new })) => {
+                assert_eq!((reservation.hit_blocks().0, reservation.new_blocks().0), (hits, new));
+                if commit {
+                    let grant = reservation.commit();
+                    let granted = self.model.commit(sequence, claim);
+                    let groups = (0..granted.new.len()).map(|group| GroupId(group as u8));
+                    let new: Vec<_> = groups.map(|group| grant.new_blocks_in(group).to_vec()).collect();
+                    assert_eq!((grant.cached.0, &new), (granted.cached, &granted.new));
+                    assert_eq!(grant.copies, granted.copies);
+                    assert_eq!(grant.covered.0, self.model.covered(sequence), "covered");
+                    let taken = new.into_iter().flatten().chain(granted.copies.iter().map(|copy| copy.to));
+                    let mut taken: Vec<_> = taken.filter(|&block| block != BlockId::NULL).collect();
+                    let all = taken.len();
+                    taken.sort_unstable();
+                    taken.dedup();
+                    assert_eq!(taken.len(), all, "no block is handed out twice, across groups");
+                }
+            }
+            (answer, expected) => unreachable!("{answer:?}, {expected:?} expected"),
+        }
+    }
+
+    fn compare(&mut self) {
+        let Pair { cache, model, .. } = self;
+        cache.check().unwrap();
+        let free: Vec<BlockId> = cache.free_blocks().collect();
+        assert_eq!(free, model.policy.order().collect::<Vec<_>>(), "order of the free list");
+        let stats = cache.stats();
+        let all = stats.free.0 + stats.used.0 + stats.pinned.0 + 1;
+        assert_eq!(all, cache.config().block_count.0, "free + used + pinned + null = all");
+        assert_eq!((stats.free.0, stats.pinned.0), (model.free(), model.pinned()));
+        assert_eq!((stats.first, stats.again, stats.evictions), (model.first, model.again, model.evictions));
+        assert_eq!((stats.cached.0, stats.reserved.0), (model.cached(), model.set_aside()));
+        assert_eq!(stats.sequences as usize, model.sequences.len());
+        assert_eq!(cache.copies(), model.copies);
+        for (&id, sequence) in &model.sequences {
+            for (group, table) in (0..).map(GroupId).zip(&sequence.tables) {
+                let blocks = cache.table_in(SequenceId(id), group).unwrap().blocks();
+                assert_eq!(blocks, table.blocks, "table of {id} in {group}");
+            }
+            assert_eq!(cache.known(SequenceId(id)).unwrap().0 as usize, sequence.tokens.len());
+        }
+        self.compare_content();
+        self.calls += 1;
+        if self.calls.is_multiple_of(8) {
+            self.hear();
+        }
+    }
+
+    /// What the events come to is what the model has. Who hears too late begins anew with a snapshot.
+    fn hear(&mut self) {
+        let Pair { cache, model, replica, offload, names, .. } = self;
+        let mut hole = None;
+        let hear = |number, event: Event<'_, BlockHash>| match replica.apply(number, &event) {
+            Ok(()) => {}
+            Err(ReplicaError::Hole { expected, got }) => hole = Some(got - expected),
+            Err(error) => unreachable!("{error}: {event:?}"),
+        };
+        match offload {
+            Some(offload) => offload.drain_events(cache, hear),
+            None => cache.drain_events(hear),
+        }
+        let snapshot = match offload {
+            Some(offload) => offload.snapshot(cache).unwrap(),
+            None => cache.snapshot().unwrap(),
+        };
+        if hole.is_some() {
+            *replica = Replica::of(&snapshot);
+        }
+        assert_eq!(*replica, Replica::of(&snapshot));
+        let there = model.content.iter().flatten().flatten();
+        let there: BTreeSet<_> = there.map(|content| (content.group, &content.tokens)).collect();
+        let in_device = |group, name| replica.locations(group, name).any(|place| place == Location::Device);
+        let told = replica.blocks().filter(|&(group, name)| in_device(group, name)).count();
+        assert_eq!(told, there.len(), "one name for each content, however many copies");
+        let blocks = (1..model.content.len() as u32).map(BlockId);
+        for (block, content) in blocks.filter_map(|block| Some((block, model.whole_content(block)?))) {
+            let (group, name) = (GroupId(content.group as u8), cache.hash_of(block).unwrap());
+            assert!(in_device(group, name), "{block} is found and was not told");
+        }
+        if let Some(behind) = &model.behind {
+            let mut in_tiers = BTreeSet::new();
+            for (group, digest) in replica.blocks() {
+                for location in replica.locations(group, digest) {
+                    if let Location::Tier { tier, .. } = location {
+                        in_tiers.insert((tier, names[&BlockKey { digest, group }]));
+                    }
+                }
+            }
+            assert_eq!(in_tiers, behind.shelves.readable(), "what a listener knows of the tiers");
+        }
+        for stored in snapshot.stored().filter(|stored| stored.location == Location::Device) {
+            let group = usize::from(stored.group.0);
+            let (first, end) = (stored.first.0 as usize, stored.first.0 as usize + stored.tokens.len());
+            let is_it = |(of, (_, tokens)): &(usize, &(usize, Vec<TokenId>))| {
+                *of == group && tokens.len() >= end && tokens[first..end] == *stored.tokens
+            };
+            assert!(there.iter().any(is_it), "{stored:?} is nobody's");
+        }
+    }
+
+    /// Hashes are equal where whole token lists are, and only there.
+    fn compare_content(&self) {
+        let Pair { cache, model, .. } = self;
+        let mut hashes = BTreeMap::new();
+        let mut contents = BTreeMap::new();
+        for block in (1..model.content.len() as u32).map(BlockId) {
+            assert_eq!(cache.references(block), model.users(block), "users of {block}");
+            assert_eq!(cache.is_cached(block), model.is_cached(block), "whether {block} is published");
+            let (hash, content) = (cache.hash_of(block), model.whole_content(block));
+            assert_eq!(hash.is_some(), content.is_some(), "whether {block} is published in full");
+            if let (Some(hash), Some(content)) = (hash, content) {
+                assert_eq!(
+                    *hashes.entry(hash).or_insert(&content.tokens),
+                    &content.tokens,
+                    "two under one hash"
+                );
+                assert_eq!(*contents.entry(&content.tokens).or_insert(hash), hash, "one under two hashes");
+            }
+        }
+    }
+
+    fn wind_down(&mut self) {
+        for sequence in 0..SEQUENCES {
+            self.run(Call::Close { sequence });
+        }
+        while self.model.behind.as_ref().is_some_and(|behind| !behind.jobs.is_empty()) {
+            self.run(Call::Finish { job: 0, end: 9, copy: 0 });
+        }
+        self.run(Call::EndStep);
+        self.run(Call::Expire { now: u64::MAX });
+        self.run(Call::Reset);
+        assert_eq!(self.cache.stats().free, self.cache.stats().blocks, "no block is lost");
+    }
+}
