@@ -1,6 +1,5 @@
-//! Sequences are opened, share, grow, fork, slide their windows, go back and are closed without one allocation, once
-//! their buffers have been used before. This file holds a single test: the counter counts whatever happens in the
-//! process.
+//! What the cache allocates: at most 64 bytes a block when it is made; and nothing while sequences are opened, share,
+//! grow, fork, slide their windows, go back and are closed, once their buffers have been used before.
 
 #![expect(unsafe_code, reason = "counting allocations takes an allocator, and that trait is unsafe")]
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
@@ -16,12 +15,14 @@ struct Counting;
 thread_local! {
     /// Of this thread alone: the test harness has another, which allocates when it likes.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size());
         // SAFETY: the caller keeps the promises of `alloc`, which are the same.
         unsafe { System.alloc(layout) }
     }
@@ -65,6 +66,17 @@ fn life(cache: &mut KvCache, round: u32) {
     cache.rollback(child, TokenCount(10)).unwrap();
     cache.close(child).unwrap();
     cache.close(parent).unwrap();
+}
+
+#[test]
+fn a_block_costs_fifty_two_bytes() {
+    const BLOCKS: usize = 100_000;
+    let config = Config::new(BlockSize::new(16).unwrap(), BlockCount(BLOCKS as u32));
+    let before = BYTES.get();
+    let cache = KvCache::new(config).unwrap();
+    let bytes = BYTES.get() - before;
+    assert!(bytes < 52 * BLOCKS + 4096, "{bytes} bytes for {BLOCKS} blocks");
+    drop(cache);
 }
 
 #[test]
