@@ -149,7 +149,9 @@ fn index(criterion: &mut Criterion) {
     for blocks in POOLS {
         let line = line_nanoseconds(blocks as usize * 40);
         beside(
-            &format!("kv-cache/index of {blocks} blocks, per block (goals: match 15 ns, cold 30; publish 40)"),
+            &format!(
+                "kv-cache/index of {blocks} blocks, per block (goals: match 15 ns, cold 30; publish 40)"
+            ),
             &format!("a match reads 2 lines, publishing 1: {:.1} and {line:.1} ns when cold", 2.0 * line),
             "kvbm-logical 92 to 310 ns (match and free), 516 to 936 ns (get and publish), see benches/peers",
         );

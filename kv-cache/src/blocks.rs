@@ -5,7 +5,7 @@ use crate::event::Stored;
 use crate::evict::{Eviction, Wanted};
 use crate::id::count;
 use crate::pool::Pool;
-use crate::prefix::Prefix;
+use crate::prefix::{AT_ONCE, Prefix};
 use crate::residency::Watch;
 use crate::{BlockCopy, BlockId, Digest, GroupId, Lost};
 
@@ -52,7 +52,10 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         self.pool.take(wanted, taken);
         let taken = &taken[before..];
         if let Some(first) = taken.iter().position(|&block| self.prefix.contains(block)) {
-            taken[first..].iter().for_each(|&block| self.lose(block));
+            for taken in taken[first..].chunks(AT_ONCE) {
+                self.prefix.touch_blocks(taken);
+                taken.iter().for_each(|&block| self.lose(block));
+            }
         }
     }
 

@@ -56,11 +56,24 @@ impl Buckets {
         }
     }
 
-    /// The number in the first bucket that `tag` could be in: often the right one, and asked for without
-    /// waiting for an answer, so that many such questions are under way at once. 0 if the bucket is empty.
+    /// The number in the first bucket that `tag` could be in. It may be another's: whoever asks wants the bucket to be
+    /// at hand soon, and asks for many before he needs one.
     #[inline]
-    pub(crate) fn guess(&self, tag: u32) -> u32 {
+    pub(crate) fn touch(&self, tag: u32) -> u32 {
         self.number(self.home(tag))
+    }
+
+    /// The first number under `tag`, nearly always the only one; 0 if there is none.
+    #[inline]
+    pub(crate) fn first_under(&self, tag: u32) -> u32 {
+        let mut place = self.home(tag);
+        loop {
+            let bucket = self.buckets[place];
+            if bucket.tag == tag || bucket.is_empty() {
+                return bucket.number;
+            }
+            place = self.after(place);
+        }
     }
 
     #[inline]

@@ -8,6 +8,7 @@ use crate::group::{Groups, Landmarks, Unneeded, Written};
 use crate::hash::{BlockHasher, Digest};
 use crate::id::count;
 use crate::kind::Holds;
+use crate::prefix::AT_ONCE;
 use crate::sequence::{Loading, Sequence, Table};
 use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount, TokenIndex};
 
@@ -155,9 +156,6 @@ fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, rest: u32, taken: 
     if claim.external > TokenCount(0) { rest } else { sequence.set_aside.get().saturating_sub(taken) }
 }
 
-/// Entries of the index whose places are read before they are written.
-const TOUCHED: usize = 32;
-
 /// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
 #[inline]
 pub(crate) fn publish<D: Digest>(
@@ -181,8 +179,8 @@ pub(crate) fn publish<D: Digest>(
             let (entry, end) = (table.published, group.entry.tokens_in(BlockCount(table.published + 1)));
             if entry >= touched {
                 let ahead = hashes.iter().skip(((entry + 1) * stride - 1) as usize).step_by(stride as usize);
-                blocks.prefix.touch(id, ahead.take(TOUCHED).copied());
-                touched = entry + count(TOUCHED);
+                blocks.prefix.touch(id, ahead.take(AT_ONCE).copied());
+                touched = entry + count(AT_ONCE);
             }
             table.published += 1;
             let block = table.blocks[(entry / parts) as usize];

@@ -30,6 +30,12 @@ pub(crate) struct Prefix<D> {
     version: u64,
 }
 
+/// Blocks that a lookup asks for first.
+const AT_FIRST: usize = 8;
+
+/// Blocks that are asked for before an answer is needed.
+pub(crate) const AT_ONCE: usize = 64;
+
 /// What is found in a block, or in a part of it, and the neighbours in the ring of its copies.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entry<D> {
@@ -125,19 +131,24 @@ impl<D: Digest> Prefix<D> {
     /// Appends the cached blocks of the longest prefix of a sequence to `found`. Each block ends at one of every
     /// `stride` hashes.
     ///
-    /// The index of a large pool is not in the processor's cache, and one probe waits for two reads of memory.
-    /// So blocks are taken sixteen at a time: first all guesses, whose reads overlap, then the answers.
+    /// The index of a large pool is not in the processor's cache, and one probe waits for two reads of memory. So
+    /// many blocks are looked for at once, in three passes that wait for nothing within: where they would be, who is
+    /// there, and whether that is who was meant. It begins with a few, since of many prompts nothing is cached.
     pub(crate) fn longest(&self, group: GroupId, hashes: &[D], stride: usize, found: &mut Vec<BlockId>) {
         let index = &self.index[group.index()];
-        for hashes in hashes.chunks(16 * stride) {
-            let mut guesses = [0; 16];
+        let (first, rest) = hashes.split_at(hashes.len().min(AT_FIRST * stride));
+        for hashes in [first].into_iter().chain(rest.chunks(AT_ONCE * stride)) {
             let ends = || hashes.iter().skip(stride - 1).step_by(stride);
-            for (guess, hash) in guesses.iter_mut().zip(ends()) {
-                *guess = index.guess(hash.tag());
+            self.touch(group, ends().copied());
+            let (mut there, mut is_meant) = ([0; AT_ONCE], [false; AT_ONCE]);
+            for (there, hash) in there.iter_mut().zip(ends()) {
+                *there = index.first_under(hash.tag());
             }
-            for (&guess, &hash) in guesses.iter().zip(ends()) {
-                let guessed = guess != 0 && self.entries[guess as usize].hash == hash;
-                let block = if guessed { Some(self.block(guess)) } else { self.get(group, hash) };
+            for ((is_meant, &there), hash) in is_meant.iter_mut().zip(&there).zip(ends()) {
+                *is_meant = (there != 0) & (self.entries[there as usize].hash == *hash);
+            }
+            for ((&is_meant, &there), &hash) in is_meant.iter().zip(&there).zip(ends()) {
+                let block = if is_meant { Some(self.block(there)) } else { self.get(group, hash) };
                 let Some(block) = block else { return };
                 found.push(block);
             }
@@ -149,7 +160,15 @@ impl<D: Digest> Prefix<D> {
     #[inline]
     pub(crate) fn touch(&self, group: GroupId, hashes: impl Iterator<Item = D>) {
         let index = &self.index[group.index()];
-        black_box(hashes.fold(0, |sum, hash| sum ^ index.guess(hash.tag())));
+        black_box(hashes.fold(0, |sum, hash| sum ^ index.touch(hash.tag())));
+    }
+
+    /// The same for what is found in `blocks`, or in their first parts.
+    pub(crate) fn touch_blocks(&self, blocks: &[BlockId]) {
+        black_box(blocks.iter().fold(0, |sum, &block| {
+            let hash = self.entries[self.entry(block, 0)].hash;
+            sum ^ self.index[self.group(block).index()].touch(hash.tag())
+        }));
     }
 
     /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether

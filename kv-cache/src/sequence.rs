@@ -201,8 +201,11 @@ impl<D: Digest> Sequence<D> {
         let Sequence { tokens: all, hashes, keys, .. } = self;
         all.extend_from_slice(tokens);
         let (unit, span) = (unit.len(), unit.len() + lookahead.get() as usize);
-        let mut parent = hashes.last().copied();
         let mut rest = &all[hashes.len() * unit..];
+        if keys.is_plain() && unit == span {
+            return hasher.run(rest, unit, hashes);
+        }
+        let mut parent = hashes.last().copied();
         while rest.len() >= span {
             let (tokens, lookahead) = rest[..span].split_at(unit);
             let content = Content { lookahead, ..Content::plain(tokens) };

@@ -56,7 +56,15 @@ impl Key {
         for (bytes, token) in body.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
             *bytes = token.to_le_bytes();
         }
-        self.digest(&message)
+        xxh3_128_with_seed(&message, self.seed).to_be_bytes()
+    }
+}
+
+impl Xxh3 {
+    #[cold]
+    fn unusual(&mut self, parent: Option<BlockHash>, content: &Content<'_>) -> BlockHash {
+        let Xxh3 { key, chained } = self;
+        chained.block(parent, content, |message| key.digest(message))
     }
 }
 
@@ -65,11 +73,32 @@ impl BlockHasher for Xxh3 {
 
     #[inline]
     fn block(&mut self, parent: Option<BlockHash>, content: &Content<'_>) -> BlockHash {
-        let Xxh3 { key, chained } = self;
+        let key = &self.key;
         if let (Some(parent), true, Ok(tokens)) = (parent, content.is_plain(), content.tokens.try_into()) {
             return BlockHash(key.usual(parent, tokens));
         }
-        chained.block(parent, content, |message| key.digest(message))
+        self.unusual(parent, content)
+    }
+
+    fn run(&mut self, tokens: &[TokenId], unit: usize, hashes: &mut Vec<BlockHash>) {
+        let mut rest = tokens;
+        if hashes.is_empty() && tokens.len() >= unit {
+            let (first, behind) = tokens.split_at(unit);
+            hashes.push(self.block(None, &Content::plain(first)));
+            rest = behind;
+        }
+        let Some(mut parent) = hashes.last().copied() else { return };
+        if unit == USUAL {
+            hashes.extend(rest.as_chunks().0.iter().map(|tokens| {
+                parent = BlockHash(self.key.usual(parent, tokens));
+                parent
+            }));
+        } else {
+            hashes.extend(rest.chunks_exact(unit).map(|tokens| {
+                parent = self.block(Some(parent), &Content::plain(tokens));
+                parent
+            }));
+        }
     }
 }
 
