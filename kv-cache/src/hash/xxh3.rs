@@ -56,15 +56,7 @@ impl Key {
         for (bytes, token) in body.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
             *bytes = token.to_le_bytes();
         }
-        xxh3_128_with_seed(&message, self.seed).to_be_bytes()
-    }
-}
-
-impl Xxh3 {
-    #[cold]
-    fn unusual(&mut self, parent: Option<BlockHash>, content: &Content<'_>) -> BlockHash {
-        let Xxh3 { key, chained } = self;
-        chained.block(parent, content, |message| key.digest(message))
+        self.digest(&message)
     }
 }
 
@@ -73,31 +65,21 @@ impl BlockHasher for Xxh3 {
 
     #[inline]
     fn block(&mut self, parent: Option<BlockHash>, content: &Content<'_>) -> BlockHash {
-        let key = &self.key;
+        let Xxh3 { key, chained } = self;
         if let (Some(parent), true, Ok(tokens)) = (parent, content.is_plain(), content.tokens.try_into()) {
             return BlockHash(key.usual(parent, tokens));
         }
-        self.unusual(parent, content)
+        chained.block(parent, content, |message| key.digest(message))
     }
 
     fn run(&mut self, tokens: &[TokenId], unit: usize, hashes: &mut Vec<BlockHash>) {
-        let mut rest = tokens;
-        if hashes.is_empty() && tokens.len() >= unit {
-            let (first, behind) = tokens.split_at(unit);
-            hashes.push(self.block(None, &Content::plain(first)));
-            rest = behind;
-        }
-        let Some(mut parent) = hashes.last().copied() else { return };
-        if unit == USUAL {
-            hashes.extend(rest.as_chunks().0.iter().map(|tokens| {
-                parent = BlockHash(self.key.usual(parent, tokens));
-                parent
-            }));
-        } else {
-            hashes.extend(rest.chunks_exact(unit).map(|tokens| {
-                parent = self.block(Some(parent), &Content::plain(tokens));
-                parent
-            }));
+        let mut hash = |tokens: &[TokenId]| {
+            let hash = self.block(hashes.last().copied(), &Content::plain(tokens));
+            hashes.push(hash);
+        };
+        match unit {
+            USUAL => tokens.as_chunks::<USUAL>().0.iter().for_each(|tokens| hash(tokens)),
+            _ => tokens.chunks_exact(unit).for_each(hash),
         }
     }
 }
