@@ -6,8 +6,8 @@ use crate::BlockId;
 
 /// The findable free blocks, their leaves by rank. O(log n) per block, nothing allocated after `new`.
 ///
-/// A block is freed while the one before it is still in use, or in the same breath, so the tree has no circle, and
-/// where there is a free block there is a leaf.
+/// A block is freed while the one before it is still in use, or in the same breath. One that comes later, because a
+/// transfer has kept it, hangs on nothing. So the tree has no circle, and where there is a free block there is a leaf.
 #[derive(Clone, Debug)]
 pub(crate) struct Leaves {
     leaves: Heap,

@@ -201,8 +201,8 @@ impl<P: Eviction> Model<P> {
             let mut needed: Vec<Needed> = self.needed(id, from, end);
             for group in 0..self.groups.len() {
                 let super::Group { kind, size } = self.groups[group];
-                let behind = if kind == Kind::Full { margin } else { 0 };
-                for index in end / size..(end + behind).div_ceil(size) {
+                let margin_end = if kind == Kind::Full { (end + margin).div_ceil(size) } else { 0 };
+                for index in end / size..margin_end {
                     let content = self.content_of(id, group, index).expect("it is named");
                     needed.push(Needed {
                         content,

@@ -67,6 +67,12 @@ impl Tree {
         leaves.min_by_key(|&&(_, _, rank)| rank).map(|&(block, ..)| block)
     }
 
+    /// A block that comes after the one before it, as one does that a transfer has kept, hangs on nothing.
+    fn insert(&mut self, block: BlockId, before: Option<BlockId>, rank: (u64, u64)) {
+        let before = before.filter(|&before| self.0.iter().all(|&(here, ..)| here != before));
+        self.0.push((block, before, rank));
+    }
+
     fn remove(&mut self, block: BlockId) -> Option<(u64, u64)> {
         let place = self.0.iter().position(|&(here, ..)| here == block)?;
         Some(self.0.remove(place).2)
@@ -112,7 +118,7 @@ impl Eviction for PlainLeafFirst {
         in_front(worthless, &mut self.worthless);
         for (block, facts) in kept {
             self.freed += 1;
-            self.tree.0.push((block, facts.before, (self.freed, 0)));
+            self.tree.insert(block, facts.before, (self.freed, 0));
         }
     }
 
@@ -426,7 +432,7 @@ impl Eviction for PlainCost {
             let cost = self.uses[&block] * (self.doubles_after + u64::from(facts.index)) / self.doubles_after;
             let rank = self.floor + cost;
             self.content.insert(block, facts.content);
-            self.tree.0.push((block, facts.before, (rank, self.freed)));
+            self.tree.insert(block, facts.before, (rank, self.freed));
         }
     }
 
