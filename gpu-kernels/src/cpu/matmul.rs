@@ -25,6 +25,8 @@ use crate::Dtype;
 const AHEAD: usize = 32;
 /// Pairs of elements that several tiles pass over before they go on.
 const DEPTH: usize = 512;
+/// Groups of panels that a piece should have at least.
+const GROUPS: usize = 4;
 /// Bytes of `x` that should stay in the second-level cache while panels pass.
 const BLOCK_BYTES: usize = 512 << 10;
 
@@ -102,19 +104,21 @@ pub(crate) fn linear(
     });
 }
 
-/// Cuts the products so that every thread gets several pieces, each of whole groups of `group` panels.
+/// Cuts each product into as many equal pieces for every thread as have several groups of `group` panels: within a piece
+/// each group is asked for while the one before it is computed, between pieces nobody knows who goes on.
 fn pieces(threads: usize, group: usize, tiles: Tiles<'_>, products: &[Product<'_>]) -> Vec<Piece> {
     let tile_bytes = tiles.rows * tiles.pairs.min(DEPTH) * 2 * 4;
     let block = (BLOCK_BYTES / tile_bytes.max(1)).clamp(1, tiles.count);
     let block = tiles.count.div_ceil(tiles.count.div_ceil(block));
-    let panels: usize = products.iter().map(|product| product.weight.count()).sum();
-    let step = group * panels.div_ceil(group * 8 * threads).clamp(1, 32);
     let mut pieces = Vec::new();
     for (product, panels) in products.iter().map(|product| product.weight.count()).enumerate() {
-        for from in (0..panels).step_by(step) {
-            for tile in (0..tiles.count).step_by(block) {
-                let (to, tiles) = ((from + step).min(panels), block.min(tiles.count - tile));
-                pieces.push(Piece { product, from, to, tile, tiles });
+        let groups = panels.div_ceil(group);
+        let parts = threads * (groups / (GROUPS * threads)).clamp(1, 8);
+        for part in 0..parts {
+            let cut = |part: usize| (part * groups / parts * group).min(panels);
+            let (from, to) = (cut(part), cut(part + 1));
+            for tile in (0..tiles.count).step_by(block).filter(|_| from < to) {
+                pieces.push(Piece { product, from, to, tile, tiles: block.min(tiles.count - tile) });
             }
         }
     }
