@@ -125,12 +125,12 @@ pub trait Ops {
     /// afterwards. Cost: one pass over them.
     ///
     /// # Errors
-    /// When the range does not hold exactly the shape's elements, the shape has not one or two dimensions, or the memory
-    /// cannot be had.
+    /// When the range does not hold exactly the shape's elements, the shape has not one or two dimensions, or the
+    /// memory cannot be had.
     fn weight(&self, source: WeightSource) -> Result<Self::Weight, Error>;
 
-    /// Takes a matrix that only [`Ops::embed`] reads, and no product: it may be used where it lies, so that memory holds the
-    /// rows that are used.
+    /// Takes a matrix that only [`Ops::embed`] reads, and no product: it may be used where it lies, so that memory
+    /// holds the rows that are used.
     ///
     /// # Errors
     /// When the range does not hold exactly the shape's elements, or the shape has not two dimensions.

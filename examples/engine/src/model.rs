@@ -63,8 +63,9 @@ pub struct Model<O: Ops> {
 }
 
 impl<O: Ops> Model<O> {
-    /// Maps the weights of `files`, checks each against `config.json`, hands them to the kernels, and makes room for steps
-    /// within `limits`. Cost: one pass over the weights (on the CPU, which keeps its own form of each matrix).
+    /// Maps the weights of `files`, checks each against `config.json`, hands them to the kernels, and makes room
+    /// for steps within `limits`. Cost: one pass over the weights (on the CPU, which keeps its own form of each
+    /// matrix).
     ///
     /// A checkpoint that ties its embeddings and yet brings an `lm_head.weight` is computed with that one.
     ///

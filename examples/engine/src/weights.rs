@@ -173,8 +173,8 @@ impl Weights {
         self.tensors.values().map(|stored| stored.range.len() as u64).sum()
     }
 
-    /// Ends the loading of a model: what nobody took has no place in it. What was read of the files is given back to the
-    /// system; tables that stay where they lie are read again, row by row.
+    /// Ends the loading of a model: what nobody took has no place in it. What was read of the files is given back
+    /// to the system; tables that stay where they lie are read again, row by row.
     ///
     /// # Errors
     /// When tensors are left over, other than buffers known to be harmless.

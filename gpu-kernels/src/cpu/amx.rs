@@ -1,8 +1,8 @@
 //! Products with bf16 weights on matrix tiles (Intel AMX).
 //!
-//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16, stored in
-//! pairs, and adds to a tile of 16 x 16 f32. Sixteen lines of a panel (see [`super::panels`]) are such a second tile; the first
-//! is `x`, which is small and ours, rounded to bf16: `[16 rows of x][in / 32][16 rows][32]`.
+//! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16,
+//! stored in pairs, and adds to a tile of 16 x 16 f32. Sixteen lines of a panel (see [`super::panels`]) are such a
+//! second tile; the first is `x`, which is small and ours, rounded to bf16: `[16 rows of x][in / 32][16 rows][32]`.
 //!
 //! Every output is summed over `in`, 32 elements an instruction, in ascending order, whatever the number of rows. All
 //! bf16 products of a machine with tiles go this way, one row too, so bits do not depend on the batch; they differ from
@@ -40,7 +40,8 @@ pub(crate) trait TileUnit: Copy + Send + Sync {
     /// `c[i][j] += Σ a[i] · b[j]` over `steps` steps, for one or two `a` (`pair`) and two `b`.
     ///
     /// # Safety
-    /// Between `open` and `close`. Each `a` and each `b` has `steps` readable tiles of 1024 bytes; `c` is `[2][2][16][16]`.
+    /// Between `open` and `close`. Each `a` and each `b` has `steps` readable tiles of 1024 bytes; `c` is
+    /// `[2][2][16][16]`.
     unsafe fn block(self, a: [*const u16; 2], b: [*const u8; 2], pair: bool, steps: usize, c: &mut [f32]);
 }
 

@@ -1,8 +1,8 @@
 //! Memory for packed weights: chunks on large pages, cut one after the other.
 //!
-//! A matrix of a small model is smaller than a large page (2 MiB), so giving each its own memory would leave nearly all
-//! of them on small pages, where walking eight panels at once misses the table of pages again and again: from eight rows
-//! on that costs a tenth of the speed.
+//! A matrix of a small model is smaller than a large page (2 MiB), so giving each its own memory would leave nearly
+//! all of them on small pages, where walking eight panels at once misses the table of pages again and again: from
+//! eight rows on that costs a tenth of the speed.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;

@@ -618,8 +618,8 @@ fn accumulate<L: Lanes, V: Values, const M: usize>(
 /// N registers of columns for M rows; answers the columns done.
 ///
 /// # Safety
-/// `weight` has M rows of 64; `values` has rows `of.0..of.1`, readable for N registers from `column` on, and `value` has M
-/// rows, `wide` apart.
+/// `weight` has M rows of 64; `values` has rows `of.0..of.1`, readable for N registers from `column` on, and
+/// `value` has M rows, `wide` apart.
 #[inline(always)]
 unsafe fn columns<L: Lanes, V: Values, const M: usize, const N: usize>(
     lanes: L,

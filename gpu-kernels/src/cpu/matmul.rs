@@ -1,14 +1,15 @@
 //! `out = x · wᵀ + bias`, with `w` in panels.
 //!
-//! Lanes run along outputs: every output is one chain of multiply-adds over `in` in ascending order, from zero, and nothing
-//! is summed across lanes. That order does not know how many rows `x` has, where a chain is interrupted (its sum waits
-//! in `out`, which loses nothing) or who computes it, so one row alone and one row among hundreds get the same bits.
+//! Lanes run along outputs: every output is one chain of multiply-adds over `in` in ascending order, from zero, and
+//! nothing is summed across lanes. That order does not know how many rows `x` has, where a chain is interrupted
+//! (its sum waits in `out`, which loses nothing) or who computes it, so one row alone and one row among hundreds
+//! get the same bits.
 //!
-//! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for each
-//! pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of memory: up to
-//! eight panels are walked at once, because eight streams reach it where one does not, and each asks for the line two
-//! kilobytes ahead. With many rows the limit is multiplications per second: the rows are cut into tiles that pass over the
-//! same panels in the second-level cache, and meanwhile ask for the panels that come next.
+//! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for
+//! each pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of
+//! memory: up to eight panels are walked at once, because eight streams reach it where one does not, and each asks
+//! for the line two kilobytes ahead. With many rows the limit is multiplications per second: the rows are cut into
+//! tiles that pass over the same panels in the second-level cache, and meanwhile ask for the panels that come next.
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use std::marker::PhantomData;
@@ -42,7 +43,8 @@ pub(crate) struct Product<'a> {
     pub(crate) out: SharedOut,
 }
 
-/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is nothing.
+/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is
+/// nothing.
 #[derive(Clone, Copy)]
 struct Tiles<'a> {
     x: &'a [f32],
@@ -66,8 +68,8 @@ struct Piece {
     tiles: usize,
 }
 
-/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is memory to
-/// work in.
+/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
+/// memory to work in.
 pub(crate) fn linear(
     (workers, isa): (&Workers, Isa),
     packed: &mut Scratch,
@@ -104,8 +106,8 @@ pub(crate) fn linear(
     });
 }
 
-/// Cuts each product into as many equal pieces for every thread as have several groups of `group` panels: within a piece
-/// each group is asked for while the one before it is computed, between pieces nobody knows who goes on.
+/// Cuts each product into as many equal pieces for every thread as have several groups of `group` panels: within a
+/// piece each group is asked for while the one before it is computed, between pieces nobody knows who goes on.
 fn pieces(threads: usize, group: usize, tiles: Tiles<'_>, products: &[Product<'_>]) -> Vec<Piece> {
     let tile_bytes = tiles.rows * tiles.pairs.min(DEPTH) * 2 * 4;
     let block = (BLOCK_BYTES / tile_bytes.max(1)).clamp(1, tiles.count);
@@ -161,7 +163,8 @@ impl<'a> Tiles<'a> {
         (rows, cols): (usize, usize),
     ) -> Self {
         let blocks = cols.div_ceil(WIDTH);
-        // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a line more.
+        // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a
+        // line more.
         let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
         let to = SharedOut::new(packed);
         workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| {
@@ -338,8 +341,8 @@ impl<E: Element> Multiply<'_, E> {
         (row, group): (usize, Group),
     ) {
         let (line, stride) = (2 * WIDTH * E::BYTES, self.product.weight.stride());
-        // Sums come and go through memory, where loops over what is there may be as long as they like: a loop that is not
-        // unrolled would keep all sums from living in registers.
+        // Sums come and go through memory, where loops over what is there may be as long as they like: a loop that
+        // is not unrolled would keep all sums from living in registers.
         let memory = &mut memory[..R * N * WIDTH];
         let mut sums = [[lanes.splat(0.0); N]; R];
         if group.start > 0 {

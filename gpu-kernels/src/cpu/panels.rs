@@ -1,7 +1,7 @@
 //! Matrices as the products read them: rearranged once, when a weight is made.
 //!
-//! A matrix `[out, in]` is cut into panels of sixteen outputs. Within a panel, line `i` holds elements `2 i` and `2 i + 1`
-//! of `in` for each of the sixteen, so that lanes run along outputs and nothing is ever summed across lanes:
+//! A matrix `[out, in]` is cut into panels of sixteen outputs. Within a panel, line `i` holds elements `2 i` and `2
+//! i + 1` of `in` for each of the sixteen, so that lanes run along outputs and nothing is ever summed across lanes:
 //!
 //! ```text
 //! bf16   w0[2i] w0[2i+1] w1[2i] w1[2i+1] … w15[2i] w15[2i+1]       64 bytes; 16 lines are one matrix tile
@@ -9,8 +9,8 @@
 //! f32    the same                                                  128 bytes
 //! ```
 //!
-//! A pair of bf16 widens by a shift and by a mask. Panels begin on a cache line and are padded with zeros to sixteen outputs
-//! and to 32 elements of `in`.
+//! A pair of bf16 widens by a shift and by a mask. Panels begin on a cache line and are padded with zeros to
+//! sixteen outputs and to 32 elements of `in`.
 
 use std::fmt;
 

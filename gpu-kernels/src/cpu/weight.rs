@@ -11,8 +11,8 @@ use super::workers::Workers;
 use crate::error::same;
 use crate::{Dtype, Error, WeightBytes, WeightSource};
 
-/// A weight: a matrix `[out, in]`, packed for [`linear`](crate::Ops::linear); a table whose rows are used where they lie;
-/// or a vector `[n]` widened to f32.
+/// A weight: a matrix `[out, in]`, packed for [`linear`](crate::Ops::linear); a table whose rows are used where
+/// they lie; or a vector `[n]` widened to f32.
 pub struct Weight(Kind);
 
 enum Kind {
