@@ -156,7 +156,7 @@ impl Shape {
 
 impl Cuda {
     /// Attention with all that [`crate::Ops::attention`] does not say: caps, slopes, sinks and masks, and the natural
-    /// logarithm of each row's sum of exponentials, `[tokens, query heads]`, minus infinity for a row that sees nothing.
+    /// logarithm of each row's sum of exponentials, `[tokens, query heads]`, minus infinity where a row sees nothing.
     ///
     /// # Errors
     /// When shapes disagree, or the layer or a block is not in the pool, or the device fails.

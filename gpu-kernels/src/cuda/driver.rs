@@ -236,7 +236,7 @@ impl Device for Gpu {
         self.enter()?;
         let kernel = self.kernel(&launch)?;
         let mut arguments = [launch.argument.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one struct, which the driver copies before it returns; the rest is the caller's promise.
+        // SAFETY: the kernel takes one struct, which the driver copies at once; the rest is the caller's promise.
         let started = unsafe {
             sys::cuLaunchKernel(
                 kernel,

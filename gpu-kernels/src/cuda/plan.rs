@@ -1,4 +1,6 @@
-//! Which thread block attends to what: a step's tiles of query rows, cut along the context where that fills the machine.
+//! Which thread block attends to what: a step's tiles of query rows, cut along the context to fill the machine.
+
+use std::cmp::Reverse;
 
 use crate::Span;
 
@@ -84,20 +86,27 @@ pub struct Plan {
 
 /// Cuts a step. Results do not depend on how: chunks are added in the same order wherever that happens.
 ///
-/// A tile is cut when it holds more than an even share of all chunks, into pieces of at most that share. Cost: linear in
-/// items, and a sort.
+/// A tile is cut when it holds more than an even share of all chunks, into pieces of at most that share. Cost: linear
+/// in items, and a sort.
 #[must_use]
 pub fn plan(spans: &[Span], cut: Cut) -> Plan {
-    let tiles = || spans.iter().enumerate().flat_map(move |(index, span)| tiles(index, span, cut));
-    let all: u64 = tiles().map(|tile| u64::from(tile.chunks())).sum::<u64>() * u64::from(cut.kv_heads);
+    let mut tiles = Vec::with_capacity(spans.len());
+    for (index, span) in spans.iter().enumerate() {
+        tiles.extend(tiles_of(index, span, cut));
+    }
+    let all: u64 = tiles.iter().map(|tile| u64::from(tile.chunks())).sum::<u64>() * u64::from(cut.kv_heads);
     let share = u32::try_from(all.div_ceil(u64::from(cut.slots.max(1)))).unwrap_or(u32::MAX).max(1);
     let mut plan = Plan::default();
-    for tile in tiles() {
+    for work in [&mut plan.few, &mut plan.many] {
+        work.items.reserve(tiles.len());
+    }
+    for tile in tiles {
         let work = if tile.tile_rows == ROWS_FEW { &mut plan.few } else { &mut plan.many };
         work.add(tile, share);
     }
     for work in [&mut plan.few, &mut plan.many] {
-        work.items.sort_by_key(|item| std::cmp::Reverse(item.chunk_last - item.chunk_first));
+        work.items
+            .sort_unstable_by_key(|item| (Reverse(item.chunk_last - item.chunk_first), item.span, item.row));
     }
     plan
 }
@@ -140,7 +149,7 @@ impl Tile {
 }
 
 /// The tiles of a span.
-fn tiles(index: usize, span: &Span, cut: Cut) -> impl Iterator<Item = Tile> {
+fn tiles_of(index: usize, span: &Span, cut: Cut) -> impl Iterator<Item = Tile> {
     let all = span.query_len * cut.group;
     let tile_rows = if all <= ROWS_FEW { ROWS_FEW } else { ROWS_MANY };
     let (span, index) = (*span, u32::try_from(index).unwrap_or(u32::MAX));

@@ -23,7 +23,7 @@ pub enum KvStorage {
     Fp8PerHead,
 }
 
-/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded to a multiple of 16.
+/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded to whole 16s.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,

@@ -109,7 +109,8 @@ const SHARED_BYTES: usize = (256 + BLOCK) * 8 + BLOCK / 32 * 4 + 16;
 
 impl Cuda {
     /// Draws the next token of each row of logits `[rows, vocabulary]`. `mask` holds rows of bits, a bit for each token
-    /// that is allowed, in words of 32 from the lowest. The same logits and `Draw` give the same token, whatever the other rows.
+    /// that is allowed, in words of 32 from the lowest. The same logits and `Draw` give the same token, whatever
+    /// the other rows.
     ///
     /// # Errors
     /// When lengths disagree, a token is not in the vocabulary, a number is not what it may be, or the device fails.

@@ -1,7 +1,9 @@
 //! A device that is not there: runs the kernels' source, compiled by the machine's C++ compiler, thread by thread.
 //!
-//! See `kernels/emulator/emulator.hpp` for what it acts out. Here are its memory and its launches. Memory starts as bytes of
+//! See `kernels/emulator/emulator.hpp` for what it acts out. Here are its memory and launches. Memory starts as bytes of
 //! 0xff, which are no numbers, and has a rim of them; a launch that changes a rim fails.
+
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_void};
@@ -16,8 +18,18 @@ use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
 const RIM: usize = 4096;
 
-/// The emulator, or `None` and a line in the log where there is no C++ compiler.
+/// Whether the tests are to run on this machine's GPU: `QUAYLINE_GPU` is set, and the feature `cuda` is there.
+pub(crate) fn on_gpu() -> bool {
+    cfg!(feature = "cuda") && std::env::var_os("QUAYLINE_GPU").is_some()
+}
+
+/// The emulator, or `None` and a line in the log where there is no C++ compiler; or the GPU, and an emulator that
+/// counts nothing.
 pub(crate) fn cuda(dtype: Dtype, descending: bool) -> Option<(Cuda, Arc<Emulator>)> {
+    #[cfg(feature = "cuda")]
+    if on_gpu() {
+        return Some((Cuda::detect(dtype).expect("a GPU that works"), Arc::new(Emulator::idle(descending))));
+    }
     let emulator = Arc::new(Emulator::new(descending)?);
     let device: Arc<dyn Device> = Arc::clone(&emulator) as _;
     Some((Cuda::on(device, dtype).expect("a type of two bytes"), emulator))
@@ -39,12 +51,16 @@ impl Emulator {
             eprintln!("skipped: no C++ compiler (c++, g++ or clang++) to run the kernels with");
             return None;
         }
-        Some(Self {
+        Some(Self::idle(descending))
+    }
+
+    fn idle(descending: bool) -> Self {
+        Self {
             memory: Mutex::default(),
             descending,
             bank_conflicts: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
-        })
+        }
     }
 
     fn check_rims(&self, launch: &Launch<'_>) -> Result<(), Error> {
@@ -213,7 +229,18 @@ fn build(file: &str) -> Result<PathBuf, Error> {
     // Another process may be at the same: the finished file takes its place at once.
     let unfinished = folder.join(format!("{file}-{hash:016x}.{}", std::process::id()));
     let output = Command::new(compiler().expect("asked for before"))
-        .args(["-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra"])
+        .args([
+            "-x",
+            "c++",
+            "-std=c++17",
+            "-O2",
+            "-ffp-contract=off",
+            "-fPIC",
+            "-ftls-model=initial-exec",
+            "-shared",
+            "-Wall",
+            "-Wextra",
+        ])
         .arg("-Werror")
         .arg("-o")
         .arg(&unfinished)
