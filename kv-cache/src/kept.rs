@@ -27,5 +27,6 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             self.kept.remove(&block);
         }
         self.blocks.release([leaving].into_iter());
+        self.drop_unwanted_copies();
     }
 }

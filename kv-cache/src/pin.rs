@@ -215,6 +215,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         pins.insert(id, Pin { blocks, until });
         if let Some(pin) = old {
             self.blocks.release(pin.blocks.into_iter().rev());
+            self.drop_unwanted_copies();
         }
         Pinned::Held { blocks: held }
     }
@@ -235,6 +236,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         self.pins.let_go(&pin.blocks);
         let held = BlockCount(count(pin.blocks.len()));
         self.blocks.release(pin.blocks.into_iter().rev());
+        self.drop_unwanted_copies();
         held
     }
 

@@ -324,6 +324,7 @@ impl<P: Eviction> Model<P> {
                 self.behind().kept.remove(&block);
             }
             self.let_go(&[leaving]);
+            self.drop_unwanted_copies();
         }
         let is_made = |copy: &usize| *copy < first || made(*copy);
         let leading = if late { 0 } else { (0..copies).take_while(is_made).count() };

@@ -76,6 +76,7 @@ impl<P: Eviction> Model<P> {
         let pin = self.pins.remove(&name).ok_or(Error::NoSuchPin { pin: PinId(name) })?;
         let leaving: Vec<Leaving> = pin.blocks.iter().rev().copied().collect();
         self.let_go(&leaving);
+        self.drop_unwanted_copies();
         Ok(BlockCount(leaving.len() as u32))
     }
 
@@ -136,6 +137,7 @@ impl<P: Eviction> Model<P> {
         self.pins.remove(&u64::MAX);
         self.pins.insert(name, pin);
         self.let_go(&kept);
+        self.drop_unwanted_copies();
         Pinned::Held { blocks }
     }
 }
