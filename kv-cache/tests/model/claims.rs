@@ -143,7 +143,8 @@ impl<P: Eviction> Model<P> {
                 let block = blocks[index as usize];
                 let first_part = published.saturating_sub(index * parts);
                 let later = self.content[block.0 as usize].iter().skip(first_part as usize);
-                let is_shared = self.holders(block) > own || later.flatten().next().is_some();
+                let kept = self.behind.as_ref().map_or(0, |behind| behind.keeps(block));
+                let is_shared = self.holders(block) + kept > own || later.flatten().next().is_some();
                 block != BlockId::NULL && first_part < parts && is_shared
             })
             .collect()
