@@ -1,6 +1,8 @@
 //! Where the batcher meets the cache: what batching asks about room, answered by the paged cache. The only
 //! file that knows both.
 
+use std::collections::BTreeSet;
+
 use quayline_batching::{Memory, Need, Remote, RequestId, Room};
 use quayline_kv_cache::{Admission, BlockCount, Claim, KvCache, SequenceId, TokenCount};
 
@@ -14,14 +16,20 @@ pub(crate) struct PagedMemory {
     pub(crate) cache: KvCache,
     pub(crate) host: Option<HostTier>,
     pub(crate) elsewhere: Elsewhere,
+    /// Sequences whose requests have ended, but whose blocks a step that was planned ahead still writes.
+    pub(crate) closing: BTreeSet<SequenceId>,
 }
 
 impl PagedMemory {
-    /// Forgets a sequence.
+    /// Forgets a sequence; one that holds room, as soon as the batcher gives it back.
     ///
     /// # Panics
     /// When it is not open: a bug of ours.
     pub(crate) fn close(&mut self, sequence: SequenceId) {
+        if !self.cache.table(sequence).expect(OPEN).blocks().is_empty() {
+            self.closing.insert(sequence);
+            return;
+        }
         self.elsewhere.wanted.remove(&sequence);
         match &mut self.host {
             Some(host) => host.close(&mut self.cache, sequence),
@@ -49,7 +57,7 @@ impl PagedMemory {
     }
 
     fn claim(&mut self, id: RequestId, claim: Claim) -> Room {
-        let Self { cache, host, elsewhere } = self;
+        let Self { cache, host, elsewhere, .. } = self;
         match cache.reserve(sequence(id), claim).expect("the batcher counts as the cache does") {
             Admission::Admit(reservation) => {
                 // The cache wants to hear of a block that fills up; what it has room for may reach further.
@@ -74,11 +82,17 @@ impl PagedMemory {
     fn claim_of(&self, need: Need) -> Claim {
         let blocks_for = |tokens| self.cache.config().block_size.blocks_for(TokenCount(tokens));
         let watermark = blocks_for(need.watermark_tokens).get() + blocks_for(need.reserved_tokens).get();
+        // A step that is planned ahead may compute nothing but a token that is not known yet.
+        let nothing_known = need.new_tokens == 0 && need.external_tokens == 0;
+        let (new_tokens, lookahead) = match nothing_known {
+            true => (need.lookahead_tokens, 0),
+            false => (need.new_tokens, need.lookahead_tokens),
+        };
         Claim {
             computed: TokenCount(need.computed_tokens),
-            new_tokens: TokenCount(need.new_tokens),
+            new_tokens: TokenCount(new_tokens),
             external: TokenCount(need.external_tokens),
-            lookahead: TokenCount(need.lookahead_tokens),
+            lookahead: TokenCount(lookahead),
             whole_sequence: need.whole_tokens.is_some(),
             watermark: BlockCount(watermark),
         }
@@ -114,12 +128,13 @@ impl Memory for PagedMemory {
     }
 
     fn release(&mut self, id: RequestId) {
-        if self.elsewhere.handing_over.remove(&sequence(id)).is_some() {
-            return self.close(sequence(id));
-        }
+        let sequence = sequence(id);
         match &mut self.host {
-            Some(host) => host.release(&mut self.cache, sequence(id)),
-            None => self.cache.release(sequence(id)).expect(OPEN),
+            Some(host) => host.release(&mut self.cache, sequence),
+            None => self.cache.release(sequence).expect(OPEN),
+        }
+        if self.closing.remove(&sequence) || self.elsewhere.handing_over.remove(&sequence).is_some() {
+            self.close(sequence);
         }
     }
 

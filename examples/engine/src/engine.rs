@@ -9,6 +9,7 @@ use quayline_kv_cache::{self as kv_cache, BlockCount, BlockSize, KvCache, Reuse,
 
 use crate::active::Active;
 use crate::adapt::PagedMemory;
+use crate::ahead::Ahead;
 use crate::beam::{Searches, is_beam};
 use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
@@ -46,6 +47,8 @@ pub struct Engine {
     /// Who waits for its grammar.
     pub(crate) grammarless: BTreeSet<RequestId>,
     pub(crate) step: StepMemory,
+    /// If the next step is planned while one computes.
+    pub(crate) ahead: Option<Ahead>,
     pub(crate) totals: Totals,
     pub(crate) last_step: StepShape,
     pub(crate) reasons: Reasons,
@@ -117,11 +120,12 @@ impl Engine {
             sizes,
             model,
             pool,
-            memory: PagedMemory { cache, host, elsewhere: Elsewhere::default() },
+            memory: PagedMemory { cache, host, elsewhere: Elsewhere::default(), closing: BTreeSet::new() },
             batcher,
             active: BTreeMap::new(),
             grammarless: BTreeSet::new(),
             step: StepMemory::new(block_size as usize),
+            ahead: options.async_scheduling.then(|| Ahead::new(block_size as usize)),
             totals: Totals::default(),
             last_step: StepShape::default(),
             reasons: Reasons::default(),
@@ -344,14 +348,14 @@ impl Engine {
     /// Whether any request is queued or running.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.batcher.has_work() || !self.searches.is_empty()
+        self.batcher.has_work() || !self.searches.is_empty() || self.is_planned_ahead()
     }
 
     /// Whether a step could bring anything: false also while all requests wait for their grammars.
     #[must_use]
     pub fn can_step(&self) -> bool {
         let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
-        self.active.len() > waiting || !self.searches.is_empty()
+        self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead()
     }
 
     /// Drops all cached prefixes. False when requests still hold blocks.
@@ -387,6 +391,8 @@ fn queue_refusal(refusal: &batching::Refusal) -> Refusal {
         RefusalReason::QueueTokensFull { queued_tokens, queued_tokens_max, .. } => {
             Refusal::QueueFull { waiting: queued_tokens, limit: queued_tokens_max, unit: "tokens" }
         }
+        // An output, or the room, of a request by this id that has ended is not back yet.
+        RefusalReason::OutputPending | RefusalReason::RoomInUse => Refusal::Duplicate(refusal.request.id.0),
         reason => unreachable!("checked before: {reason}"),
     }
 }

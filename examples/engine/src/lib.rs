@@ -2,6 +2,7 @@
 
 mod active;
 mod adapt;
+mod ahead;
 mod beam;
 mod bundled;
 mod chat;

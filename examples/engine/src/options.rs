@@ -41,6 +41,9 @@ pub struct Options {
     pub order: Order,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
     pub speculation: Option<Speculation>,
+    /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off while a
+    /// beam search runs: these need the outcome of one step to plan the next.
+    pub async_scheduling: bool,
     /// Most requests that may wait.
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait.
@@ -70,6 +73,7 @@ impl Default for Options {
             handover_ticks_max: None,
             order: Order::FirstCome,
             speculation: None,
+            async_scheduling: false,
             max_queued_requests: None,
             max_queued_tokens: None,
             threads: None,

@@ -72,6 +72,11 @@ impl Sizes {
                 format!("{step} tokens are too few for {} requests (max_num_seqs)", options.max_num_seqs);
             return Err(LoadError::Options { option: "max_num_batched_tokens", problem });
         }
+        if options.async_scheduling && (options.speculation.is_some() || options.offloading.is_some()) {
+            let problem =
+                "cannot be combined with drafts or host memory: they need the outcome of the last step";
+            return Err(LoadError::Options { option: "async_scheduling", problem: problem.into() });
+        }
         if let Some(Speculation { prompt_lookup_min: min, prompt_lookup_max: max, .. }) = options.speculation
             && min > max
         {
@@ -139,6 +144,8 @@ impl Sizes {
                 (true, Some(tokens_max)) => batching::Prefill::Capped { tokens_max, adaptive: false },
             },
             mixed_prefill_tokens_max: NonZeroU32::new(options.mixed_prefill_tokens),
+            outputs_ahead: u32::from(options.async_scheduling),
+            fenced_frees: options.async_scheduling,
             drafts: options.speculation.map_or(batching::Drafts::NONE, drafts),
             preemption: Self::preemption(options, block_bytes / u64::from(options.block_size.get())),
             failed_loads: match options.failed_loads {

@@ -119,6 +119,8 @@ pub struct HostUse {
 pub struct Totals {
     /// Steps that ran something.
     pub steps: u64,
+    /// Of these, those that were planned while the one before them computed.
+    pub steps_ahead: u64,
     /// Prompt tokens of requests that started; cached ones included.
     pub prompt_tokens: u64,
     /// Tokens chosen.

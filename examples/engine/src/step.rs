@@ -1,10 +1,12 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use quayline_batching::{self as batching, Finished, Plan, Sampled, Scheduled, Source, TokenId};
+use quayline_batching::{self as batching, Batcher, Finished, Plan, Sampled, Scheduled, Source, TokenId};
 
-use crate::adapt::sequence;
+use crate::active::Active;
+use crate::adapt::{PagedMemory, sequence};
 use crate::beam::is_beam;
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
@@ -20,9 +22,11 @@ use crate::snapshot::StepShape;
 /// What one step leaves to the next: buffers, nothing else.
 #[derive(Default)]
 pub(crate) struct StepMemory {
-    plan: Plan,
-    arrays: StepArrays,
+    pub(crate) plan: Plan,
+    pub(crate) arrays: StepArrays,
     wanted: Vec<Wanted>,
+    /// Rows whose tokens are not chosen yet, and whose they are.
+    to_come: Vec<(u32, RequestId)>,
     sampled: Vec<Sampled>,
     finished: Vec<Finished>,
     /// What searches ended with.
@@ -50,7 +54,7 @@ enum Goal {
 }
 
 /// Inputs are checked at the door, in [`Engine::add`].
-const CHECKED: &str = "the model accepts every step that the batcher plans";
+pub(crate) const CHECKED: &str = "the model accepts every step that the batcher plans";
 
 impl Engine {
     /// Runs one step and appends to `outputs` what it brought. Returns the number of tokens it processed;
@@ -61,12 +65,20 @@ impl Engine {
     pub fn step(&mut self, now: Tick, outputs: &mut Vec<Output>) -> u32 {
         self.add_homeless_beams();
         let mut step = std::mem::take(&mut self.step);
-        self.batcher.step(batching::Tick(now.0), &mut self.memory, &mut step.plan);
-        self.note(&step.plan, now, outputs);
+        let mut was_planned = self.take_planned(&mut step);
+        if was_planned {
+            self.note(&step.plan, now, outputs);
+            was_planned = !step.plan.is_empty();
+        }
+        if !was_planned {
+            step.prepare(now, &mut self.batcher, &mut self.memory, &self.active);
+            self.note(&step.plan, now, outputs);
+        }
         self.move_blocks();
         if !step.plan.is_empty() {
-            self.gather(&mut step);
-            self.model.run(&mut self.pool, &step.arrays.input()).expect(CHECKED);
+            self.totals.steps_ahead += u64::from(was_planned);
+            step.complete(&self.active);
+            self.run(&mut step, now);
             let before = outputs.len();
             self.choose(&mut step, outputs);
             self.settle(&mut step, &mut outputs[before..]);
@@ -85,7 +97,8 @@ impl Engine {
         self.reasons.note(plan, now);
         self.totals.preemptions += plan.preempted.len() as u64;
         for note in &plan.preempted {
-            let active = self.active.get_mut(&RequestId(note.id.0)).expect("a preempted request is active");
+            // Planned ahead: it may have ended meanwhile.
+            let Some(active) = self.active.get_mut(&RequestId(note.id.0)) else { continue };
             active.preemptions += 1;
             active.preempted_for = Some(note.reason);
         }
@@ -138,35 +151,6 @@ impl Engine {
         shape
     }
 
-    /// Writes down what the forward pass needs, and what its logits are for.
-    fn gather(&self, step: &mut StepMemory) {
-        step.arrays.clear();
-        step.wanted.clear();
-        for scheduled in &step.plan.scheduled {
-            let id = RequestId(scheduled.id.0);
-            let active = &self.active[&id];
-            let (start, end) = (scheduled.start, scheduled.end() - scheduled.drafts);
-            let table = self.memory.cache.table(sequence(scheduled.id)).expect("a planned sequence is open");
-            let tokens = &active.tokens[start as usize..end as usize];
-            let drafts = active.drafts(scheduled.drafts);
-            let row =
-                step.arrays.push(start, [tokens, drafts], table.blocks().iter().map(|block| block.get()));
-            let mut want = |row, goal| {
-                step.arrays.want_logits(row);
-                step.wanted.push(Wanted { id, goal });
-            };
-            for position in active.prompt_positions(start, end) {
-                want(row + position - start, Goal::Prompt { position });
-            }
-            if scheduled.samples {
-                want(row + end - start - 1, Goal::Next);
-            }
-            for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
-                want(row, Goal::Behind { draft, place });
-            }
-        }
-    }
-
     /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
     /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
     fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
@@ -177,7 +161,8 @@ impl Engine {
             let to = from + u32::try_from(wanted.len()).unwrap_or(u32::MAX);
             let logits = self.model.logits(from..to).expect(CHECKED);
             for (&Wanted { id, goal }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
-                let active = self.active.get_mut(&id).expect("a planned request is active");
+                // Planned ahead: it may have ended meanwhile.
+                let Some(active) = self.active.get_mut(&id) else { continue };
                 match goal {
                     Goal::Prompt { position } => {
                         active.note_prompt_logits(position, logits, &mut step.scratch);
@@ -276,5 +261,57 @@ impl Engine {
 impl StepMemory {
     pub(crate) fn new(block_size: usize) -> Self {
         Self { arrays: StepArrays::new(block_size), ..Self::default() }
+    }
+
+    /// Plans a step, and writes down what its forward pass needs and what its logits are for.
+    pub(crate) fn prepare(
+        &mut self,
+        now: Tick,
+        batcher: &mut Batcher,
+        memory: &mut PagedMemory,
+        active: &BTreeMap<RequestId, Active>,
+    ) {
+        batcher.step(batching::Tick(now.0), memory, &mut self.plan);
+        self.arrays.clear();
+        self.wanted.clear();
+        self.to_come.clear();
+        for scheduled in &self.plan.scheduled {
+            let id = RequestId(scheduled.id.0);
+            let active = &active[&id];
+            let (start, end) = (scheduled.start, scheduled.end() - scheduled.drafts);
+            let table = memory.cache.table(sequence(scheduled.id)).expect("a planned sequence is open");
+            // A step that is planned ahead may begin with a token that is not chosen yet.
+            let known = &active.tokens[start as usize..(end as usize).min(active.tokens.len())];
+            let unknown = &[0][..end as usize - start as usize - known.len()];
+            let drafts = active.drafts(scheduled.drafts);
+            let blocks = table.blocks().iter().map(|block| block.get());
+            let row = self.arrays.push(start, [known, unknown, drafts], blocks);
+            if !unknown.is_empty() {
+                self.to_come.push((row + end - start - 1, id));
+            }
+            let mut want = |row, goal| {
+                self.arrays.want_logits(row);
+                self.wanted.push(Wanted { id, goal });
+            };
+            for position in active.prompt_positions(start, end) {
+                want(row + position - start, Goal::Prompt { position });
+            }
+            if scheduled.samples {
+                want(row + end - start - 1, Goal::Next);
+            }
+            for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
+                want(row, Goal::Behind { draft, place });
+            }
+        }
+    }
+
+    /// Fills in the tokens that were not chosen when the step was planned. Those of requests that have ended since do not
+    /// matter: nobody reads what comes of them.
+    fn complete(&mut self, active: &BTreeMap<RequestId, Active>) {
+        for (row, id) in self.to_come.drain(..) {
+            if let Some(&token) = active.get(&id).and_then(|active| active.tokens.last()) {
+                self.arrays.set_token(row, token);
+            }
+        }
     }
 }

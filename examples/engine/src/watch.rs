@@ -115,8 +115,8 @@ impl Engine {
             return Err(format!("the batcher has {planned} requests, the engine {active}"));
         }
         let open = self.memory.cache.stats().sequences as usize;
-        let handed = self.memory.elsewhere.handing_over.len();
-        if open != active + handed {
+        let left = self.memory.elsewhere.handing_over.len() + self.memory.closing.len();
+        if open != active + left {
             return Err(format!("the cache has {open} sequences, the engine {active} requests"));
         }
         for (id, request) in &self.active {

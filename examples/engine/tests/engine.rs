@@ -288,7 +288,14 @@ fn a_snapshot_tells_what_is_going_on() {
 
 #[test]
 fn hours_of_random_requests_and_cancels_leave_nothing_behind() {
+    for async_scheduling in [false, true] {
+        random_requests_and_cancels(async_scheduling);
+    }
+}
+
+fn random_requests_and_cancels(async_scheduling: bool) {
     let mut engine = load(&Options {
+        async_scheduling,
         kv: KvSize::Blocks(24),
         max_model_len: Some(160),
         max_num_seqs: 6,

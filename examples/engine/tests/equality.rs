@@ -222,6 +222,20 @@ const WAYS: &[Way] = &[
         shows: |seen| some_drafts_are_right(seen) && seen.totals.preemptions > 0 && seen.prefix.hits > 0,
     },
     Way {
+        name: "planned ahead",
+        set: |all| all.async_scheduling = true,
+        shows: |seen| seen.totals.steps_ahead > seen.totals.steps / 2,
+    },
+    Way {
+        name: "planned ahead, preempted, and found again",
+        set: |all| {
+            all.async_scheduling = true;
+            all.prefix_caching = true;
+            blocks(all, 8, 24);
+        },
+        shows: |seen| seen.totals.steps_ahead > 0 && seen.totals.preemptions > 0 && seen.prefix.hits > 0,
+    },
+    Way {
         name: "preempted, moved to host memory and back",
         set: |all| {
             host(all, OffloadingWrite::Through, 1000);
@@ -284,6 +298,7 @@ fn random_options(dice: &mut Dice) -> Options {
     let write = dice.pick(&[OffloadingWrite::Through, OffloadingWrite::Back]);
     let offloading = Offloading { write, arc: dice.below(2) == 0, ..Offloading::new(BYTES_PER_TOKEN << 8) };
     let offloading = (prefix_caching && dice.below(2) == 0).then_some(offloading);
+    let speculation = dice.pick(&[None, None, drafts(1, 1, 1), drafts(3, 2, 2), drafts(8, 1, 3)]);
     Options {
         block_size: NonZeroU32::new(block_size).unwrap(),
         offloading,
@@ -301,7 +316,8 @@ fn random_options(dice: &mut Dice) -> Options {
         order: dice.pick(&[Order::FirstCome, Order::Priority]),
         seed: dice.next(),
         mixed_prefill_tokens: dice.pick(&[0, 1, 7, 48]),
-        speculation: dice.pick(&[None, drafts(1, 1, 1), drafts(3, 2, 2), drafts(8, 1, 3)]),
+        speculation,
+        async_scheduling: offloading.is_none() && speculation.is_none() && dice.below(3) != 0,
         ..options()
     }
 }

@@ -144,6 +144,12 @@ pub(crate) struct Flags {
     /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
     #[arg(long, value_parser = json::<SpeculativeConfig>, value_name = "JSON", help_heading = "Engine")]
     speculative_config: Option<SpeculativeConfig>,
+    /// Plan the next step while one computes
+    #[arg(long, help_heading = "Engine")]
+    async_scheduling: bool,
+    /// Plan a step when the one before it is done (the default)
+    #[arg(long, overrides_with = "async_scheduling", help_heading = "Engine")]
+    no_async_scheduling: bool,
     /// Most requests that may wait; more get 429
     #[arg(long, default_value_t = 4096, value_parser = count_u32, help_heading = "Engine")]
     max_num_queued_reqs: u32,
@@ -303,6 +309,7 @@ impl Flags {
                 Policy::Fcfs => Order::FirstCome,
                 Policy::Priority => Order::Priority,
             },
+            async_scheduling: self.async_scheduling,
             speculation: self.speculative_config.map(SpeculativeConfig::speculation),
             max_queued_requests: Some(self.max_num_queued_reqs),
             max_queued_tokens: Some(self.max_num_queued_tokens),
@@ -451,6 +458,10 @@ mod tests {
     fn the_later_of_a_switch_and_its_opposite_wins() {
         let on = parse("--no-enable-chunked-prefill --enable-chunked-prefill").unwrap();
         assert!(on.options().chunked_prefill);
+        let on = parse("--no-async-scheduling --async-scheduling").unwrap();
+        assert!(on.options().async_scheduling);
+        let off = parse("--async-scheduling --no-async-scheduling").unwrap();
+        assert!(!off.options().async_scheduling);
     }
 
     #[test]

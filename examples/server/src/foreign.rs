@@ -17,7 +17,6 @@ const NAMES: &[&str] = &[
     "allowed-media-domains",
     "allowed-methods",
     "api-server-count",
-    "async-scheduling",
     "attention-backend",
     "attention-config",
     "calculate-kv-scales",

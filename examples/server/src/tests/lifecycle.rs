@@ -216,3 +216,19 @@ async fn a_model_that_is_not_there_is_one_clear_line() {
     assert!(error.contains("/no/such/model"), "{error}");
     assert!(!error.contains('\n'));
 }
+
+#[tokio::test]
+async fn steps_that_are_planned_ahead_change_no_answer_and_leave_nothing() {
+    let (ahead, plain) = (Server::start("--async-scheduling").await, Server::start("").await);
+    let mut body = completion(json!(["ROMEO:", "What, "]), 30);
+    body["n"] = json!(2);
+    body["seed"] = json!(3);
+    body["stop"] = json!("e ");
+    let answers = (ahead.ok("/v1/completions", body.clone()).await, plain.ok("/v1/completions", body).await);
+    assert_eq!(answers.0["choices"], answers.1["choices"]);
+    ahead.idle().await;
+    let snapshot = ahead.app.engine.view().borrow().snapshot.clone();
+    assert!(snapshot.totals.steps_ahead > 0 && snapshot.blocks.used == 0);
+    ahead.stop();
+    plain.stop();
+}
