@@ -2,8 +2,8 @@
 //! softmax in f64.
 //!
 //! The bound is FlashAttention-3's: at most twice the error of a plain evaluation that rounds scores, weights and
-//! results to the stored type. Pages are shuffled, unused slots and the output start as what is no number, and every step runs
-//! in both orders of fibres and blocks, with equal bits.
+//! results to the stored type. Pages are shuffled, unused slots and the output start as what is no number, and every
+//! step runs in both orders of fibres and blocks, with equal bits.
 #![cfg(unix)]
 #![allow(
     unsafe_code,

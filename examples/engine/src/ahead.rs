@@ -1,8 +1,8 @@
 //! Asynchronous scheduling: the next step is planned while this one computes.
 //!
-//! A step planned ahead does not know the last token of those who generate, nor whether it ends them. The token is filled in
-//! when it is chosen; what is computed for one that ended is dropped, and its blocks stay its own until then
-//! (`Config::fenced_frees` of the batcher).
+//! A step planned ahead does not know the last token of those who generate, nor whether it ends them. The token is
+//! filled in when it is chosen; what is computed for one that ended is dropped, and its blocks stay its own until
+//! then (`Config::fenced_frees` of the batcher).
 
 use std::thread;
 
@@ -37,8 +37,8 @@ impl Engine {
         true
     }
 
-    /// Computes a step, and plans the next one meanwhile if that is asked for. A beam search needs the outcome of one step to
-    /// plan the next: while there is one, nothing is planned ahead.
+    /// Computes a step, and plans the next one meanwhile if that is asked for. A beam search needs the outcome of one
+    /// step to plan the next: while there is one, nothing is planned ahead.
     pub(crate) fn run(&mut self, step: &mut StepMemory, now: Tick) {
         let is_free = self.searches.is_empty();
         let Self { ahead, batcher, memory, active, model, pool, .. } = self;

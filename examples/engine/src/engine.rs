@@ -198,7 +198,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The grammar that a request waits for is there. False, and nothing changes, when no request by this id waits for one.
+    /// The grammar that a request waits for is there. False, and nothing changes, when no request by this id waits
+    /// for one.
     ///
     /// # Errors
     /// [`Refusal::Sampling`] for a grammar of another vocabulary.

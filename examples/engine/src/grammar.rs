@@ -53,8 +53,8 @@ impl Grammars {
         self.recent.get(&constraint.text())?.ok()
     }
 
-    /// Compiles a constraint, unless that was done lately. Cost: milliseconds, for large schemas tens of them; the first
-    /// call also makes a tree of the vocabulary, which takes most of a second for 150,000 tokens.
+    /// Compiles a constraint, unless that was done lately. Cost: milliseconds, for large schemas tens of them; the
+    /// first call also makes a tree of the vocabulary, which takes most of a second for 150,000 tokens.
     ///
     /// # Errors
     /// What is wrong with the constraint, or which limit it exceeds.

@@ -152,8 +152,8 @@ impl Engine {
         Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect() })
     }
 
-    /// What a request handed over has been fetched, or nobody wants it: its blocks are free. False if nothing of this id
-    /// is handed over.
+    /// What a request handed over has been fetched, or nobody wants it: its blocks are free. False if nothing of this
+    /// id is handed over.
     pub fn handed_over(&mut self, id: RequestId) -> bool {
         self.batcher.handed_over(batching::RequestId(id.0), &mut self.memory)
     }

@@ -42,7 +42,8 @@ impl StepArrays {
     }
 
     /// Adds a sequence's part of the step: its tokens from position `start` on, in three pieces (what is known, what is
-    /// [to come](StepArrays::set_token), and drafts); `blocks` is its block table. Returns the row of the first of them.
+    /// [to come](StepArrays::set_token), and drafts); `blocks` is its block table. Returns the row of the first of
+    /// them.
     ///
     /// # Panics
     /// When the table is too short for the tokens.

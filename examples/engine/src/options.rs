@@ -41,8 +41,8 @@ pub struct Options {
     pub order: Order,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
     pub speculation: Option<Speculation>,
-    /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off while a
-    /// beam search runs: these need the outcome of one step to plan the next.
+    /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off
+    /// while a beam search runs: these need the outcome of one step to plan the next.
     pub async_scheduling: bool,
     /// Most requests that may wait.
     pub max_queued_requests: Option<u32>,

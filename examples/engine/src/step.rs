@@ -305,8 +305,8 @@ impl StepMemory {
         }
     }
 
-    /// Fills in the tokens that were not chosen when the step was planned. Those of requests that have ended since do not
-    /// matter: nobody reads what comes of them.
+    /// Fills in the tokens that were not chosen when the step was planned. Those of requests that have ended since do
+    /// not matter: nobody reads what comes of them.
     fn complete(&mut self, active: &BTreeMap<RequestId, Active>) {
         for (row, id) in self.to_come.drain(..) {
             if let Some(&token) = active.get(&id).and_then(|active| active.tokens.last()) {

@@ -1,5 +1,5 @@
-//! Steps planned while others compute: who cannot have them is refused, and what they bring is measured. That they change no
-//! answer is for `equality.rs` to show.
+//! Steps planned while others compute: who cannot have them is refused, and what they bring is measured. That they
+//! change no answer is for `equality.rs` to show.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 

@@ -1,7 +1,7 @@
 //! A device that is not there: runs the kernels' source, compiled by the machine's C++ compiler, thread by thread.
 //!
-//! See `kernels/emulator/emulator.hpp` for what it acts out. Here are its memory and launches. Memory starts as bytes of
-//! 0xff, which are no numbers, and has a rim of them; a launch that changes a rim fails.
+//! See `kernels/emulator/emulator.hpp` for what it acts out. Here are its memory and launches. Memory starts as bytes
+//! of 0xff, which are no numbers, and has a rim of them; a launch that changes a rim fails.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 

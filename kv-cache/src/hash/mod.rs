@@ -56,8 +56,8 @@ pub trait BlockHasher: Clone + Debug {
     /// Everything in `content` that is not covered already by the parent's hash must be covered by this one.
     fn block(&mut self, parent: Option<Self::Digest>, content: &Content<'_>) -> Self::Digest;
 
-    /// The hashes of all blocks of `unit` tokens that `tokens` fill, with nothing but tokens in them, behind the last of
-    /// `hashes`, to which they are appended.
+    /// The hashes of all blocks of `unit` tokens that `tokens` fill, with nothing but tokens in them, behind the last
+    /// of `hashes`, to which they are appended.
     fn run(&mut self, tokens: &[TokenId], unit: usize, hashes: &mut Vec<Self::Digest>) {
         for tokens in tokens.chunks_exact(unit) {
             let hash = self.block(hashes.last().copied(), &Content::plain(tokens));
