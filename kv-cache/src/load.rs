@@ -9,7 +9,8 @@ use crate::{Error, KvCache, SequenceId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// The K and V of a sequence's first `tokens` tokens are there: those that its claim called `external` have
-    /// arrived, all or the first of them. What they fill is published.
+    /// arrived, all or the first of them. What they fill is published. What an [`Offload`](crate::tier::Offload) loads,
+    /// it reports itself.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::NotLoading`] when nothing of the sequence is on its way, or not this much.

@@ -247,6 +247,11 @@ impl<P: Eviction> Model<P> {
         Ok(Start::Begun(needed, tokens))
     }
 
+    /// Whether a job is at work that brings what a sequence waits for.
+    pub(crate) fn is_loaded_by_tiers(&self, id: u64) -> bool {
+        self.behind.as_ref().is_some_and(|behind| behind.loads.contains_key(&id))
+    }
+
     /// Notes a job that has begun: its slots, and the blocks it keeps.
     pub(crate) fn fly(
         &mut self,
