@@ -2,19 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod common;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 
+use common::{load, run};
 use quayline_engine::{
-    Beams, Engine, FinishReason, KvSize, ModelFiles, Offloading, Options, Output, Preemption, Refusal,
-    Request, RequestId, Sampling, Tick, TokenLogprob,
+    Beams, Engine, FinishReason, KvSize, Offloading, Options, Output, Preemption, Refusal, Request,
+    RequestId, Sampling, Tick, TokenLogprob,
 };
 
 fn options() -> Options {
     Options { threads: NonZeroUsize::new(1), max_model_len: Some(256), ..Options::default() }
-}
-
-fn load(options: &Options) -> Engine {
-    Engine::load(&ModelFiles::bundled(), options).unwrap()
 }
 
 fn encode(engine: &Engine, text: &str) -> Vec<u32> {
@@ -40,15 +39,6 @@ fn found(outputs: &[Output]) -> Vec<Found> {
         (tokens, output.tokens.iter().map(bits).collect(), output.beam_score.unwrap().to_bits(), ended)
     };
     outputs.iter().map(one).collect()
-}
-
-fn run(engine: &mut Engine) -> Vec<Output> {
-    let mut outputs = Vec::new();
-    while engine.has_work() {
-        engine.step(Tick(0), &mut outputs);
-        engine.check().unwrap();
-    }
-    outputs
 }
 
 /// The `top` likeliest tokens behind `tokens`, read from the first token on.

@@ -2,27 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod common;
+
+use common::{load, run};
 use quayline_engine::{
     BlockUse, Engine, FinishReason, KvSize, LoadError, ModelFiles, Options, Output, Refusal, Request,
     RequestId, Sampling, StopReason, Tick,
 };
 
-fn load(options: &Options) -> Engine {
-    Engine::load(&ModelFiles::bundled(), options).unwrap()
-}
-
 fn engine() -> Engine {
     load(&Options { max_model_len: Some(256), ..Options::default() })
-}
-
-/// Runs until nothing is left to do.
-fn run(engine: &mut Engine) -> Vec<Output> {
-    let mut outputs = Vec::new();
-    while engine.has_work() {
-        engine.step(Tick(0), &mut outputs);
-        engine.check().unwrap();
-    }
-    outputs
 }
 
 fn text(outputs: &[Output]) -> String {

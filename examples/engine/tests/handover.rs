@@ -2,12 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 
+use common::{load, run};
 use quayline_engine::{
-    DeliveryError, Engine, FailedLoads, FinishReason, KvSize, Load, ModelFiles, Offloading, Options, Output,
-    Request, RequestId, Sampling, Tick,
+    DeliveryError, Engine, FailedLoads, FinishReason, KvSize, Load, Offloading, Options, Output, Request,
+    RequestId, Sampling, Tick,
 };
 
 fn options() -> Options {
@@ -18,10 +21,6 @@ fn options() -> Options {
         threads: NonZeroUsize::new(1),
         ..Options::default()
     }
-}
-
-fn load(options: &Options) -> Engine {
-    Engine::load(&ModelFiles::bundled(), options).unwrap()
 }
 
 /// Prompts of 40 to 80 tokens; the first three of each six begin alike.
@@ -62,15 +61,6 @@ fn note(answers: &mut Answers, outputs: &mut Vec<Output>) {
             own.push((token.id, logprobs.top.iter().map(|one| one.logprob.to_bits()).collect()));
         }
     }
-}
-
-fn run(engine: &mut Engine) -> Vec<Output> {
-    let mut outputs = Vec::new();
-    while engine.has_work() {
-        engine.step(Tick(0), &mut outputs);
-        engine.check().unwrap();
-    }
-    outputs
 }
 
 fn alone(ids: std::ops::Range<u64>) -> Answers {

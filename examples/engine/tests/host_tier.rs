@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod common;
+
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
+use common::load;
 use quayline_engine::{
     Engine, HostUse, KvSize, LoadError, ModelFiles, Offloading, OffloadingWrite, Options, Output, Preemption,
     Request, RequestId, Sampling, Speeds, Tick,
@@ -23,10 +26,6 @@ fn options() -> Options {
     }
 }
 
-fn load(options: &Options) -> Engine {
-    Engine::load(&ModelFiles::bundled(), options).unwrap()
-}
-
 /// A prompt of `tokens` tokens that begins like no other's.
 fn request(id: u64, begin: u32, tokens: u32, answer: u32) -> Request {
     let prompt: Vec<u32> = (0..tokens).map(|at| 100 + (begin * 131 + at * 7) % 1000).collect();
@@ -35,14 +34,9 @@ fn request(id: u64, begin: u32, tokens: u32, answer: u32) -> Request {
     Request { sampling, ..Request::new(RequestId(id), prompt) }
 }
 
-fn run(engine: &mut Engine, requests: impl IntoIterator<Item = Request>) -> Vec<Output> {
+fn answer(engine: &mut Engine, requests: impl IntoIterator<Item = Request>) -> Vec<Output> {
     requests.into_iter().for_each(|request| engine.add(request).unwrap());
-    let mut outputs = Vec::new();
-    while engine.has_work() {
-        engine.step(Tick(0), &mut outputs);
-        engine.check().unwrap();
-    }
-    outputs
+    common::run(engine)
 }
 
 fn host(engine: &Engine) -> HostUse {
@@ -52,13 +46,13 @@ fn host(engine: &Engine) -> HostUse {
 /// Reads four other prompts, which take all the room there is.
 fn crowd(engine: &mut Engine) {
     for begin in 10..14 {
-        run(engine, [request(1000 + u64::from(begin), begin, 60, 2)]);
+        answer(engine, [request(1000 + u64::from(begin), begin, 60, 2)]);
     }
 }
 
 #[test]
 fn a_prompt_that_was_evicted_comes_back_from_host_memory() {
-    let first = run(&mut load(&options()), [request(1, 1, 50, 8)]);
+    let first = answer(&mut load(&options()), [request(1, 1, 50, 8)]);
     for (write, uses) in [
         (OffloadingWrite::Through, 1),
         (OffloadingWrite::AfterUses(NonZeroU32::new(2).unwrap()), 2),
@@ -67,11 +61,11 @@ fn a_prompt_that_was_evicted_comes_back_from_host_memory() {
         let offloading = options().offloading.map(|offloading| Offloading { write, ..offloading });
         let mut engine = load(&Options { offloading, ..options() });
         for _ in 0..uses {
-            run(&mut engine, [request(1, 1, 50, 8)]);
+            answer(&mut engine, [request(1, 1, 50, 8)]);
         }
         crowd(&mut engine);
         let before = host(&engine);
-        let again = run(&mut engine, [request(2, 1, 50, 8)]);
+        let again = answer(&mut engine, [request(2, 1, 50, 8)]);
         assert_eq!((again[0].cached_tokens, again[0].loaded_tokens), (48, 48), "{write:?}");
         let tokens =
             |outputs: &[Output]| outputs.iter().flat_map(|one| one.tokens.clone()).collect::<Vec<_>>();
@@ -87,20 +81,20 @@ fn what_is_used_once_stays_out_of_host_memory_that_wants_two_uses() {
     let write = OffloadingWrite::AfterUses(NonZeroU32::new(2).unwrap());
     let offloading = options().offloading.map(|offloading| Offloading { write, ..offloading });
     let mut engine = load(&Options { offloading, ..options() });
-    run(&mut engine, [request(1, 1, 50, 8)]);
+    answer(&mut engine, [request(1, 1, 50, 8)]);
     assert_eq!(host(&engine).used, 0);
-    run(&mut engine, [request(2, 1, 50, 8)]);
+    answer(&mut engine, [request(2, 1, 50, 8)]);
     assert!(host(&engine).used >= 6);
 }
 
 #[test]
 fn a_reset_forgets_host_memory_too() {
     let mut engine = load(&options());
-    run(&mut engine, [request(1, 1, 50, 8)]);
+    answer(&mut engine, [request(1, 1, 50, 8)]);
     crowd(&mut engine);
     assert!(engine.reset_prefix_cache());
     assert_eq!(host(&engine).used, 0);
-    assert_eq!(run(&mut engine, [request(2, 1, 50, 8)])[0].cached_tokens, 0);
+    assert_eq!(answer(&mut engine, [request(2, 1, 50, 8)])[0].cached_tokens, 0);
 }
 
 #[test]
@@ -112,7 +106,7 @@ fn nothing_is_reset_while_one_who_yielded_needs_it() {
         engine.step(Tick(0), &mut outputs);
     }
     assert!(!engine.reset_prefix_cache());
-    run(&mut engine, []);
+    answer(&mut engine, []);
     assert!(engine.reset_prefix_cache());
 }
 
@@ -126,7 +120,7 @@ fn who_yields_is_moved_or_computes_again_whichever_is_quicker() {
             bytes_per_second: speed(bytes_per_second),
             prefill_tokens_per_second: speed(prefill),
         });
-        run(&mut engine, [request(1, 1, 50, 40), request(2, 2, 50, 40)]);
+        answer(&mut engine, [request(1, 1, 50, 40), request(2, 2, 50, 40)]);
         assert!(engine.snapshot().totals.preemptions > 0);
         assert_eq!(host(&engine).swapped_tokens > 0, moves);
         if moves {

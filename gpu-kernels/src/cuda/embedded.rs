@@ -3,7 +3,7 @@
 //! `scripts/prebuild` makes it, with a compiler old enough for the drivers in use, and writes the hash of each source
 //! beside it. A program whose source has changed since then counts as missing; a test fails until it is made anew.
 
-use super::source::Source;
+use super::source::{Source, programs};
 
 macro_rules! embedded {
     ($($name:literal),+) => {
@@ -13,20 +13,7 @@ macro_rules! embedded {
     };
 }
 
-embedded!(
-    "activation",
-    "attention_bf16",
-    "attention_bf16_e4m3",
-    "attention_f16",
-    "attention_f16_e4m3",
-    "copy",
-    "gather",
-    "gemm",
-    "merge",
-    "norm",
-    "rope_append",
-    "sample"
-);
+programs!(embedded);
 
 /// Lines of a program's name and the hash of its source.
 const HASHES: &str = include_str!("../../prebuilt/hashes.txt");

@@ -17,6 +17,28 @@ pub const HEADERS: [Source; 4] = [
     Source { name: "attention.cuh", text: include_str!("../../kernels/attention.cuh") },
 ];
 
+/// Gives the names of all programs to a macro.
+macro_rules! programs {
+    ($to:ident) => {
+        $to!(
+            "activation",
+            "attention_bf16",
+            "attention_bf16_e4m3",
+            "attention_f16",
+            "attention_f16_e4m3",
+            "copy",
+            "gather",
+            "gemm",
+            "merge",
+            "norm",
+            "rope_append",
+            "sample"
+        );
+    };
+}
+#[cfg(any(feature = "cuda", test))]
+pub(super) use programs;
+
 macro_rules! sources {
     ($($name:literal),+) => {
         /// All programs.
@@ -25,20 +47,7 @@ macro_rules! sources {
     };
 }
 
-sources!(
-    "activation",
-    "attention_bf16",
-    "attention_bf16_e4m3",
-    "attention_f16",
-    "attention_f16_e4m3",
-    "copy",
-    "gather",
-    "gemm",
-    "merge",
-    "norm",
-    "rope_append",
-    "sample"
-);
+programs!(sources);
 
 /// Options of the run-time compiler, besides the architecture. Products and sums are contracted only where the
 /// source says so: the emulator and every architecture then agree on what is rounded.
