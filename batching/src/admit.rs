@@ -71,13 +71,14 @@ impl<O: Order> Batcher<O> {
         if let Some(&slot) = self.arrived.iter().find(|&&slot| open(class(slot))) {
             return Some(slot);
         }
-        if let Some(ticks) = self.config.patience_ticks
-            && let Some(slot) = self.queue.oldest_before(Tick(now.0.saturating_sub(ticks)))
-            && open(class(slot))
-        {
-            return Some(slot);
-        }
-        self.queue.first(&self.order, open)
+        let patience_ends = self.patience_ends(now);
+        let impatient = patience_ends.and_then(|moment| self.queue.oldest_before(moment, open));
+        impatient.or_else(|| self.queue.first(&self.order, open))
+    }
+
+    /// Who waits since before this moment has lost patience.
+    fn patience_ends(&self, now: Tick) -> Option<Tick> {
+        self.config.patience_ticks.map(|ticks| Tick(now.0.saturating_sub(ticks)))
     }
 
     fn admit<M: Memory>(&mut self, slot: Slot, step: &mut Step<'_, M>) -> Entry {
@@ -311,10 +312,11 @@ impl<O: Order> Batcher<O> {
 
     /// From the queue to the running.
     fn enter<M>(&mut self, slot: Slot, at_hand: AtHand, part: Part, step: &mut Step<'_, M>) {
+        let waiting = self.sequences.at(slot).waiting();
+        let (place, at) = (waiting.place, waiting.at);
+        let impatient = self.patience_ends(step.now).is_some_and(|moment| place.age < moment);
         let sequence = self.sequences.at_mut(slot);
         let (id, known_tokens, adapter) = (sequence.id, sequence.known_tokens, sequence.request.adapter);
-        let waiting = sequence.waiting();
-        let (place, at) = (waiting.place, waiting.at);
         let wanted = known_tokens - at_hand.tokens;
         let long = self.config.long_prefills.is_some_and(|long| wanted > long.above_tokens);
         let promised = matches!(at, At::Loaded { .. });
@@ -333,6 +335,7 @@ impl<O: Order> Batcher<O> {
             turn: self.turns.admission,
             long,
             promised,
+            impatient_since: impatient.then_some(place.age),
         });
         self.turns.admission += 1;
         let first = sequence.started.is_none();

@@ -166,7 +166,7 @@ impl<O: Order> Batcher<O> {
         let (id, arrival) = (request.id, request.arrival);
         let key = Key { rank: crate::Rank::default(), id };
         let class = Class { adapter: request.adapter, long: false };
-        let place = Place { class, lane, key, since: arrival };
+        let place = Place { class, lane, key, since: arrival, age: arrival };
         let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens: None, cached_tokens: 0 };
         let Config { model_tokens_max, waiting_ticks_max, .. } = self.config;
         let reach = self.config.drafts.tokens_max;

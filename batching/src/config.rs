@@ -64,8 +64,9 @@ pub struct Config {
     pub running_ticks_max: Option<u64>,
     /// How long the room of a request that hands over is kept for the other machine. `None`: for ever.
     pub handover_ticks_max: Option<u64>,
-    /// Who has waited for longer goes before all others, whatever the order says: the longest first.
-    /// `None`: the order decides alone, and may let somebody starve.
+    /// Who has waited for longer goes before all others, whatever the order says: the longest first. It also
+    /// yields its room after all others, and if it has to, it stays as old as it was. `None`: the order decides
+    /// alone, and may let somebody starve.
     pub patience_ticks: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! What happens at the beginning of a step because time has passed: those whose time is up leave, and some
 //! of the waiting are looked up in the memory.
 
-use crate::batcher::Batcher;
+use crate::batcher::{Batcher, count};
 use crate::memory::Memory;
 use crate::order::Order;
 use crate::plan::Plan;
@@ -41,17 +41,30 @@ impl<O: Order> Batcher<O> {
     }
 
     /// Looks up a few of the waiting in the memory, as many as the order wants: first those who are new,
-    /// then the others in turn.
+    /// then the others in turn, nobody twice.
     pub(crate) fn look_up(&mut self, memory: &mut impl Memory) {
-        let lookups_max = self.order.lookups_max();
-        for _ in 0..lookups_max {
-            let next = match self.unseen.pop_front() {
-                Some(id) => self.sequences.find(id),
-                None => self.next_seen(),
-            };
-            let Some(slot) = next else { return };
+        let mut left = self.order.lookups_max();
+        while left > 0
+            && let Some(slot) = self.next_unseen()
+        {
             self.look_up_one(slot, memory);
+            left -= 1;
         }
+        for _ in 0..left.min(count(self.sequences.len())) {
+            if let Some(slot) = self.next_seen() {
+                self.look_up_one(slot, memory);
+            }
+        }
+    }
+
+    /// The first of the new ones who has not left meanwhile.
+    fn next_unseen(&mut self) -> Option<Slot> {
+        while let Some(id) = self.unseen.pop_front() {
+            if let Some(slot) = self.sequences.find(id) {
+                return Some(slot);
+            }
+        }
+        None
     }
 
     fn next_seen(&mut self) -> Option<Slot> {

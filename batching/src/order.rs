@@ -105,6 +105,10 @@ pub enum Service {
 }
 
 /// The orders that come with this crate.
+///
+/// First come, deadline (if all have targets) and fair (if the tenants are always the same) let everybody come
+/// to its end by themselves. By the others whoever is last may wait for ever, unless
+/// [`Config::patience_ticks`](crate::Config::patience_ticks) is set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Policy {
@@ -121,7 +125,7 @@ pub enum Policy {
     /// one with the most yields first.
     ShortestJob,
     /// Most cached tokens first, ties by arrival. Cached tokens are looked up for a few of the waiting in
-    /// each step, the newest first and then in turn, so that a long queue costs no more than a short one.
+    /// each step, the new ones first and then all in turn, so that a long queue costs no more than a short one.
     LongestPrefix {
         /// How many are looked up in a step.
         lookups_max: u32,

@@ -5,22 +5,27 @@ use crate::batcher::Batcher;
 use crate::config::Preemption;
 use crate::id::Tick;
 use crate::memory::Memory;
-use crate::order::Order;
+use crate::order::{Order, Rank};
 use crate::plan::{Plan, Preempted, Scheduled};
 use crate::queue::{Class, Place};
 use crate::reason::Reason;
 use crate::remains::Remains;
-use crate::sequence::{At, Slot, State, Waiting};
+use crate::sequence::{At, Running, Slot, State, Waiting};
 use crate::step::Step;
 
 impl<O: Order> Batcher<O> {
     /// The place, among the running, of the next one to yield: the last by the order, and of equals the one
-    /// admitted last.
+    /// admitted last. Those who had lost patience yield after all others, the one that came last of them first:
+    /// so the one that came first of them comes to its end, whatever the order says.
     pub(crate) fn victim_place(&self) -> usize {
         let rank = |&place: &usize| {
             let sequence = self.sequences.at(self.running[place]);
-            let turn = i64::try_from(sequence.running().turn).unwrap_or(i64::MAX);
-            self.order.yields(&sequence.candidate(turn, 0), sequence.lane)
+            let Running { turn, impatient_since, .. } = *sequence.running();
+            let turn = i64::try_from(turn).unwrap_or(i64::MAX);
+            match impatient_since {
+                None => (true, self.order.yields(&sequence.candidate(turn, 0), sequence.lane)),
+                Some(since) => (false, Rank(i128::from(since.0), sequence.id.0)),
+            }
         };
         (0..self.running.len()).max_by_key(rank).expect("whoever asks for room runs")
     }
@@ -75,9 +80,10 @@ impl<O: Order> Batcher<O> {
         self.turns.front -= 1;
         let turn = self.turns.front;
         let sequence = self.sequences.at_mut(slot);
-        let key = crate::line::Key { rank: crate::Rank::default(), id };
+        let key = crate::line::Key { rank: Rank::default(), id };
         let class = Class { long: false, ..class };
-        let place = Place { class, lane: sequence.lane, key, since: now };
+        let age = running.impatient_since.unwrap_or(now);
+        let place = Place { class, lane: sequence.lane, key, since: now, age };
         let swapped = (swapped_tokens > 0).then_some(swapped_tokens);
         let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens: swapped, cached_tokens: 0 };
         sequence.state = State::Waiting(Box::new(waiting));

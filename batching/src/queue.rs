@@ -24,8 +24,13 @@ pub(crate) struct Place {
     pub(crate) class: Class,
     pub(crate) lane: Lane,
     pub(crate) key: Key,
+    /// When it came, or was preempted.
     pub(crate) since: Tick,
+    /// As `since`, but for one that was preempted after it had lost patience: that one is as old as it was.
+    pub(crate) age: Tick,
 }
+
+type ByAge = BTreeMap<(Tick, RequestId), Slot>;
 
 /// The waiting requests that nothing but room and turn holds back.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +38,8 @@ pub(crate) struct Queue {
     lines: BTreeMap<Class, Line>,
     /// How many wait in each lane, over all lines.
     lanes: Vec<u32>,
-    /// By how long they have waited; kept only if that can matter.
-    by_age: Option<BTreeMap<(Tick, RequestId), Slot>>,
+    /// By how long they have waited, class by class; kept only if that can matter.
+    by_age: Option<BTreeMap<Class, ByAge>>,
     len: usize,
 }
 
@@ -59,7 +64,7 @@ impl Queue {
 
     /// As [`join`](Queue::join), for one who was here before.
     pub(crate) fn put(&mut self, order: &impl Order, place: Place, slot: Slot) {
-        let Place { class, lane, key, since } = place;
+        let Place { class, lane, key, age, .. } = place;
         let index = lane.0 as usize;
         if self.lanes.len() <= index {
             self.lanes.resize(index + 1, 0);
@@ -67,13 +72,13 @@ impl Queue {
         self.lanes[index] += 1;
         self.lines.entry(class).or_default().join(order.level(lane), lane, key, slot);
         if let Some(by_age) = &mut self.by_age {
-            by_age.insert((since, key.id), slot);
+            by_age.entry(class).or_default().insert((age, key.id), slot);
         }
         self.len += 1;
     }
 
     pub(crate) fn leave(&mut self, place: Place) {
-        let Place { class, lane, key, since } = place;
+        let Place { class, lane, key, age, .. } = place;
         let line = self.lines.get_mut(&class).expect("who waits has a line");
         line.leave(lane, key);
         if line.len() == 0 && class != Class::default() {
@@ -81,7 +86,11 @@ impl Queue {
         }
         self.lanes[lane.0 as usize] -= 1;
         if let Some(by_age) = &mut self.by_age {
-            by_age.remove(&(since, key.id));
+            let class_by_age = by_age.get_mut(&class).expect("who waits has an age");
+            class_by_age.remove(&(age, key.id));
+            if class_by_age.is_empty() {
+                by_age.remove(&class);
+            }
         }
         self.len -= 1;
     }
@@ -92,10 +101,12 @@ impl Queue {
         lines.filter_map(|(_, line)| line.first(order)).min().map(|(_, slot)| slot)
     }
 
-    /// Who has waited longest, if that is since before `moment`.
-    pub(crate) fn oldest_before(&self, moment: Tick) -> Option<Slot> {
-        let (&(since, _), &slot) = self.by_age.as_ref()?.first_key_value()?;
-        (since < moment).then_some(slot)
+    /// Who has waited longest of all whose class is `open`, if that is since before `moment`.
+    pub(crate) fn oldest_before(&self, moment: Tick, open: impl Fn(Class) -> bool) -> Option<Slot> {
+        let classes = self.by_age.as_ref()?.iter().filter(|&(&class, _)| open(class));
+        let oldest = classes.filter_map(|(_, by_age)| by_age.first_key_value()).min()?;
+        let (&(age, _), &slot) = oldest;
+        (age < moment).then_some(slot)
     }
 
     /// The first of each class that is not `open`.

@@ -137,6 +137,8 @@ pub(crate) struct Running {
     pub(crate) long: bool,
     /// It came with tokens of another machine, and is promised room for all that it knows.
     pub(crate) promised: bool,
+    /// It was admitted because it had waited for too long, since then.
+    pub(crate) impatient_since: Option<Tick>,
 }
 
 impl Sequence {
