@@ -5,7 +5,8 @@ use crate::evict::Eviction;
 use crate::group::Group;
 use crate::hash::BlockHasher;
 use crate::kind::Holds;
-use crate::{BlockCopy, BlockId, Error, KvCache, SequenceId, TokenCount};
+use crate::sequence::{Loading, Sequence};
+use crate::{BlockCopy, BlockId, Claim, Error, GroupId, KvCache, SequenceId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Opens `child` as a second sequence that knows and holds the same as `parent`: for samples of one prompt, and
@@ -162,24 +163,33 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         if tokens >= sequence.computed {
             return Ok(());
         }
-        let gone = |group| Error::Gone { sequence: sequence.id, tokens, computed: sequence.computed, group };
+        let there = Claim { computed: tokens, ..Claim::default() };
         for ((id, group), table) in self.groups.iter().zip(sequence.tables.iter()) {
-            let length = group.size.blocks_for(tokens).get();
-            let (skipped, state) = match group.holds {
-                Holds::EveryToken | Holds::Encoder => continue,
-                Holds::NeededTokens => (group.skipped_blocks(tokens, sequence.prompt), false),
-                Holds::State => (0..length.saturating_sub(1), true),
-            };
-            for index in (0..length).filter(|index| !skipped.contains(index)) {
-                let block = table.blocks.get(index as usize).copied().unwrap_or(BlockId::NULL);
-                let is_there =
-                    block != BlockId::NULL && (!state || self.is_state_after(block, group, tokens));
-                if !is_there {
-                    return Err(gone(id));
-                }
+            let last = || table.blocks[group.last_block(tokens) as usize];
+            let is_other = || tokens > TokenCount(0) && !self.is_state_after(last(), group, tokens);
+            if group.misses(&table.blocks, sequence.prompt, there)
+                || (group.holds == Holds::State && is_other())
+            {
+                return Err(gone(sequence, tokens, id));
             }
         }
         Ok(())
+    }
+
+    /// Whether a claim that begins before what was promised last (drafts were wrong, a step was withdrawn) finds all
+    /// blocks that it reads and writes, and nothing there is on its way. Which of the states in a block it goes on from is the caller's to know.
+    #[cold]
+    pub(crate) fn must_begin_again(&self, place: u32, claim: Claim) -> Result<(), Error> {
+        let sequence = self.sequences.at(place);
+        if let Some(Loading { from, to, .. }) = sequence.loading.filter(|loading| claim.computed < loading.to)
+        {
+            return Err(Error::Loading { sequence: sequence.id, from, to });
+        }
+        let tables = self.groups.iter().zip(sequence.tables.iter());
+        let mut misses = tables
+            .filter(|((_, group), table)| group.misses(&table.blocks, sequence.prompt, claim))
+            .map(|((id, _), _)| gone(sequence, claim.computed, id));
+        misses.next().map_or(Ok(()), Err)
     }
 
     /// Whether the state in `block` is the one after `tokens` tokens: it is if it was published there, because states
@@ -187,4 +197,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     fn is_state_after(&self, block: BlockId, group: &Group, tokens: TokenCount) -> bool {
         group.size.tokens_in(group.size.full_blocks(tokens)) == tokens && self.blocks.prefix.contains(block)
     }
+}
+
+fn gone<D>(of: &Sequence<D>, tokens: TokenCount, group: GroupId) -> Error {
+    Error::Gone { sequence: of.id, tokens, computed: of.computed, group }
 }

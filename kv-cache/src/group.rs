@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::id::count;
 use crate::kind::{Holds, Kind, Progress};
 use crate::{BlockCount, BlockId, BlockSize, Claim, Config, Error, GroupId, Retention, TokenCount};
 
@@ -245,6 +246,23 @@ impl Group {
             let first_part = published.saturating_sub(index * parts);
             (block != BlockId::NULL && first_part < parts).then_some(Written { index, block, first_part })
         })
+    }
+
+    /// Whether `blocks` have a hole where the step of a claim reads or writes.
+    pub(crate) fn misses(&self, blocks: &[BlockId], prompt: TokenCount, claim: Claim) -> bool {
+        let is_hole = |index: u32| blocks.get(index as usize) == Some(&BlockId::NULL);
+        match self.holds {
+            Holds::EveryToken | Holds::Encoder => false,
+            Holds::State => [claim.computed, claim.computed_after()]
+                .into_iter()
+                .any(|tokens| tokens > TokenCount(0) && is_hole(self.last_block(tokens))),
+            Holds::NeededTokens => {
+                let room = claim.computed_after().plus(claim.lookahead);
+                let end = self.size.blocks_for(room).get().min(count(blocks.len()));
+                let skipped = self.skipped_blocks(claim.computed, prompt);
+                (0..skipped.start.min(end)).chain(skipped.end..end).any(is_hole)
+            }
+        }
     }
 
     /// The block that the last of `tokens` tokens is in.

@@ -225,6 +225,80 @@ fn going_back_behind_a_window() {
     refused(cache, |cache| cache.trim(A, TokenCount(9)), message);
 }
 
+/// A sequence of 24 tokens in blocks of 4 of one group, of which the first 20 are computed and settled.
+fn settled(group: Group) -> KvCache {
+    let config = Config {
+        groups: vec![Group::new(kind::Full), group],
+        ..Config::new(BlockSize::new(4).unwrap(), BlockCount(32))
+    };
+    let mut cache = KvCache::new(config).unwrap();
+    cache.open(A, SequenceKey::default(), &[7; 24], Reuse::ReadWrite).unwrap();
+    claim(&mut cache, A, Claim { new_tokens: TokenCount(20), ..Claim::default() });
+    cache.settle(A, TokenCount(20)).unwrap();
+    cache
+}
+
+fn again(computed: u32, new_tokens: u32) -> impl Fn(&mut KvCache) -> Result<(), Error> {
+    let [computed, new_tokens] = [computed, new_tokens].map(TokenCount);
+    move |cache| cache.reserve(A, Claim { computed, new_tokens, ..Claim::default() }).map(drop)
+}
+
+#[test]
+fn computing_again_what_a_window_has_given_back() {
+    let window = |tokens| SlidingWindow::new(TokenCount(tokens)).unwrap();
+    let gone = |tokens: u32| {
+        format!("sequence 1 cannot go back to {tokens} tokens of 20: blocks of group 1 are gone")
+    };
+    // The token behind 20 sees three before it, from 17 on: blocks 0 to 3 are gone. Behind 19 it would see 16.
+    let cache = &mut settled(Group::new(window(4)));
+    assert!(again(19, 1)(cache).is_ok(), "drafts that were wrong, all in the window");
+    for computed in [18, 12, 0] {
+        refused(cache, again(computed, 1), &gone(computed));
+    }
+    // A window of the token alone reads nothing, but would write into a block that is gone.
+    let cache = &mut settled(Group::new(window(1)));
+    for computed in [19, 16, 12] {
+        refused(cache, again(computed, 1), &gone(computed));
+    }
+    // Sinks stay, and help only where all between them and the window is there as well.
+    let cache = &mut settled(Group::new(window(4).with_sinks(TokenCount(5))));
+    refused(cache, again(18, 2), &gone(18));
+    assert!(again(19, 5)(cache).is_ok());
+    refused(cache, again(0, 20), &gone(0));
+}
+
+#[test]
+fn computing_again_what_a_chunk_has_given_back() {
+    let cache = &mut settled(Group::new(ChunkedLocal::new(TokenCount(8)).unwrap()));
+    assert!(again(16, 4)(cache).is_ok(), "the chunk from 16 on is there");
+    for computed in [15, 8, 0] {
+        let message =
+            format!("sequence 1 cannot go back to {computed} tokens of 20: blocks of group 1 are gone");
+        refused(cache, again(computed, 9), &message);
+    }
+}
+
+#[test]
+fn going_on_from_a_state_that_nobody_left() {
+    let cache = &mut settled(Group::new(kind::Recurrent));
+    assert!(again(20, 4)(cache).is_ok());
+    for (computed, new_tokens) in [(16, 4), (12, 8), (0, 4)] {
+        let message =
+            format!("sequence 1 cannot go back to {computed} tokens of 20: blocks of group 1 are gone");
+        refused(cache, again(computed, new_tokens), &message);
+    }
+}
+
+#[test]
+fn computing_what_is_on_its_way() {
+    let cache = &mut busy();
+    claim(cache, A, Claim { computed: TokenCount(10), external: TokenCount(8), ..Claim::default() });
+    for computed in [0, 9, 10, 17] {
+        refused(cache, again(computed, 1), "sequence 1 waits for its tokens 10 to 18");
+    }
+    assert!(again(18, 1)(cache).is_ok(), "behind it");
+}
+
 #[test]
 fn settling_what_nobody_computes() {
     let cache = &mut busy();

@@ -150,6 +150,37 @@ impl<P: Eviction> Model<P> {
             .collect()
     }
 
+    /// Whether a claim that goes back finds every block that it reads or writes.
+    fn must_begin_again(&self, id: u64, claim: Claim) -> Result<(), Error> {
+        let (of, from) = (&self.sequences[&id], claim.computed.0);
+        if from >= of.computed {
+            return Ok(());
+        }
+        if let Some(Loading { from: there, to, .. }) = of.loading.filter(|loading| from < loading.to) {
+            let [from, to] = [there, to].map(TokenCount);
+            return Err(Error::Loading { sequence: SequenceId(id), from, to });
+        }
+        let to = from + claim.new_tokens.0 + claim.external.0;
+        for (group, table) in of.tables.iter().enumerate() {
+            let Group { kind, size } = self.groups[group];
+            let is_used = |token: u32| match kind {
+                Kind::Full | Kind::Cross => false,
+                Kind::State => token + 1 == from || token + 1 == to,
+                _ => kind.needs(token, from, of.prompt) && token < to + claim.lookahead.0,
+            };
+            let mut holes = (0..).zip(&table.blocks).filter(|(_, block)| **block == BlockId::NULL);
+            if holes.any(|(index, _)| (index * size..(index + 1) * size).any(is_used)) {
+                return Err(Error::Gone {
+                    sequence: SequenceId(id),
+                    tokens: claim.computed,
+                    computed: TokenCount(of.computed),
+                    group: GroupId(group as u8),
+                });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn reserve(&mut self, id: u64, claim: Claim) -> Result<Verdict, Error> {
         let sequence = SequenceId(id);
         let is_empty = self.get(id)?.is_empty();
@@ -201,6 +232,7 @@ impl<P: Eviction> Model<P> {
             if let Some(room) = room.filter(|&room| computed.0 > room) {
                 return Err(Error::NoRoomBefore { sequence, computed, room: TokenCount(room) });
             }
+            self.must_begin_again(id, claim)?;
         }
         let of = &self.sequences[&id];
         let (mut hits, mut revived, mut new, mut beyond, mut copies) = (0, Vec::new(), 0, 0, 0);
