@@ -162,12 +162,15 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// pushed; those of the prompt are in the [`SequenceKey`].
     ///
     /// # Errors
-    /// [`Error::NotOpen`]; [`Error::Media`] for items out of order, or that begin in a block which is hashed already.
+    /// [`Error::NotOpen`]; [`Error::Media`] for items out of order, or that begin among tokens which a hash covers
+    /// already.
     pub fn add_media(&mut self, sequence: SequenceId, media: &[Media]) -> Result<(), Error> {
         let place = self.sequences.place(sequence)?;
         let of = self.sequences.at_mut(place);
         let hashed = of.hashes.len() as u64 * u64::from(self.groups.unit.get());
-        in_order(sequence, hashed.max(of.keys.media_end()), media)?;
+        // The last name covers the tokens ahead of its block as well.
+        let ahead = if hashed > 0 { u64::from(self.config.hash_lookahead.get()) } else { 0 };
+        in_order(sequence, (hashed + ahead).max(of.keys.media_end()), media)?;
         of.keys.add(media);
         Ok(())
     }

@@ -225,6 +225,20 @@ fn going_back_behind_a_window() {
     refused(cache, |cache| cache.trim(A, TokenCount(9)), message);
 }
 
+#[test]
+fn an_item_among_tokens_that_have_a_name() {
+    let cache = &mut busy_with(|config| config.hash_lookahead = TokenCount(2));
+    // Of the ten tokens of A the first eight are named, by all ten.
+    let item = |first: u32| [Media { id: "a".into(), first: TokenIndex(first), tokens: TokenCount(2) }];
+    for first in [7, 8, 9] {
+        let message = format!(
+            "sequence 1 has an item of 2 tokens at {first}: items follow one another, the next from 10 on"
+        );
+        refused(cache, |cache| cache.add_media(A, &item(first)), &message);
+    }
+    assert_eq!(cache.add_media(A, &item(10)), Ok(()));
+}
+
 /// A sequence of 24 tokens in blocks of 4 of one group, of which the first 20 are computed and settled.
 fn settled(group: Group) -> KvCache {
     let config = Config {

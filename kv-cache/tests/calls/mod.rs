@@ -1,24 +1,37 @@
 //! What the oracle asks: caches of every shape, and calls of every kind.
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use quayline_kv_cache::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
 use quayline_kv_cache::tier::*;
 use quayline_kv_cache::*;
 
-use super::model::{self, Kind, Shape};
+use super::model::{self, Key, Kind, Shape};
 
-/// The keys that sequences are opened with; content is shared only under the same one.
-pub(crate) const KEYS: [SequenceKey<'static>; 3] = [
-    SequenceKey { adapter: None, salt: None, media: &[], embeds: None, tenant: TenantId(0) },
-    SequenceKey { adapter: None, salt: Some("a"), media: &[], embeds: None, tenant: TenantId(0) },
-    SequenceKey {
-        adapter: Some(Adapter { name: "a", path: "" }),
-        salt: None,
-        media: &[],
-        embeds: None,
-        tenant: TenantId(0),
-    },
-];
+/// The keys that sequences are opened with. Some differ only behind a beginning that they share.
+pub(crate) static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
+    let items = |items: &[(&str, u32)]| items.iter().map(|&(id, first)| item(id, first)).collect();
+    let plain = Key::default;
+    vec![
+        plain(),
+        Key { salt: Some("a"), ..plain() },
+        Key { adapter: Some(("a", "")), ..plain() },
+        Key { adapter: Some(("a", "elsewhere")), ..plain() },
+        Key { media: items(&[("x", 3)]), ..plain() },
+        Key { media: items(&[("x", 4)]), ..plain() },
+        Key { media: items(&[("x", 3), ("y", 8)]), ..plain() },
+        Key { media: items(&[("y", 3), ("x", 9)]), salt: Some("a"), ..plain() },
+        Key { embeds: Some(vec![[1; 32], [2; 32]]), ..plain() },
+        Key { embeds: Some(vec![[1; 32], [3; 32]]), ..plain() },
+    ]
+});
+
+/// An item; its name says how many tokens it has.
+pub(crate) fn item(id: &str, first: u32) -> Media {
+    let tokens = if id == "x" { 5 } else { 2 };
+    Media { id: id.into(), first: TokenIndex(first), tokens: TokenCount(tokens) }
+}
 
 /// One call. Sequences are numbers below [`SEQUENCES`], so that calls meet open and closed ones.
 #[derive(Clone, Debug)]
@@ -33,6 +46,12 @@ pub(crate) enum Call {
     Encoder {
         sequence: u64,
         tokens: u32,
+    },
+    /// An item is told, so many tokens behind those that are known.
+    Media {
+        sequence: u64,
+        id: &'static str,
+        ahead: u32,
     },
     Push {
         sequence: u64,
@@ -236,13 +255,15 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
         },
     );
     let from = prop_oneof![9 => Just(From::Usual), 1 => Just(From::Claimed)];
-    let key = prop_oneof![6 => Just(0), 1 => 1..KEYS.len()];
+    let key = prop_oneof![3 => Just(0), 2 => 1..KEYS.len()];
     let of_sequence = prop_oneof![
         2 => sequence().prop_map(|sequence| Call::Lookup { sequence }),
         1 => sequence().prop_map(|sequence| Call::Withdraw { sequence }),
         2 => sequence().prop_map(|sequence| Call::Release { sequence }),
         3 => sequence().prop_map(|sequence| Call::Close { sequence }),
         1 => (sequence(), 0u32..9).prop_map(|(sequence, tokens)| Call::Encoder { sequence, tokens }),
+        1 => (sequence(), prop_oneof![Just("x"), Just("y")], 0u32..4)
+            .prop_map(|(sequence, id, ahead)| Call::Media { sequence, id, ahead }),
         4 => (sequence(), 0u32..9).prop_map(|(sequence, behind)| Call::Settle { sequence, behind }),
         3 => (sequence(), 0u32..9, prop::bool::weighted(0.3))
             .prop_map(|(sequence, behind, failed)| Call::Loaded { sequence, behind, failed }),

@@ -113,9 +113,8 @@ impl<P: Eviction> Model<P> {
     /// What a whole block of a sequence holds.
     pub(crate) fn content_of(&mut self, id: u64, group: usize, index: u32) -> Option<Content> {
         let sequence = &self.sequences[&id];
-        let end = ((index + 1) * self.groups[group].size + self.config.hash_lookahead.0) as usize;
-        let covered = (sequence.key, sequence.tokens.get(..end)?.to_vec());
-        Some(self.name(group, covered))
+        let text = self.text(sequence, (index + 1) * self.groups[group].size)?;
+        Some(self.name(group, text))
     }
 
     fn leaving(&self, id: u64, group: usize, index: u32) -> Leaving {
@@ -159,8 +158,8 @@ impl<P: Eviction> Model<P> {
             for index in from / size..end / size {
                 let Some(content) = self.content_of(id, group, index) else { break };
                 let leaving = self.leaving(id, group, index);
-                let held = self.whole_content(leaving.block).map(|held| held.tokens.clone());
-                if held.is_some_and(|tokens| self.name(group, tokens) == content) {
+                let held = self.whole_content(leaving.block).map(|held| held.text.clone());
+                if held.is_some_and(|text| self.name(group, text) == content) {
                     found.push(Needed { content, start: index * size, leaving });
                 }
             }

@@ -3,22 +3,21 @@
 use quayline_kv_cache::evict::{Facts, Wanted};
 use quayline_kv_cache::*;
 
-use super::{Leaving, Model};
+use super::{Leaving, Model, Text};
 
 impl<P: Eviction> Model<P> {
     /// A number for what a name covers, the same for equal content.
-    pub(super) fn name(&mut self, group: usize, tokens: (usize, Vec<TokenId>)) -> u32 {
+    pub(super) fn name(&mut self, group: usize, text: Text) -> u32 {
         let next = self.names.len() as u32;
-        *self.names.entry((group, tokens)).or_insert(next)
+        *self.names.entry((group, text)).or_insert(next)
     }
 
     /// What the block at `index` of a table is wanted for.
     pub(super) fn wanted(&mut self, id: u64, group: usize, index: u32) -> Wanted {
         let sequence = &self.sequences[&id];
-        let end = ((index + 1) * self.groups[group].size + self.config.hash_lookahead.0) as usize;
-        let known = sequence.tokens.get(..end).filter(|_| self.config.prefix_caching);
-        let (tenant, covered) = (sequence.tenant, known.map(|tokens| (sequence.key, tokens.to_vec())));
-        Wanted { content: covered.map(|covered| self.name(group, covered)), tenant }
+        let text = self.text(sequence, (index + 1) * self.groups[group].size);
+        let (tenant, text) = (sequence.tenant, text.filter(|_| self.config.prefix_caching));
+        Wanted { content: text.map(|text| self.name(group, text)), tenant }
     }
 
     /// Takes a free block.
@@ -38,11 +37,11 @@ impl<P: Eviction> Model<P> {
                 continue;
             }
             let held = self.content[block.0 as usize].iter().flatten().next();
-            match held.map(|content| (content.group, content.tokens.clone())) {
+            match held.map(|content| (content.group, content.text.clone())) {
                 None => worthless.push(block),
-                Some((group, tokens)) => {
+                Some((group, text)) => {
                     let before = before.filter(|&before| before != BlockId::NULL);
-                    kept.push((block, Facts { index, before, content: self.name(group, tokens) }));
+                    kept.push((block, Facts { index, before, content: self.name(group, text) }));
                 }
             }
         }

@@ -8,10 +8,12 @@ mod blocks;
 mod claims;
 mod pins;
 mod steps;
+pub(crate) mod text;
 
 use std::collections::BTreeMap;
 
 use quayline_kv_cache::*;
+pub(crate) use text::{Key, Text};
 
 /// A kind of attention, as a question about single tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,7 +85,7 @@ pub(crate) struct Model<P> {
     /// The free blocks, as the plain twin of the policy keeps them.
     pub(crate) policy: P,
     /// Numbers for contents, by which a policy remembers what is gone.
-    names: BTreeMap<(usize, (usize, Vec<TokenId>)), u32>,
+    pub(crate) names: BTreeMap<(usize, Text), u32>,
     pins: BTreeMap<u64, pins::Pin>,
     pub(crate) behind: Option<behind::Behind>,
     /// By block and part: what others find in it.
@@ -107,17 +109,17 @@ struct Planned {
     new: u32,
 }
 
-/// All tokens that the name covers, under the key they were computed with.
+/// What others find in a block: all that its name covers.
 #[derive(Clone)]
 pub(crate) struct Content {
     pub(crate) group: usize,
-    pub(crate) tokens: (usize, Vec<TokenId>),
+    pub(crate) text: Text,
     published_as: u64,
 }
 
 #[derive(Clone)]
 pub(crate) struct Sequence {
-    key: usize,
+    key: Key,
     tenant: TenantId,
     reuse: Reuse,
     pub(crate) tokens: Vec<TokenId>,
@@ -280,7 +282,7 @@ impl<P: Eviction> Model<P> {
     pub(crate) fn open(
         &mut self,
         id: u64,
-        (key, tenant): (usize, TenantId),
+        (key, tenant): (&Key, TenantId),
         tokens: &[TokenId],
         reuse: Reuse,
     ) -> Result<(), Error> {
@@ -289,7 +291,7 @@ impl<P: Eviction> Model<P> {
         }
         self.must_fit(id, tokens.len())?;
         let sequence = Sequence {
-            key,
+            key: key.clone(),
             tenant,
             reuse,
             tokens: tokens.to_vec(),
@@ -320,6 +322,25 @@ impl<P: Eviction> Model<P> {
         Ok(())
     }
 
+    /// Further items, behind all that is named or told of already.
+    pub(crate) fn add_media(&mut self, id: u64, media: &[Media]) -> Result<(), Error> {
+        let (unit, ahead, caches) = (self.unit, self.config.hash_lookahead.0, self.config.prefix_caching);
+        let sequence = self.get(id)?;
+        let named = if caches { sequence.known().saturating_sub(ahead) / unit * unit } else { 0 };
+        let named = if named > 0 { named + ahead } else { 0 };
+        let end = |item: &Media| item.first.0 + item.tokens.0;
+        let mut free_from = sequence.key.media.iter().map(end).max().unwrap_or(0).max(named);
+        for item in media {
+            if item.tokens.0 == 0 || item.first.0 < free_from {
+                let (sequence, free_from) = (SequenceId(id), free_from.into());
+                return Err(Error::Media { sequence, first: item.first, tokens: item.tokens, free_from });
+            }
+            free_from = end(item);
+        }
+        sequence.key.media.extend_from_slice(media);
+        Ok(())
+    }
+
     fn must_be_empty(&mut self, id: u64) -> Result<(), Error> {
         let sequence = self.get(id)?;
         if sequence.is_empty() {
@@ -330,17 +351,21 @@ impl<P: Eviction> Model<P> {
 
     /// The oldest block of `group` in which the first `end` tokens of a sequence end.
     pub(super) fn find(&self, group: usize, sequence: &Sequence, end: u32) -> Option<BlockId> {
-        let covered = end + self.config.hash_lookahead.0;
-        self.oldest(group, &(sequence.key, sequence.tokens.get(..covered as usize)?.to_vec()))
+        self.oldest(group, &self.text(sequence, end)?)
     }
 
-    /// The oldest block of `group` that is found under the name for these tokens.
-    pub(super) fn oldest(&self, group: usize, wanted: &(usize, Vec<TokenId>)) -> Option<BlockId> {
+    /// What the name of the first `end` tokens of a sequence covers, if they are known and those ahead.
+    pub(super) fn text(&self, sequence: &Sequence, end: u32) -> Option<Text> {
+        sequence.key.text(&sequence.tokens, end, self.config.hash_lookahead.0, self.unit)
+    }
+
+    /// The oldest block of `group` that is found under the name for this.
+    pub(super) fn oldest(&self, group: usize, wanted: &Text) -> Option<BlockId> {
         let blocks = (0..).map(BlockId).zip(&self.content);
         let copies =
             blocks.flat_map(|(block, parts)| parts.iter().flatten().map(move |content| (content, block)));
         copies
-            .filter(|(content, _)| content.group == group && content.tokens == *wanted)
+            .filter(|(content, _)| content.group == group && content.text == *wanted)
             .map(|(content, block)| (content.published_as, block))
             .min()
             .map(|(_, block)| block)

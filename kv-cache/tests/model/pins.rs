@@ -58,10 +58,9 @@ impl<P: Eviction> Model<P> {
             let super::Group { kind, size } = self.groups[group];
             let found = (1..=count * self.unit / size).map(|n| {
                 let end = n * size;
-                let covered = (end + self.config.hash_lookahead.0) as usize;
                 let block = self.find(group, &sequence, end)?;
                 let content = self.whole_content(block)?;
-                (content.tokens == (sequence.key, sequence.tokens[..covered].to_vec())).then_some(block)
+                (Some(&content.text) == self.text(&sequence, end).as_ref()).then_some(block)
             });
             let table: Vec<BlockId> = match kind {
                 Kind::Full => found.map_while(|block| block).collect(),

@@ -72,6 +72,7 @@ impl<P: Eviction> Model<P> {
         }
         let sequence = self.of(id);
         sequence.tokens.truncate(keep as usize);
+        sequence.key.media.retain(|item| item.first.0 < keep);
         sequence.prompt = sequence.prompt.min(keep);
         Ok(())
     }
@@ -170,8 +171,7 @@ impl<P: Eviction> Model<P> {
     /// Forgets all copies of what the first hashes of a sequence, up to the one at `index`, are for.
     pub(crate) fn evict_hash(&mut self, id: u64, index: usize) -> BlockCount {
         let sequence = &self.sequences[&id];
-        let covered = (index + 1) * self.unit as usize + self.config.hash_lookahead.0 as usize;
-        let wanted = (sequence.key, sequence.tokens[..covered].to_vec());
+        let wanted = self.text(sequence, (index as u32 + 1) * self.unit).expect("it is named");
         let before = self.cached();
         for group in 0..self.groups.len() {
             while let Some(block) = self.oldest(group, &wanted) {
@@ -279,10 +279,10 @@ impl<P: Eviction> Model<P> {
                 if block == BlockId::NULL || !self.retains(group, end, there, &sequence) {
                     continue;
                 }
+                let text = self.text(&sequence, end).expect("it is named");
                 let place = &mut self.content[block.0 as usize][(published % parts) as usize];
                 if place.is_none() {
-                    let tokens = (sequence.key, sequence.tokens[..(end + ahead) as usize].to_vec());
-                    *place = Some(Content { group, tokens, published_as: self.publications });
+                    *place = Some(Content { group, text, published_as: self.publications });
                     self.publications += 1;
                 }
                 if self.groups[group].kind == Kind::State && in_this_step {

@@ -9,9 +9,9 @@ use quayline_kv_cache::evict::Quota;
 use quayline_kv_cache::tier::*;
 use quayline_kv_cache::*;
 
-use crate::calls::{Call, From, KEYS, SEQUENCES};
+use crate::calls::{self, Call, From, KEYS, SEQUENCES};
 use crate::model::behind::Behind;
-use crate::model::{Model, Shape, Verdict};
+use crate::model::{Model, Shape, Text, Verdict};
 
 /// Tiers, and how many blocks a load is worth.
 pub(crate) type Tiered = (Vec<TierConfig>, u32);
@@ -64,11 +64,17 @@ impl<E: Eviction, P: Eviction> Pair<E, P> {
         match call {
             Call::Open { sequence, key, tenant, tokens, reuse } => {
                 let tenant = TenantId(tenant);
-                let answer = cache.open(id(sequence), SequenceKey { tenant, ..KEYS[key] }, &tokens, reuse);
+                let key = &KEYS[key];
+                let answer = cache.open(id(sequence), key.of(tenant), &tokens, reuse);
                 assert_eq!(answer, model.open(sequence, (key, tenant), &tokens, reuse));
             }
             Call::Encoder { sequence, tokens } => {
                 assert_eq!(cache.encoder(id(sequence), TokenCount(tokens)), model.encoder(sequence, tokens));
+            }
+            Call::Media { sequence, id: item, ahead } => {
+                let known = model.sequences.get(&sequence).map_or(0, |of| of.tokens.len() as u32);
+                let items = [calls::item(item, known.saturating_sub(2) + ahead)];
+                assert_eq!(cache.add_media(id(sequence), &items), model.add_media(sequence, &items));
             }
             Call::Push { sequence, tokens } => {
                 assert_eq!(cache.push(id(sequence), &tokens), model.push(sequence, &tokens));
@@ -274,7 +280,7 @@ impl<E: Eviction, P: Eviction> Pair<E, P> {
         }
         assert_eq!(*replica, Replica::of(&snapshot));
         let there = model.content.iter().flatten().flatten();
-        let there: BTreeSet<_> = there.map(|content| (content.group, &content.tokens)).collect();
+        let there: BTreeSet<_> = there.map(|content| (content.group, &content.text)).collect();
         let in_device = |group, name| replica.locations(group, name).any(|place| place == Location::Device);
         let told = replica.blocks().filter(|&(group, name)| in_device(group, name)).count();
         assert_eq!(told, there.len(), "one name for each content, however many copies");
@@ -297,8 +303,8 @@ impl<E: Eviction, P: Eviction> Pair<E, P> {
         for stored in snapshot.stored().filter(|stored| stored.location == Location::Device) {
             let group = usize::from(stored.group.0);
             let (first, end) = (stored.first.0 as usize, stored.first.0 as usize + stored.tokens.len());
-            let is_it = |(of, (_, tokens)): &(usize, &(usize, Vec<TokenId>))| {
-                *of == group && tokens.len() >= end && tokens[first..end] == *stored.tokens
+            let is_it = |(of, text): &(usize, &Text)| {
+                *of == group && text.tokens.len() >= end && text.tokens[first..end] == *stored.tokens
             };
             assert!(there.iter().any(is_it), "{stored:?} is nobody's");
         }
@@ -315,12 +321,8 @@ impl<E: Eviction, P: Eviction> Pair<E, P> {
             let (hash, content) = (cache.hash_of(block), model.whole_content(block));
             assert_eq!(hash.is_some(), content.is_some(), "whether {block} is published in full");
             if let (Some(hash), Some(content)) = (hash, content) {
-                assert_eq!(
-                    *hashes.entry(hash).or_insert(&content.tokens),
-                    &content.tokens,
-                    "two under one hash"
-                );
-                assert_eq!(*contents.entry(&content.tokens).or_insert(hash), hash, "one under two hashes");
+                assert_eq!(*hashes.entry(hash).or_insert(&content.text), &content.text, "two under one hash");
+                assert_eq!(*contents.entry(&content.text).or_insert(hash), hash, "one under two hashes");
             }
         }
     }
