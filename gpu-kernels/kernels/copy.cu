@@ -34,3 +34,31 @@ KERNEL(copy_blocks, CopyBlocks, BLOCK) {
             *reinterpret_cast<u32 *>(to + at) = *reinterpret_cast<const u32 *>(from + at);
     }
 }
+
+// Single tokens of one pool, K and V of all layers: what a tree of drafts wrote at slots of its own goes to where the next
+// tokens belong. A run of moves is made in order; runs do not touch each other's slots.
+struct CopySlots {
+    u8 *memory;
+    // (from, to) of each move, and where each run of them starts and ends.
+    const u64 *moves;
+    const u32 *runs;
+    // In bytes; `bytes` of each head, a multiple of 4.
+    u64 plane_stride, page_stride, token_stride, head_stride;
+    u32 planes, kv_heads, block_size, bytes;
+};
+
+constexpr u32 SLOT_BLOCK = 128;
+
+// A thread keeps to its own four bytes of a token, so it reads what it wrote.
+KERNEL(copy_slots, CopySlots, SLOT_BLOCK) {
+    u32 run = block_index() / p.planes, pieces = p.bytes / 4;
+    u8 *plane = p.memory + block_index() % p.planes * p.plane_stride;
+    for (u32 i = thread_index(); i < p.kv_heads * pieces; i += SLOT_BLOCK) {
+        u8 *at = plane + i / pieces * p.head_stride + i % pieces * 4;
+        for (u32 move = p.runs[run]; move < p.runs[run + 1]; ++move) {
+            auto of = [&](u64 slot) { return slot / p.block_size * p.page_stride + slot % p.block_size * p.token_stride; };
+            const u8 *from = at + of(p.moves[2 * move]);
+            *reinterpret_cast<u32 *>(at + of(p.moves[2 * move + 1])) = *reinterpret_cast<const u32 *>(from);
+        }
+    }
+}

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
-HEADERS = ["prelude.cuh", "device.cuh", "softmax.cuh", "attention.cuh"]
+HEADERS = sorted(path.name for path in KERNELS.glob("*.cuh"))
 ARCHITECTURES = ["sm_80", "sm_90a", "sm_100a"]
 # As src/cuda/source.rs: what is checked is what is run.
 OPTIONS = ["--std=c++17", "--fmad=false"]
@@ -78,8 +78,13 @@ def figures(log):
 def source_hash(source):
     """As `Source::hash` of src/cuda/source.rs."""
     value = 0xCBF29CE484222325
-    texts = [source, *(KERNELS / name for name in HEADERS)]
-    for part in [path.read_bytes() for path in texts] + [option.encode() for option in OPTIONS]:
+    texts = [source.read_bytes()]
+    for text in texts:
+        for name in HEADERS:
+            header = (KERNELS / name).read_bytes()
+            if f'#include "{name}"'.encode() in text and header not in texts:
+                texts.append(header)
+    for part in texts + [option.encode() for option in OPTIONS]:
         for byte in part + len(part).to_bytes(8, "little"):
             value = (value ^ byte) * 0x100000001B3 % 2**64
     return value
@@ -90,7 +95,12 @@ def prebuild(nvrtc):
     folder = KERNELS.parent / "prebuilt"
     folder.mkdir(exist_ok=True)
     hashes = []
+    known = (folder / "hashes.txt").read_text().splitlines() if (folder / "hashes.txt").exists() else []
     for source in sorted(KERNELS.glob("*.cu")):
+        line = f"{source.stem} {source_hash(source):016x}"
+        hashes.append(line)
+        if line in known and (folder / f"{source.stem}.ptx.gz").exists():
+            continue
         ptx, log = compile_kernel(nvrtc, source, ["--gpu-architecture=compute_80", *OPTIONS])
         if ptx is None:
             sys.exit(f"{source.name}: {log}")
@@ -99,7 +109,6 @@ def prebuild(nvrtc):
         text = "\n".join(line for line in lines if line) + "\n"
         packed = gzip.compress(text.encode(), mtime=0)
         (folder / f"{source.stem}.ptx.gz").write_bytes(packed)
-        hashes.append(f"{source.stem} {source_hash(source):016x}")
         print(f"{source.stem}: {len(packed)} bytes")
     (folder / "hashes.txt").write_text("\n".join(hashes) + "\n")
 

@@ -24,7 +24,7 @@ use common::{Random, bits};
 use emulator::Emulator;
 use half::{bf16, f16};
 use quayline_gpu_kernels::cuda::{Floats, KvPool, KvStorage, Scores, Tensor};
-use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Heads, KvShape, Ops, Span};
+use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Error, Heads, KvShape, Ops, Span};
 
 /// One sequence: queries, keys and values as stored, and how many of its last tokens this step computes.
 #[derive(Clone)]
@@ -718,6 +718,39 @@ fn copied_and_saved_blocks_read_as_their_source() {
             assert_eq!(bits(&attend(&cuda, &case, &step).0), bits(&before), "{storage:?}");
             assert!(cuda.load_block(&mut step.pool, blocks, &first).is_err());
             assert!(cuda.save_block(&step.pool, 0, &mut first[1..]).is_err());
+        }
+    }
+}
+
+#[test]
+fn moved_tokens_read_as_their_source() {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead] {
+        for (cuda, _) in machines(Dtype::Bf16) {
+            let shape =
+                KvShape { layers: 3, blocks: 3, block_size: 5, kv_heads: 2, head_dim: 24, dtype: Dtype::Bf16 };
+            let mut pool = cuda.kv_pool_stored(shape, storage).unwrap();
+            let slots: Vec<i64> = (0..15).collect();
+            let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {
+                (0..15 * 48).map(|i| (from(i / 48) * 48 + i % 48) as f32).collect()
+            };
+            append(&cuda, &mut pool, 5, &slots, &x(&|slot| slot), &x(&|slot| 15 + slot));
+            // A branch of a tree goes to where the sequence goes on; another sequence has its own.
+            let lists: [&[(u64, u64)]; 3] = [&[(6, 5), (8, 6), (9, 8)], &[], &[(14, 0)]];
+            cuda.copy_slots(&mut pool, &lists).unwrap();
+            let now = |slot| [14, 1, 2, 3, 4, 6, 8, 7, 9, 9, 10, 11, 12, 13, 14][slot];
+            let mut expected = cuda.kv_pool_stored(shape, storage).unwrap();
+            append(&cuda, &mut expected, 5, &slots, &x(&now), &x(&|slot| 15 + now(slot)));
+            let mut bytes = [(); 2].map(|()| vec![0; cuda.kv_block_bytes_stored(shape, storage).unwrap()]);
+            for block in 0..3 {
+                cuda.save_block(&pool, block, &mut bytes[0]).unwrap();
+                cuda.save_block(&expected, block, &mut bytes[1]).unwrap();
+                assert!(bytes[0] == bytes[1], "{storage:?}, block {block}");
+            }
+            assert!(matches!(
+                cuda.copy_slots(&mut pool, &[&[(15, 0)]]),
+                Err(Error::TooLarge { dimension: "slot", found: 15, .. })
+            ));
+            assert!(cuda.copy_slots(&mut pool, &[&[(1, 2)], &[(2, 3)]]).is_err(), "a slot of two lists");
         }
     }
 }

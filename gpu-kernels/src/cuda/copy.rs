@@ -1,11 +1,12 @@
 //! Copies of whole blocks: `kernels/copy.cu`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::device::{Address, Memory};
 use super::pool::KvPool;
 use super::{Cuda, count, divide};
 use crate::Error;
+use crate::error::{below, same};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -20,6 +21,22 @@ struct CopyArgument {
     planes: u32,
     parts: u32,
     unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct CopySlotsArgument {
+    memory: Address,
+    moves: Address,
+    runs: Address,
+    plane_stride: u64,
+    page_stride: u64,
+    token_stride: u64,
+    head_stride: u64,
+    planes: u32,
+    kv_heads: u32,
+    block_size: u32,
+    bytes: u32,
 }
 
 /// Bytes of a block's plane that one thread block copies.
@@ -42,6 +59,52 @@ fn parts(pool: &KvPool) -> impl Iterator<Item = Planes> {
 }
 
 impl Cuda {
+    /// Copies K and V of single tokens between slots, of all layers in one launch: after [`Cuda::verify`], the drafts of a tree
+    /// that stand go to the slots that the sequence goes on from. A list is made in order, each `(from, to)`.
+    ///
+    /// # Errors
+    /// When a slot is not in the pool, or in two lists, or the device fails.
+    pub fn copy_slots(&self, pool: &mut KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
+        let slots = pool.shape.blocks * pool.shape.block_size;
+        let (mut owner, mut moves, mut runs) = (HashMap::new(), Vec::<u64>::new(), vec![0_u32]);
+        for (index, list) in lists.iter().enumerate() {
+            for slot in list.iter().flat_map(|&(from, to)| [from, to]) {
+                let found = usize::try_from(slot).unwrap_or(usize::MAX);
+                below("copy_slots", "slot", found, slots)?;
+                same("copy_slots", "list of a slot", index, *owner.entry(slot).or_insert(index))?;
+                moves.push(slot);
+            }
+            runs.push(count("copy_slots", "moves", moves.len() / 2)?);
+        }
+        let moves = Memory::of(&self.device, bytemuck::cast_slice(&moves))?;
+        let runs_on_device = Memory::of(&self.device, bytemuck::cast_slice(&runs))?;
+        let layout = pool.layout;
+        let element = layout.page_bytes / layout.page;
+        let kv_heads = pool.shape.kv_heads;
+        let numbers = (pool.plane(0, 0), layout.plane_bytes, layout.page_bytes, layout.token, layout.head, element);
+        let scales = pool.scale_planes().map(|(start, plane, page)| (start, plane, page, kv_heads, 1, 4));
+        for (start, plane, page, token, head, element) in [Some(numbers), scales].into_iter().flatten() {
+            let bytes = if head == 1 { element } else { layout.token * element };
+            let planes = pool.shape.layers * 2;
+            let argument = CopySlotsArgument {
+                memory: start,
+                moves: moves.address(),
+                runs: runs_on_device.address(),
+                plane_stride: plane as u64,
+                page_stride: page as u64,
+                token_stride: (token * element) as u64,
+                head_stride: (head * element) as u64,
+                planes: count("copy_slots", "layers", planes)?,
+                kv_heads: count("copy_slots", "kv heads", kv_heads)?,
+                block_size: count("copy_slots", "block_size", pool.shape.block_size)?,
+                bytes: count("copy_slots", "bytes of a head", bytes)?,
+            };
+            let blocks = divide("copy_slots", lists.len() * planes, 1)?;
+            self.start("copy", "copy_slots", blocks, 128, 0, &argument)?;
+        }
+        Ok(())
+    }
+
     /// Copies blocks in the order given, all checked: as few launches as keep to that order, usually one.
     pub(super) fn copy(&self, pool: &KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
         for together in independent(pairs) {

@@ -21,6 +21,7 @@ mod rope;
 mod sample;
 mod source;
 mod tensor;
+mod verify;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -31,9 +32,10 @@ pub use device::{Address, Device, Launch};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, KvStorage};
 pub use rope::{HeadNorms, RopeTable};
-pub use sample::{Draw, Sampled, Seen};
+pub use sample::{Distributions, Draw, Sampled, Seen};
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
+pub use verify::{Draft, Drafts, Verified};
 
 use device::Memory;
 

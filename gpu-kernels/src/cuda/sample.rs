@@ -1,4 +1,4 @@
-//! The next token of each row of logits: `kernels/sample.cu`.
+//! The next token of each row of logits, or what it would be drawn from: `kernels/sample.cu`.
 
 use super::device::{Address, Memory};
 use super::tensor::Tensor;
@@ -88,24 +88,61 @@ struct SampleRow {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SampleArgument {
+struct LogitsArgument {
     logits: Address,
     work: Address,
     rows: Address,
     seen: Address,
     mask: Address,
-    out: Address,
     stride: u64,
-    count: u32,
     vocabulary: u32,
     mask_words: u32,
-    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleArgument {
+    logits: LogitsArgument,
+    out: Address,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DistributionsArgument {
+    logits: LogitsArgument,
+    weights: Address,
+    totals: Address,
 }
 
 /// Threads of a block, which draws one row.
-const BLOCK: usize = 512;
-/// `Shared` of the kernel.
-const SHARED_BYTES: usize = (256 + BLOCK) * 8 + BLOCK / 32 * 4 + 16;
+pub(super) const BLOCK: usize = 512;
+/// `Shared` of the kernels.
+pub(super) const SHARED_BYTES: usize = (256 + BLOCK) * 8 + BLOCK / 32 * 4 + 16;
+
+/// What rows of logits may draw, `[rows, vocabulary]`, on the device: after penalties, mask, temperature and cuts.
+#[derive(Debug)]
+pub struct Distributions {
+    /// f32, the largest of a row 1.
+    pub(super) weights: Memory,
+    /// The sum of a row's weights in units of 2^-40, each cut to a whole one.
+    pub(super) totals: Memory,
+    pub(super) rows: usize,
+    pub(super) vocabulary: usize,
+}
+
+impl Distributions {
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// Rows of logits with all that a kernel needs to know of their draws, on the device.
+struct Prepared {
+    argument: LogitsArgument,
+    _memory: [Memory; 4],
+}
 
 impl Cuda {
     /// Draws the next token of each row of logits `[rows, vocabulary]`. `mask` holds rows of bits, a bit for each token
@@ -115,10 +152,61 @@ impl Cuda {
     /// # Errors
     /// When lengths disagree, a token is not in the vocabulary, a number is not what it may be, or the device fails.
     pub fn sample(&self, logits: &Tensor, draws: &[Draw<'_>], mask: &[u32]) -> Result<Vec<Sampled>, Error> {
+        let Some(prepared) = self.prepare(logits, draws, mask)? else { return Ok(Vec::new()) };
+        let mut sampled = vec![Sampled { token: 0, logprob: 0.0 }; draws.len()];
+        let out = Memory::new(&self.device, size_of_val(&sampled[..]))?;
+        let argument = SampleArgument { logits: prepared.argument, out: out.address() };
+        let blocks = count("sample", "rows", draws.len())?;
+        self.launch("sample", "sample", blocks, BLOCK, SHARED_BYTES, &argument)?;
+        self.device.download(out.address(), bytemuck::cast_slice_mut(&mut sampled))?;
+        Ok(sampled)
+    }
+
+    /// The distributions that [`Cuda::sample`] draws from, for [`Cuda::verify`]; their `random` is not used. At temperature 0
+    /// the first of the largest has all of it.
+    ///
+    /// # Errors
+    /// As [`Cuda::sample`].
+    pub fn distributions(
+        &self,
+        logits: &Tensor,
+        draws: &[Draw<'_>],
+        mask: &[u32],
+    ) -> Result<Distributions, Error> {
+        let (rows, vocabulary) = (draws.len(), logits.cols());
+        let prepared = self.prepare(logits, draws, mask)?;
+        let weights = Memory::new(&self.device, rows * vocabulary * 4)?;
+        let totals = Memory::new(&self.device, rows * 8)?;
+        if let Some(prepared) = prepared {
+            let (weights, totals) = (weights.address(), totals.address());
+            let argument = DistributionsArgument { logits: prepared.argument, weights, totals };
+            let blocks = count("sample", "rows", rows)?;
+            self.launch("sample", "distributions", blocks, BLOCK, SHARED_BYTES, &argument)?;
+        }
+        Ok(Distributions { weights, totals, rows, vocabulary })
+    }
+
+    /// Weights `[rows, vocabulary]`, the largest of a row 1, and each row's sum of weights in units of 2^-40.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_distributions(&self, distributions: &Distributions) -> Result<(Vec<f32>, Vec<u64>), Error> {
+        let mut weights = vec![0.0_f32; distributions.rows * distributions.vocabulary];
+        let mut totals = vec![0_u64; distributions.rows];
+        if distributions.rows > 0 {
+            let device = &self.device;
+            device.download(distributions.weights.address(), bytemuck::cast_slice_mut(&mut weights))?;
+            device.download(distributions.totals.address(), bytemuck::cast_slice_mut(&mut totals))?;
+        }
+        Ok((weights, totals))
+    }
+
+    /// Draws and mask, checked and on the device; nothing for no rows.
+    fn prepare(&self, logits: &Tensor, draws: &[Draw<'_>], mask: &[u32]) -> Result<Option<Prepared>, Error> {
         same("sample", "number of draws", draws.len(), logits.rows())?;
         let (vocabulary, words) = (logits.cols(), logits.cols().div_ceil(32));
         if draws.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         multiple("sample", "vocabulary", vocabulary, 1)?;
         same("sample", "words of the mask beyond whole rows", mask.len() % words, 0)?;
@@ -137,25 +225,17 @@ impl Cuda {
         let rows = Memory::of(device, bytemuck::cast_slice(&rows))?;
         let seen = Memory::of(device, bytemuck::cast_slice(&seen))?;
         let mask = Memory::of(device, bytemuck::cast_slice(mask))?;
-        let mut sampled = vec![Sampled { token: 0, logprob: 0.0 }; draws.len()];
-        let out = Memory::new(device, size_of_val(&sampled[..]))?;
-        let blocks = count("sample", "rows", draws.len())?;
-        let argument = SampleArgument {
+        let argument = LogitsArgument {
             logits: logits.address(),
             work: work.address(),
             rows: rows.address(),
             seen: seen.address(),
             mask: mask.address(),
-            out: out.address(),
             stride: logits.stride() as u64,
-            count: blocks,
             vocabulary: count("sample", "vocabulary", vocabulary)?,
             mask_words: count("sample", "words of the mask", words)?,
-            unused: 0,
         };
-        self.launch("sample", "sample", blocks, BLOCK, SHARED_BYTES, &argument)?;
-        device.download(out.address(), bytemuck::cast_slice_mut(&mut sampled))?;
-        Ok(sampled)
+        Ok(Some(Prepared { argument, _memory: [work, rows, seen, mask] }))
     }
 }
 

@@ -9,13 +9,15 @@ pub struct Source {
     pub text: &'static str,
 }
 
-/// What the programs include.
-pub const HEADERS: [Source; 4] = [
-    Source { name: "prelude.cuh", text: include_str!("../../kernels/prelude.cuh") },
-    Source { name: "device.cuh", text: include_str!("../../kernels/device.cuh") },
-    Source { name: "softmax.cuh", text: include_str!("../../kernels/softmax.cuh") },
-    Source { name: "attention.cuh", text: include_str!("../../kernels/attention.cuh") },
-];
+macro_rules! headers {
+    ($($name:literal),+) => {
+        /// What the programs include.
+        pub const HEADERS: &[Source] =
+            &[$(Source { name: $name, text: include_str!(concat!("../../kernels/", $name)) }),+];
+    };
+}
+
+headers!("attention.cuh", "device.cuh", "prelude.cuh", "sampling.cuh", "softmax.cuh");
 
 /// Gives the names of all programs to a macro.
 macro_rules! programs {
@@ -32,7 +34,8 @@ macro_rules! programs {
             "merge",
             "norm",
             "rope_append",
-            "sample"
+            "sample",
+            "verify"
         );
     };
 }
@@ -57,9 +60,19 @@ impl Source {
     /// A number that changes with anything that changes the compiled program: text, headers and options.
     #[must_use]
     pub fn hash(&self) -> u64 {
-        let mut parts = vec![self.text.as_bytes()];
-        parts.extend(HEADERS.iter().map(|header| header.text.as_bytes()));
-        parts.extend(OPTIONS.iter().map(|option| option.as_bytes()));
+        let mut texts = vec![self.text];
+        let mut next = 0;
+        while let Some(&text) = texts.get(next) {
+            // The emulator's header is no part of a program for a GPU, and not in the list.
+            let included = HEADERS.iter().filter(|header| text.contains(&format!("#include \"{}\"", header.name)));
+            for header in included {
+                if !texts.contains(&header.text) {
+                    texts.push(header.text);
+                }
+            }
+            next += 1;
+        }
+        let parts: Vec<_> = texts.iter().chain(&OPTIONS).map(|text| text.as_bytes()).collect();
         hash(&parts)
     }
 }

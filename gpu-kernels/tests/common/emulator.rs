@@ -215,13 +215,13 @@ fn load(path: &Path) -> Result<usize, Error> {
 fn build(file: &str) -> Result<PathBuf, Error> {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    assert!(SOURCES.iter().any(|source| source.name == file), "{file} is in the list of sources");
-    let mut all = std::fs::read(kernels.join(format!("{file}.cu"))).map_err(|e| failed(e.to_string()))?;
-    for header in ["prelude.cuh", "softmax.cuh", "attention.cuh", "emulator/emulator.hpp"] {
-        all.extend(std::fs::read(kernels.join(header)).map_err(|e| failed(e.to_string()))?);
-    }
-    let hash =
-        all.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let source =
+        SOURCES.iter().find(|source| source.name == file).ok_or_else(|| failed(format!("no program {file}")))?;
+    let emulator =
+        std::fs::read(kernels.join("emulator/emulator.hpp")).map_err(|e| failed(e.to_string()))?;
+    let hash = emulator
+        .iter()
+        .fold(source.hash(), |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let library = folder.join(format!("{file}-{hash:016x}.so"));
     if library.exists() {
         return Ok(library);
