@@ -26,6 +26,8 @@ struct Item {
 
 struct Attention {
     const void *q;
+    // Latents only: the rotated elements of the queries, which follow those of `q`.
+    const void *q_rope;
     void *out;
     // [tokens, query heads], natural logarithm; or null.
     float *lse;
@@ -47,42 +49,51 @@ struct Attention {
     const float *value_scale;
     u64 scale_token_stride, scale_head_stride;
     // In elements. `dim` is contiguous.
-    u64 page_stride, token_stride, head_stride, q_stride, out_stride;
+    u64 page_stride, token_stride, head_stride, q_stride, q_rope_stride, out_stride;
     u32 blocks_max, block_size, mask_words;
-    u32 kv_heads, group, dim;
+    // `value_dim` is `dim`, but for latents.
+    u32 kv_heads, group, dim, value_dim;
     // 0: all that comes before.
     u32 window;
     u32 causal;
     float scale;
     // Scores become cap · tanh(score / cap); 0: they stay.
     float softcap;
+    u32 unused;
 };
 
 // T: q and out. C: the cache. D: the head size, padded. ALONG warps side by side along rows, ACROSS warps on the same.
-template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
+// DV: elements of a value. Where they are fewer than D, values are the first elements of the keys themselves (latents of
+// multi-head latent attention, arXiv 2405.04434, in the form that has taken the up-projections into q and out).
+template <class T, class C, u32 D, u32 ALONG, u32 ACROSS, u32 DV = D> struct Attend {
     static constexpr u32 TILE = D > 128 ? 32 : 64;
     static constexpr u32 ROWS = 16 * ALONG;
     static constexpr u32 THREADS = WARP * ALONG * ACROSS;
     static constexpr u32 COLUMNS = TILE / ACROSS;
-    static constexpr u32 SLICE = D / ACROSS;
+    static constexpr u32 SLICE = DV / ACROSS;
     static constexpr bool CONVERT = sizeof(C) == 1;
+    static constexpr bool LATENT = DV != D;
+    // Tiles of a stage: keys and values, or what is both.
+    static constexpr u32 TILES = LATENT ? 1 : 2;
 
     // A tile's columns in the order of summation: four groups, each in one warp.
     static constexpr u32 GROUP = TILE / 4;
 
     // Shared memory: the queries, two stages of K and V, for a cache of another type the tile at hand as T, where its rows
-    // lie, and, where warps share rows, their largest scores. Their weights and sums go where the tile's keys were.
+    // lie, and, where warps share rows, their largest scores. Their weights and sums go where the tile's keys were, if nobody needs those any more.
     static constexpr u32 Q_BYTES = ROWS * D * 2;
     static constexpr u32 STAGE_BYTES = TILE * D * sizeof(C);
     static constexpr u32 TILE_BYTES = TILE * D * 2;
-    static constexpr u32 CONVERTED = Q_BYTES + 4 * STAGE_BYTES;
-    static constexpr u32 PLACES = CONVERTED + (CONVERT ? 2 * TILE_BYTES : 0);
+    static constexpr u32 CONVERTED = Q_BYTES + 2 * TILES * STAGE_BYTES;
+    static constexpr u32 PLACES = CONVERTED + (CONVERT ? TILES * TILE_BYTES : 0);
     static constexpr u32 SCALES = PLACES + 2 * TILE * sizeof(i64);
     static constexpr u32 MOST = SCALES + (CONVERT ? 5 * TILE * sizeof(float) : 0);
-    static constexpr u32 SHARED_BYTES = MOST + (ACROSS > 1 ? ACROSS * ROWS * sizeof(float) : 0);
     // Rows of weights are 16 bytes apart modulo 128: `ldmatrix` meets no bank twice.
     static constexpr u32 WEIGHT_ROW = TILE + 8;
-    static_assert(ACROSS == 1 || ROWS * WEIGHT_ROW * 2 + ALONG * 4 * WARP * 8 <= TILE_BYTES, "weights and sums fit");
+    static constexpr u32 WEIGHT_BYTES = ROWS * WEIGHT_ROW * 2 + ALONG * 4 * WARP * 8;
+    static constexpr u32 WEIGHTS = MOST + (ACROSS > 1 ? ACROSS * ROWS * sizeof(float) : 0);
+    static constexpr u32 SHARED_BYTES = WEIGHTS + (LATENT ? WEIGHT_BYTES : 0);
+    static_assert(ACROSS == 1 || LATENT || WEIGHT_BYTES <= TILE_BYTES, "weights and sums fit");
 
     const Attention &p;
     const Item item;
@@ -93,8 +104,11 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
     Softmax chunk[2], total[2];
     float values[SLICE / 8][4], totals[SLICE / 8][4];
 
-    FN u8 *stage(u32 parity, u32 which) { return shared_memory() + Q_BYTES + (2 * parity + which) * STAGE_BYTES; }
+    FN u8 *stage(u32 parity, u32 which) {
+        return shared_memory() + Q_BYTES + (TILES * parity + which % TILES) * STAGE_BYTES;
+    }
     FN T *tile(u32 parity, u32 which) {
+        which %= TILES;
         return reinterpret_cast<T *>(CONVERT ? shared_memory() + CONVERTED + which * TILE_BYTES : stage(parity, which));
     }
     FN i64 *places(u32 parity) { return reinterpret_cast<i64 *>(shared_memory() + PLACES) + parity * TILE; }
@@ -152,8 +166,11 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
             u32 eight[4] = {0, 0, 0, 0};
             if (row < rows()) {
                 const T *from = static_cast<const T *>(p.q) + token(row) * p.q_stride +
-                                static_cast<u64>(query_head(row)) * p.dim + piece * 8;
-                if (aligned) {
+                                static_cast<u64>(query_head(row)) * p.value_dim + piece * 8;
+                if (LATENT && piece * 8 >= p.value_dim)
+                    from = static_cast<const T *>(p.q_rope) + token(row) * p.q_rope_stride +
+                           static_cast<u64>(query_head(row)) * (p.dim - p.value_dim) + piece * 8 - p.value_dim;
+                if (LATENT || aligned) {
                     if (piece * 8 < p.dim) load16(eight, from);
                 } else {
                     for (u32 j = 0; j < 8; ++j)
@@ -169,17 +186,18 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
         for (u32 i = thread_index(); i < TILE; i += THREADS) {
             u32 at = first + i;
             i64 place = -1;
+            float key_scale = 0.0f, value_scale = 0.0f;
             if (at >= low && at < high) {
                 u64 page = p.block_tables[static_cast<u64>(item.span) * p.blocks_max + at / p.block_size];
                 u64 offset = at % p.block_size;
                 place = page * p.page_stride + offset * p.token_stride + head * p.head_stride;
                 if (CONVERT) {
                     u64 scale = (page * p.block_size + offset) * p.scale_token_stride + head * p.scale_head_stride;
-                    scales(parity, 0)[i] = p.key_scale[scale];
-                    scales(parity, 1)[i] = p.value_scale[scale];
+                    key_scale = p.key_scale[scale], value_scale = p.value_scale[scale];
                 }
             }
             places(parity)[i] = place;
+            if (CONVERT) scales(parity, 0)[i] = key_scale, scales(parity, 1)[i] = value_scale;
         }
     }
 
@@ -194,16 +212,17 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
             u64 from = bytes > 0 ? place + piece * PIECE : 0;
             u32 to = (row * PIECES + (CONVERT ? piece : swizzle(row, piece))) * 16;
             cp_async(stage(parity, 0) + to, static_cast<const C *>(p.keys) + from, bytes);
-            cp_async(stage(parity, 1) + to, static_cast<const C *>(p.values) + from, bytes);
+            if (!LATENT) cp_async(stage(parity, 1) + to, static_cast<const C *>(p.values) + from, bytes);
         }
         cp_async_commit();
     }
 
-    // Eight-bit numbers of the stage to the tile: values times their scale. Keys stay exact; `shape_scores` has theirs.
+    // Eight-bit numbers of the stage to the tile: values times their scale. Keys stay exact; `shape_scores` has theirs, and
+    // for latents `weigh`.
     FN void convert(u32 parity) {
         constexpr u32 PIECES = D / 8;
         for (u32 i = thread_index(); i < TILE; i += THREADS) key_scales()[i] = scales(parity, 0)[i];
-        ROLL for (u32 i = thread_index(); i < 2 * TILE * PIECES; i += THREADS) {
+        ROLL for (u32 i = thread_index(); i < TILES * TILE * PIECES; i += THREADS) {
             u32 which = i / (TILE * PIECES), row = i / PIECES % TILE, piece = i % PIECES;
             if (places(parity)[row] < 0) {
                 u32 zeros[4] = {0, 0, 0, 0};
@@ -301,6 +320,10 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
             for (u32 i = 0; i < 2; ++i) {
                 float first = exp_2(score[n][2 * i] - base[i]), second = exp_2(score[n][2 * i + 1] - base[i]);
                 sums[8 * n / GROUP][i] += first + second;
+                if (LATENT && CONVERT) {
+                    const float *scale = key_scales() + COLUMNS * across + 8 * n + 2 * (lane % 4);
+                    first *= scale[0], second *= scale[1];
+                }
                 own[n][i] = pack<T>(first, second);
             }
         if (ACROSS == 1) {
@@ -309,7 +332,7 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
                 for (u32 i = 0; i < 4; ++i) weight[k][i] = own[(2 * k + i / 2) % (COLUMNS / 8)][i % 2];
             return;
         }
-        T *shared = tile(parity, 0);
+        T *shared = LATENT ? reinterpret_cast<T *>(shared_memory() + WEIGHTS) : tile(parity, 0);
         float *shared_sums = reinterpret_cast<float *>(shared + ROWS * WEIGHT_ROW) + along * 4 * WARP * 2 + lane * 2;
         for (u32 n = 0; n < COLUMNS / 8; ++n)
             for (u32 i = 0; i < 2; ++i) {
@@ -344,11 +367,13 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
         weigh(parity, score, base, weight, sum);
         for (u32 i = 0; i < 2; ++i) chunk[i].sum = fused(chunk[i].sum, fade[i], sum[i]);
         const T *v = tile(parity, 1);
+        // Addresses of so many pieces are not worth a register each over the whole loop.
+        u32 own = LATENT ? opaque(lane) : lane;
         UNROLL for (u32 n = 0; n < SLICE / 8; n += 2) {
             float part[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
             UNROLL for (u32 k = 0; k < TILE / 16; ++k) {
-                u32 b[4], row = 16 * k + lane % 16, piece = SLICE / 8 * across + n + lane / 16;
-                ldmatrix_trans(b, v + (row * (D / 8) + swizzle(row, piece)) * 8);
+                u32 b[4], row = 16 * k + own % 16;
+                ldmatrix_trans(b, v + (row * (D / 8) + swizzle(row, SLICE / 8 * across + n + own / 16)) * 8);
                 mma<T>(part[0], weight[k], b[0], b[1]);
                 mma<T>(part[1], weight[k], b[2], b[3]);
             }
@@ -372,7 +397,7 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
                 u32 row = 16 * along + lane / 4 + 8 * i;
                 if (item.row + row >= rows()) continue;
                 if (across == 0 && lane % 4 == 0) p.partial_states[partial * ROWS + row] = chunk[i];
-                float *to = p.partial_values + (partial * ROWS + row) * D + SLICE * across + 2 * (lane % 4);
+                float *to = p.partial_values + (partial * ROWS + row) * DV + SLICE * across + 2 * (lane % 4);
                 for (u32 n = 0; n < SLICE / 8; ++n) {
                     to[8 * n] = values[n][2 * i];
                     to[8 * n + 1] = values[n][2 * i + 1];
@@ -389,15 +414,15 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
             u32 query = query_head(row);
             float lse, factor = softmax_finish(total[i], p.sinks ? p.sinks + query : nullptr, lse);
             if (p.lse && across == 0 && lane % 4 == 0) p.lse[token(row) * p.kv_heads * p.group + query] = lse;
-            T *to = static_cast<T *>(p.out) + token(row) * p.out_stride + static_cast<u64>(query) * p.dim;
+            T *to = static_cast<T *>(p.out) + token(row) * p.out_stride + static_cast<u64>(query) * p.value_dim;
             for (u32 n = 0; n < SLICE / 8; ++n) {
                 u32 d = SLICE * across + 8 * n + 2 * (lane % 4);
                 float x = totals[n][2 * i] * factor, y = totals[n][2 * i + 1] * factor;
-                if (p.dim % 2 == 0) {
-                    if (d < p.dim) *reinterpret_cast<u32 *>(to + d) = pack<T>(x, y);
+                if (p.value_dim % 2 == 0) {
+                    if (d < p.value_dim) *reinterpret_cast<u32 *>(to + d) = pack<T>(x, y);
                 } else {
-                    if (d < p.dim) to[d] = narrow<T>(x);
-                    if (d + 1 < p.dim) to[d + 1] = narrow<T>(y);
+                    if (d < p.value_dim) to[d] = narrow<T>(x);
+                    if (d + 1 < p.value_dim) to[d + 1] = narrow<T>(y);
                 }
             }
         }
@@ -441,3 +466,11 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS> struct Attend {
     ATTENTION_KERNEL(attention_16_rows_64_##suffix, T, C, 64, 1, 4)        \
     ATTENTION_KERNEL(attention_16_rows_128_##suffix, T, C, 128, 1, 4)      \
     ATTENTION_KERNEL(attention_16_rows_256_##suffix, T, C, 256, 1, 4)
+// Latents of up to 512 elements with up to 64 rotated ones; 32 rows where shared memory is large enough.
+#define LATENT_KERNELS(suffix, T, C)                                                     \
+    KERNEL(attention_32_rows_latent_##suffix, Attention, (Attend<T, C, 576, 2, 4, 512>::THREADS)) { \
+        Attend<T, C, 576, 2, 4, 512>(p).run();                                           \
+    }                                                                                    \
+    KERNEL(attention_16_rows_latent_##suffix, Attention, (Attend<T, C, 576, 1, 4, 512>::THREADS)) { \
+        Attend<T, C, 576, 1, 4, 512>(p).run();                                           \
+    }

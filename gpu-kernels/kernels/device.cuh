@@ -20,6 +20,12 @@ FN void block_sync() { __syncthreads(); }
 FN void warp_sync() { __syncwarp(); }
 FN u8 *shared_memory() { return shared_bytes; }
 
+// The same number, of which the compiler does not know that it is: what is computed from it stays where it is.
+FN u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 FN float as_float(u32 bits) { return __uint_as_float(bits); }
 FN u32 as_bits(float x) { return __float_as_uint(x); }
 FN float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }

@@ -24,20 +24,21 @@ struct MergePartials {
 
 constexpr u32 BLOCK = 128;
 
-// A block per tile and kv head; a warp per row.
-template <class T> FN void merge_partials(const MergePartials &p) {
+// A block per tile and kv head; a warp per row, of which a lane holds HELD elements.
+template <class T, u32 HELD> FN void merge_partials(const MergePartials &p) {
     MergeTile tile = p.tiles[block_index() / p.kv_heads];
     u32 head = block_index() % p.kv_heads, lane = thread_index() % WARP;
     for (u32 r = thread_index() / WARP; r < tile.rows; r += BLOCK / WARP) {
         u64 token = tile.query_start + (tile.row + r) / p.group;
         u32 query = head * p.group + (tile.row + r) % p.group;
         Softmax total = softmax_of_nothing();
-        float values[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+        float values[HELD];
+        for (u32 i = 0; i < HELD; ++i) values[i] = 0.0f;
         for (u32 chunk = 0; chunk < tile.count; ++chunk) {
             u64 at = (static_cast<u64>(tile.partial + chunk) * p.kv_heads + head) * p.tile_rows + r;
             float keep, add;
             softmax_merge(total, p.states[at], keep, add);
-            for (u32 i = 0; i < 8; ++i) {
+            for (u32 i = 0; i < HELD; ++i) {
                 u32 d = lane + i * WARP;
                 if (d < p.dim) values[i] = fused(p.values[at * p.padded + d], add, values[i] * keep);
             }
@@ -45,15 +46,17 @@ template <class T> FN void merge_partials(const MergePartials &p) {
         float lse, factor = softmax_finish(total, p.sinks ? p.sinks + query : nullptr, lse);
         if (p.lse && lane == 0) p.lse[token * p.kv_heads * p.group + query] = lse;
         T *out = static_cast<T *>(p.out) + token * p.out_stride + static_cast<u64>(query) * p.dim;
-        for (u32 i = 0; i < 8; ++i) {
+        for (u32 i = 0; i < HELD; ++i) {
             u32 d = lane + i * WARP;
             if (d < p.dim) out[d] = narrow<T>(values[i] * factor);
         }
     }
 }
 
-KERNEL(merge_partials_bf16, MergePartials, BLOCK) { merge_partials<bf16>(p); }
-KERNEL(merge_partials_f16, MergePartials, BLOCK) { merge_partials<f16>(p); }
+KERNEL(merge_partials_bf16, MergePartials, BLOCK) { merge_partials<bf16, 8>(p); }
+KERNEL(merge_partials_f16, MergePartials, BLOCK) { merge_partials<f16, 8>(p); }
+KERNEL(merge_partials_latent_bf16, MergePartials, BLOCK) { merge_partials<bf16, 16>(p); }
+KERNEL(merge_partials_latent_f16, MergePartials, BLOCK) { merge_partials<f16, 16>(p); }
 
 struct MergeStates {
     // [tokens, heads · dim] and [tokens, heads]; the result replaces the first.

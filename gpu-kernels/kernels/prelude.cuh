@@ -23,6 +23,10 @@ struct f16 {
 struct e4m3 {
     u8 bits;
 };
+// A whole number of -127..127.
+struct i8 {
+    u8 bits;
+};
 
 #ifdef __CUDACC_RTC__
 #include "device.cuh"
@@ -51,6 +55,8 @@ FN float widen(e4m3 x) {
     return as_float(bits) * as_float((127u + 120u) << 23);
 }
 
+FN float widen(i8 x) { return static_cast<float>(static_cast<signed char>(x.bits)); }
+
 template <class T> FN T narrow(float x);
 template <> FN float narrow<float>(float x) { return x; }
 template <> FN bf16 narrow<bf16>(float x) { return bf16{static_cast<u16>(pack<bf16>(x, 0.0f))}; }
@@ -67,6 +73,19 @@ template <> FN e4m3 narrow<e4m3>(float x) {
     u32 steps = static_cast<u32>(rounded);
     return e4m3{static_cast<u8>(sign | ((exponent - 121u) * 8 + steps))};
 }
+
+// To nearest, ties to even, clamped to 127. What is no number becomes 0.
+template <> FN i8 narrow<i8>(float x) {
+    float size = x != x ? 0.0f : least(most(x, -127.0f), 127.0f);
+    return i8{static_cast<u8>(static_cast<i32>(round_even(size)))};
+}
+
+// The largest number of a type of one byte: what scales are made for.
+template <class C> FN constexpr float largest();
+template <> FN constexpr float largest<e4m3>() { return 448.0f; }
+template <> FN constexpr float largest<i8>() { return 127.0f; }
+template <> FN constexpr float largest<bf16>() { return 1.0f; }
+template <> FN constexpr float largest<f16>() { return 1.0f; }
 
 // The two numbers that a register of two holds.
 template <class T> FN float low(u32 two) { return widen(T{static_cast<u16>(two & 0xffffu)}); }

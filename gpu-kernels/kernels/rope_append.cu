@@ -25,7 +25,7 @@ struct RopeAppend {
     u64 page_stride, token_stride, head_stride;
     u32 tokens, query_heads, kv_heads, dim, rotary, interleaved, block_size;
     float eps;
-    // The scale of a head of a token is made here, so that its largest number becomes E4M3's.
+    // The scale of a head of a token is made here, so that its largest number becomes the largest that is stored.
     u32 scale_each, unused;
 };
 
@@ -92,7 +92,7 @@ template <class T, class C> FN void rope_append(const RopeAppend &p) {
         float size = 0.0f;
         for (u32 i = 0; i < HELD; ++i) size = most(size, v[i] < 0.0f ? -v[i] : v[i]);
         size = warp_most(size);
-        scale = size > 0.0f ? divide(size, 448.0f) : 1.0f;
+        scale = size > 0.0f ? divide(size, largest<C>()) : 1.0f;
         if (lane == 0) *scale_at = scale;
     } else if (scale_at) {
         scale = *scale_at;
@@ -110,3 +110,5 @@ KERNEL(rope_append_bf16, RopeAppend, BLOCK) { rope_append<bf16, bf16>(p); }
 KERNEL(rope_append_f16, RopeAppend, BLOCK) { rope_append<f16, f16>(p); }
 KERNEL(rope_append_bf16_e4m3, RopeAppend, BLOCK) { rope_append<bf16, e4m3>(p); }
 KERNEL(rope_append_f16_e4m3, RopeAppend, BLOCK) { rope_append<f16, e4m3>(p); }
+KERNEL(rope_append_bf16_i8, RopeAppend, BLOCK) { rope_append<bf16, i8>(p); }
+KERNEL(rope_append_f16_i8, RopeAppend, BLOCK) { rope_append<f16, i8>(p); }

@@ -1,7 +1,7 @@
 """Compiles every kernel with NVRTC for every architecture, and fails on errors, warnings and spills. With --ptx it writes
 the PTX that the crate carries instead, for sm_80 and later.
 
-Needs NVIDIA's run-time compiler (a library, no GPU and no driver): `libnvrtc.so` beside the package `nvidia.cuda_nvrtc`
+QUAYLINE_SM names architectures other than sm_80, sm_90a and sm_100a. Needs NVIDIA's run-time compiler (a library, no GPU and no driver): `libnvrtc.so` beside the package `nvidia.cuda_nvrtc`
 or `nvidia.cu13`, or named by QUAYLINE_NVRTC.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 HEADERS = sorted(path.name for path in KERNELS.glob("*.cuh"))
-ARCHITECTURES = ["sm_80", "sm_90a", "sm_100a"]
+ARCHITECTURES = os.environ.get("QUAYLINE_SM", "sm_80 sm_90a sm_100a").split()
 # As src/cuda/source.rs: what is checked is what is run.
 OPTIONS = ["--std=c++17", "--fmad=false"]
 

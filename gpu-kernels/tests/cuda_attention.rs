@@ -1,5 +1,5 @@
-//! Attention on the emulator: twenty cases that have broken kernels elsewhere, at sizes that an emulator takes, against
-//! softmax in f64.
+//! Attention on the emulator: twenty cases that have broken kernels elsewhere, at sizes that an emulator takes,
+//! against softmax in f64.
 //!
 //! The bound is FlashAttention-3's: at most twice the error of a plain evaluation that rounds scores, weights and
 //! results to the stored type. Pages are shuffled, unused slots and the output start as what is no number, and every
@@ -316,7 +316,7 @@ fn check(name: &str, case: &Case) {
     }
 }
 
-/// What the pool keeps of keys and values: E4M3 with the scale of the case.
+/// What the pool keeps of keys and values: E4M3 with the scale of the case, or whole numbers.
 fn quantise(case: &Case, sequence: &mut Sequence) {
     let dim = case.heads.dim;
     for (which, x) in [&mut sequence.k, &mut sequence.v].into_iter().enumerate() {
@@ -324,6 +324,11 @@ fn quantise(case: &Case, sequence: &mut Sequence) {
             let largest = head.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
             let scale = match case.storage {
                 KvStorage::Fp8 { key_scale, value_scale } => [key_scale, value_scale][which],
+                KvStorage::Int8PerHead => {
+                    let scale = largest / 127.0;
+                    head.iter_mut().for_each(|x| *x = (*x / scale).round_ties_even() * scale);
+                    continue;
+                }
                 _ => largest / 448.0,
             };
             head.iter_mut().for_each(|x| *x = e4m3(*x / scale) * scale);
@@ -470,7 +475,8 @@ fn case_13_a_chunk_far_into_a_prompt() {
 #[test]
 fn case_15_eight_bit_caches() {
     for dim in [64, 128, 256, 80] {
-        for storage in [KvStorage::Fp8 { key_scale: 0.01, value_scale: 0.005 }, KvStorage::Fp8PerHead] {
+        let tensor = KvStorage::Fp8 { key_scale: 0.01, value_scale: 0.005 };
+        for storage in [tensor, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
             let case = Case::new((4, 2, dim), 16, &[(1, 54), (1, 300), (20, 90)]);
             check(&format!("15 {dim} {storage:?}"), &Case { storage, ..case });
         }
@@ -478,9 +484,10 @@ fn case_15_eight_bit_caches() {
     // Scales so small that numbers are cut at 448.
     let storage = KvStorage::Fp8 { key_scale: 0.002, value_scale: 0.001 };
     check("15 cut", &Case { storage, ..Case::decode((4, 2, 64), 16, &[70]) });
-    let f16 =
-        Case { dtype: Dtype::F16, storage: KvStorage::Fp8PerHead, ..Case::decode((4, 2, 128), 16, &[70]) };
-    check("15 f16", &f16);
+    for storage in [KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
+        let f16 = Case { dtype: Dtype::F16, storage, ..Case::decode((4, 2, 128), 16, &[70]) };
+        check(&format!("15 f16 {storage:?}"), &f16);
+    }
 }
 
 #[test]
@@ -689,7 +696,7 @@ fn case_14_a_pool_beyond_32_bits() {
 
 #[test]
 fn copied_and_saved_blocks_read_as_their_source() {
-    for storage in [KvStorage::Same, KvStorage::Fp8PerHead] {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
         for (cuda, _) in machines(Dtype::Bf16) {
             let mut random = Random::new(22);
             let case = Case { storage, ..Case::decode((4, 2, 24), 6, &[30]) };
@@ -724,10 +731,16 @@ fn copied_and_saved_blocks_read_as_their_source() {
 
 #[test]
 fn moved_tokens_read_as_their_source() {
-    for storage in [KvStorage::Same, KvStorage::Fp8PerHead] {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
         for (cuda, _) in machines(Dtype::Bf16) {
-            let shape =
-                KvShape { layers: 3, blocks: 3, block_size: 5, kv_heads: 2, head_dim: 24, dtype: Dtype::Bf16 };
+            let shape = KvShape {
+                layers: 3,
+                blocks: 3,
+                block_size: 5,
+                kv_heads: 2,
+                head_dim: 24,
+                dtype: Dtype::Bf16,
+            };
             let mut pool = cuda.kv_pool_stored(shape, storage).unwrap();
             let slots: Vec<i64> = (0..15).collect();
             let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {

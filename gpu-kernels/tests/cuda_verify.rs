@@ -46,7 +46,7 @@ impl Weights {
     }
 
     fn draw(&self, random: u64) -> u32 {
-        let target = (u128::from(self.total) * u128::from(random) >> 64) as u64;
+        let target = ((u128::from(self.total) * u128::from(random)) >> 64) as u64;
         let mut sum = 0;
         let reached = self.weights.iter().position(|&weight| {
             sum += mass(weight);
@@ -138,7 +138,11 @@ fn walks_of_chains_and_trees_are_those_of_the_host() {
             let logits = |random: &mut Random| -> Vec<f32> {
                 (0..all * vocabulary).map(|_| random.float() * size).collect()
             };
-            let draw = Draw { temperature: random.pick(&[0.0, 0.7, 1.0]), top_k: random.pick(&[0, 3]), ..Draw::default() };
+            let draw = Draw {
+                temperature: random.pick(&[0.0, 0.7, 1.0]),
+                top_k: random.pick(&[0, 3]),
+                ..Draw::default()
+            };
             let target = distributions(&cuda, &logits(&mut random), vocabulary, draw);
             let drafted = distributions(&cuda, &logits(&mut random), vocabulary, Draw::default());
             let (target_rows, drafted_rows) =
@@ -153,7 +157,10 @@ fn walks_of_chains_and_trees_are_those_of_the_host() {
                 let found = cuda.verify(&target, with.then_some(&drafted), &requests).unwrap();
                 for (request, found) in requests.iter().zip(found) {
                     let expected = walk(&target_rows, with.then_some(&drafted_rows), request);
-                    assert_eq!(found, expected, "seed {seed}, vocabulary {vocabulary}, drafted {with}: {request:?}");
+                    assert_eq!(
+                        found, expected,
+                        "seed {seed}, vocabulary {vocabulary}, drafted {with}: {request:?}"
+                    );
                     stood += found.accepted.len();
                     fell += request.drafts.len() - found.accepted.len();
                 }
@@ -173,8 +180,10 @@ fn without_distributions_the_tokens_are_those_of_sampling_one_at_a_time() {
             let mut x = cuda.tensor(len + 1, vocabulary).unwrap();
             cuda.write(&mut x, &logits).unwrap();
             let (mut drafts, randoms) = tree(&mut random, vocabulary, len, true);
-            let draws: Vec<_> =
-                randoms.iter().map(|&random| Draw { temperature, top_p: 0.95, random, ..Draw::default() }).collect();
+            let draws: Vec<_> = randoms
+                .iter()
+                .map(|&random| Draw { temperature, top_p: 0.95, random, ..Draw::default() })
+                .collect();
             let sampled = cuda.sample(&x, &draws, &[]).unwrap();
             let target = cuda.distributions(&x, &draws, &[]).unwrap();
             // All right, then wrong from some draft on.
@@ -192,7 +201,8 @@ fn without_distributions_the_tokens_are_those_of_sampling_one_at_a_time() {
     }
 }
 
-/// What a device's walk gives is what the host's gives, which the tests above show; so the law is tried on the host's.
+/// What a device's walk gives is what the host's gives, which the tests above show; so the law is tried on the
+/// host's.
 #[test]
 fn the_first_token_is_distributed_as_the_target() {
     let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
@@ -203,7 +213,8 @@ fn the_first_token_is_distributed_as_the_target() {
     // Row 0 is the target after every node; row 1 is what all drafts are drawn from.
     let (draws, mut counts) = (100_000, vec![0_u32; vocabulary]);
     for _ in 0..draws {
-        let mut draft = || Draft { token: both[1].draw(random.next()), parent: None, from: 0, accept: random.next() };
+        let mut draft =
+            || Draft { token: both[1].draw(random.next()), parent: None, from: 0, accept: random.next() };
         let drafts = [draft(), draft(), draft()];
         let randoms = [0; 4].map(|_: u64| random.next());
         let request = Drafts { row: 0, drafts: &drafts, random: &randoms };

@@ -247,6 +247,8 @@ FN void block_sync() {
     }
 }
 
+FN u32 opaque(u32 x) { return x; }
+
 FN float as_float(u32 bits) {
     float x;
     std::memcpy(&x, &bits, 4);

@@ -9,7 +9,7 @@ use super::pool::{KvPool, KvStorage};
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::error::{below, multiple, same};
-use crate::{Attention, Error};
+use crate::{Attention, Dtype, Error};
 
 /// Numbers in a device's memory: a slope or a sink per query head, or what [`Cuda::attend`] gives as LSE.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub struct Floats {
     pub(crate) len: usize,
 }
 
-/// Which of its own span's tokens each token sees: `[tokens, words]`, bit `j` (of word `j / 32`, lowest first) for the
-/// span's token `j`. What comes before the span is seen by all.
+/// Which of its own span's tokens each token sees: `[tokens, words]`, bit `j` (of word `j / 32`, lowest first) for
+/// the span's token `j`. What comes before the span is seen by all.
 #[derive(Debug)]
 pub struct TreeMask {
     pub(crate) memory: Memory,
@@ -52,6 +52,7 @@ impl Default for Scores<'_> {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AttentionArgument {
     q: Address,
+    q_rope: Address,
     out: Address,
     lse: Address,
     keys: Address,
@@ -72,6 +73,7 @@ struct AttentionArgument {
     token_stride: u64,
     head_stride: u64,
     q_stride: u64,
+    q_rope_stride: u64,
     out_stride: u64,
     blocks_max: u32,
     block_size: u32,
@@ -79,10 +81,12 @@ struct AttentionArgument {
     kv_heads: u32,
     group: u32,
     dim: u32,
+    value_dim: u32,
     window: u32,
     causal: u32,
     scale: f32,
     softcap: f32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -124,19 +128,28 @@ struct Shape {
     rows: usize,
     along: usize,
     across: usize,
-    /// The head size that the kernel is made for.
+    /// The sizes of keys and of values that the kernel is made for. Of latents, values are a part of the keys.
     padded: usize,
+    padded_value: usize,
 }
 
 impl Shape {
-    fn new(rows: u32, dim: usize) -> Self {
+    fn new(rows: usize, dim: usize) -> Self {
         let padded = [64, 128].into_iter().find(|&padded| dim <= padded).unwrap_or(256);
         let (along, across) = match (rows, padded) {
-            (ROWS_FEW, _) => (1, 4),
+            (16, _) => (1, 4),
             (_, 64) => (4, 1),
             _ => (4, 2),
         };
-        Self { rows: rows as usize, along, across, padded }
+        Self { rows, along, across, padded, padded_value: padded }
+    }
+
+    fn latent(rows: usize) -> Self {
+        Self { rows, along: rows / 16, across: 4, padded: 576, padded_value: 512 }
+    }
+
+    fn is_latent(self) -> bool {
+        self.padded_value != self.padded
     }
 
     fn threads(self) -> usize {
@@ -146,11 +159,13 @@ impl Shape {
     /// As `SHARED_BYTES` of the kernel.
     fn shared_bytes(self, storage: KvStorage) -> usize {
         let tile = if self.padded > 128 { 32 } else { 64 };
-        let stages = 4 * tile * self.padded * if storage == KvStorage::Same { 2 } else { 1 };
+        let tiles = if self.is_latent() { 1 } else { 2 };
+        let stages = 2 * tiles * tile * self.padded * if storage == KvStorage::Same { 2 } else { 1 };
         let converted =
-            if storage == KvStorage::Same { 0 } else { 2 * tile * self.padded * 2 + 5 * tile * 4 };
+            if storage == KvStorage::Same { 0 } else { tiles * tile * self.padded * 2 + 5 * tile * 4 };
         let shared = if self.across > 1 { self.across * self.rows * 4 } else { 0 };
-        self.rows * self.padded * 2 + stages + converted + 2 * tile * 8 + shared
+        let weights = if self.is_latent() { self.rows * (tile + 8) * 2 + self.along * 4 * 32 * 8 } else { 0 };
+        self.rows * self.padded * 2 + stages + converted + 2 * tile * 8 + shared + weights
     }
 }
 
@@ -174,33 +189,8 @@ impl Cuda {
     ) -> Result<(), Error> {
         let heads = attention.heads;
         self.check_attention(pool, layer, batch, q, attention, out)?;
-        for (dimension, per_head) in [("slopes", scores.slopes), ("sinks", scores.sinks)] {
-            if let Some(per_head) = per_head {
-                same("attention", dimension, per_head.len, heads.query)?;
-            }
-        }
-        if let Some(mask) = scores.mask {
-            same("attention", "rows of the mask", mask.tokens, batch.tokens())?;
-            let longest = batch.host.spans.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
-            crate::error::at_most("attention", "tokens of a masked span", longest, mask.words * 32)?;
-        }
-        if let Some(lse) = &lse {
-            same("attention", "length of the LSE", lse.len, batch.tokens() * heads.query)?;
-        }
-        out.set_rows(q.rows());
-        if batch.has_uncovered_rows() {
-            self.device.fill(out.address(), 0, out.rows() * out.stride() * 2)?;
-            if let Some(lse) = &lse {
-                // Minus infinity has no bytes that repeat.
-                let nothing = vec![f32::NEG_INFINITY; lse.len];
-                self.device.upload(lse.memory.address(), bytemuck::cast_slice(&nothing))?;
-            }
-        }
-        let call = Call { cuda: self, pool, batch, attention, scores };
-        let argument = call.argument(layer, q, out, lse.map_or(0, |lse| lse.memory.address()))?;
-        let plan = batch.plan(&self.device, call.cut()?)?;
-        call.launch(argument, Shape::new(ROWS_FEW, heads.dim), plan.few())?;
-        call.launch(argument, Shape::new(ROWS_MANY, heads.dim), plan.many())
+        let call = Call { cuda: self, pool, batch, attention, scores, value_dim: heads.dim, q_rope: None };
+        call.run(layer, q, out, lse)
     }
 
     fn check_attention(
@@ -214,6 +204,7 @@ impl Cuda {
     ) -> Result<(), Error> {
         let heads = attention.heads;
         super::check_heads("attention", heads)?;
+        same("attention", "planes of a layer", pool.layout.planes, 2)?;
         below("attention", "layer", layer, pool.shape.layers)?;
         same("attention", "block_size of the batch", batch.host.block_size, pool.shape.block_size)?;
         same("attention", "kv heads", heads.kv, pool.shape.kv_heads)?;
@@ -221,11 +212,7 @@ impl Cuda {
         same("attention", "width of q", q.cols(), heads.query * heads.dim)?;
         same("attention", "rows of q", q.rows(), batch.tokens())?;
         same("attention", "width of the output", out.cols(), q.cols())?;
-        out.check_rows("attention", q.rows())?;
-        if let Some(top) = batch.host.block_top {
-            below("attention", "block", top as usize, pool.shape.blocks)?;
-        }
-        Ok(())
+        out.check_rows("attention", q.rows())
     }
 
     /// One attention out of two over different parts of the same contexts (a shared prefix, and the rest): `a` and
@@ -291,16 +278,74 @@ impl Cuda {
     }
 }
 
-/// One attention, checked.
-struct Call<'a> {
-    cuda: &'a Cuda,
-    pool: &'a KvPool,
-    batch: &'a Batch,
-    attention: Attention,
-    scores: Scores<'a>,
+/// One attention, of which pool, layer, queries and output are checked.
+pub(super) struct Call<'a> {
+    pub(super) cuda: &'a Cuda,
+    pub(super) pool: &'a KvPool,
+    pub(super) batch: &'a Batch,
+    pub(super) attention: Attention,
+    pub(super) scores: Scores<'a>,
+    pub(super) value_dim: usize,
+    /// Of latents: the rotated elements of the queries.
+    pub(super) q_rope: Option<&'a Tensor>,
 }
 
 impl Call<'_> {
+    pub(super) fn run(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        out: &mut Tensor,
+        lse: Option<&mut Floats>,
+    ) -> Result<(), Error> {
+        let (scores, batch, heads) = (self.scores, self.batch, self.attention.heads.query);
+        let device = &self.cuda.device;
+        for (dimension, per_head) in [("slopes", scores.slopes), ("sinks", scores.sinks)] {
+            if let Some(per_head) = per_head {
+                same("attention", dimension, per_head.len, heads)?;
+            }
+        }
+        if let Some(mask) = scores.mask {
+            same("attention", "rows of the mask", mask.tokens, batch.tokens())?;
+            let longest = batch.host.spans.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
+            crate::error::at_most("attention", "tokens of a masked span", longest, mask.words * 32)?;
+        }
+        if let Some(lse) = &lse {
+            same("attention", "length of the LSE", lse.len, batch.tokens() * heads)?;
+        }
+        if let Some(top) = batch.host.block_top {
+            below("attention", "block", top as usize, self.pool.shape.blocks)?;
+        }
+        out.set_rows(q.rows());
+        if batch.has_uncovered_rows() {
+            device.fill(out.address(), 0, out.rows() * out.stride() * 2)?;
+            if let Some(lse) = &lse {
+                // Minus infinity has no bytes that repeat.
+                let nothing = vec![f32::NEG_INFINITY; lse.len];
+                device.upload(lse.memory.address(), bytemuck::cast_slice(&nothing))?;
+            }
+        }
+        let argument = self.argument(layer, q, out, lse.map_or(0, |lse| lse.memory.address()))?;
+        let cut = self.cut()?;
+        let plan = batch.plan(device, cut)?;
+        self.launch(argument, self.shape(ROWS_FEW), plan.few())?;
+        self.launch(argument, self.shape(cut.rows_many), plan.many())
+    }
+
+    fn shape(&self, rows: u32) -> Shape {
+        let rows = rows as usize;
+        if self.q_rope.is_some() { Shape::latent(rows) } else { Shape::new(rows, self.attention.heads.dim) }
+    }
+
+    /// Rows of a tile of many rows. Of latents, 32 where the machine has shared memory for them.
+    fn rows_many(&self) -> u32 {
+        if self.q_rope.is_none() {
+            return ROWS_MANY;
+        }
+        let wide = Shape::latent(32).shared_bytes(self.pool.storage);
+        if wide <= self.cuda.device.shared_bytes_max() as usize { 32 } else { ROWS_FEW }
+    }
+
     fn cut(&self) -> Result<Cut, Error> {
         let heads = self.attention.heads;
         Ok(Cut {
@@ -308,6 +353,7 @@ impl Call<'_> {
             kv_heads: count("attention", "kv heads", heads.kv)?,
             window: self.attention.window.map_or(0, |window| window.max(1)),
             causal: self.scores.causal && self.scores.mask.is_none(),
+            rows_many: self.rows_many(),
             slots: 2 * self.cuda.device.multiprocessors(),
         })
     }
@@ -324,10 +370,11 @@ impl Call<'_> {
         let address = |floats: Option<&Floats>| floats.map_or(0, |floats| floats.memory.address());
         Ok(AttentionArgument {
             q: q.address(),
+            q_rope: self.q_rope.map_or(0, Tensor::address),
             out: out.address(),
             lse,
             keys: pool.plane(layer, 0),
-            values: pool.plane(layer, 1),
+            values: pool.plane(layer, pool.layout.planes - 1),
             block_tables: batch.block_tables(),
             spans: batch.spans(),
             items: 0,
@@ -344,6 +391,7 @@ impl Call<'_> {
             token_stride: pool.layout.token as u64,
             head_stride: pool.layout.head as u64,
             q_stride: q.stride() as u64,
+            q_rope_stride: self.q_rope.map_or(0, Tensor::stride) as u64,
             out_stride: out.stride() as u64,
             blocks_max: count("attention", "blocks of a table", batch.host.blocks_max)?,
             block_size: count("attention", "block_size", batch.host.block_size)?,
@@ -351,10 +399,12 @@ impl Call<'_> {
             kv_heads: cut.kv_heads,
             group: cut.group,
             dim: count("attention", "head size", self.attention.heads.dim)?,
+            value_dim: count("attention", "size of a value", self.value_dim)?,
             window: cut.window,
             causal: u32::from(cut.causal),
             scale: self.attention.scale,
             softcap: scores.softcap.unwrap_or(0.0),
+            unused: 0,
         })
     }
 
@@ -365,7 +415,7 @@ impl Call<'_> {
         }
         let heads = self.attention.heads;
         let rows = work.partials * heads.kv * shape.rows;
-        let values_bytes = rows * shape.padded * 4;
+        let values_bytes = rows * shape.padded_value * 4;
         let workspace = self.cuda.workspace(values_bytes + rows * 8)?;
         let argument = AttentionArgument {
             items: work.items,
@@ -374,13 +424,30 @@ impl Call<'_> {
             ..argument
         };
         let suffix = self.pool.suffix();
-        let file = match suffix {
-            "bf16" => "attention_bf16",
-            "f16" => "attention_f16",
-            "bf16_e4m3" => "attention_bf16_e4m3",
-            _ => "attention_f16_e4m3",
+        let (file, size) = if shape.is_latent() {
+            (
+                if self.cuda.dtype == Dtype::F16 { "attention_latent_f16" } else { "attention_latent_bf16" },
+                "latent",
+            )
+        } else {
+            let file = match suffix {
+                "bf16" => "attention_bf16",
+                "f16" => "attention_f16",
+                "bf16_e4m3" => "attention_bf16_e4m3",
+                "f16_e4m3" => "attention_f16_e4m3",
+                "bf16_i8" => "attention_bf16_i8",
+                _ => "attention_f16_i8",
+            };
+            (
+                file,
+                match shape.padded {
+                    64 => "64",
+                    128 => "128",
+                    _ => "256",
+                },
+            )
         };
-        let kernel = format!("attention_{}_rows_{}_{suffix}", shape.rows, shape.padded);
+        let kernel = format!("attention_{}_rows_{size}_{suffix}", shape.rows);
         let blocks = divide("attention", work.items_len * heads.kv, 1)?;
         let shared = shape.shared_bytes(self.pool.storage);
         self.cuda.start(file, &kernel, blocks, shape.threads(), shared, &argument)?;
@@ -397,13 +464,14 @@ impl Call<'_> {
             out_stride: argument.out_stride,
             kv_heads: argument.kv_heads,
             group: argument.group,
-            dim: argument.dim,
-            padded: count("attention", "head size", shape.padded)?,
+            dim: argument.value_dim,
+            padded: count("attention", "head size", shape.padded_value)?,
             tile_rows: count("attention", "rows", shape.rows)?,
             unused: 0,
         };
         let blocks = divide("attention", work.merges_len * heads.kv, 1)?;
-        self.cuda.launch("merge", "merge_partials", blocks, 128, 0, &merge)
+        let kernel = if shape.is_latent() { "merge_partials_latent" } else { "merge_partials" };
+        self.cuda.launch("merge", kernel, blocks, 128, 0, &merge)
     }
 }
 

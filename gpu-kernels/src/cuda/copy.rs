@@ -59,8 +59,9 @@ fn parts(pool: &KvPool) -> impl Iterator<Item = Planes> {
 }
 
 impl Cuda {
-    /// Copies K and V of single tokens between slots, of all layers in one launch: after [`Cuda::verify`], the drafts of a tree
-    /// that stand go to the slots that the sequence goes on from. A list is made in order, each `(from, to)`.
+    /// Copies K and V of single tokens between slots, of all layers in one launch: after [`Cuda::verify`], the
+    /// drafts of a tree that stand go to the slots that the sequence goes on from. A list is made in order, each
+    /// `(from, to)`.
     ///
     /// # Errors
     /// When a slot is not in the pool, or in two lists, or the device fails.
@@ -81,11 +82,12 @@ impl Cuda {
         let layout = pool.layout;
         let element = layout.page_bytes / layout.page;
         let kv_heads = pool.shape.kv_heads;
-        let numbers = (pool.plane(0, 0), layout.plane_bytes, layout.page_bytes, layout.token, layout.head, element);
+        let numbers =
+            (pool.plane(0, 0), layout.plane_bytes, layout.page_bytes, layout.token, layout.head, element);
         let scales = pool.scale_planes().map(|(start, plane, page)| (start, plane, page, kv_heads, 1, 4));
         for (start, plane, page, token, head, element) in [Some(numbers), scales].into_iter().flatten() {
             let bytes = if head == 1 { element } else { layout.token * element };
-            let planes = pool.shape.layers * 2;
+            let planes = pool.shape.layers * pool.layout.planes;
             let argument = CopySlotsArgument {
                 memory: start,
                 moves: moves.address(),
@@ -122,7 +124,7 @@ impl Cuda {
         for part in parts(pool) {
             let to = Planes { start, plane: part.block, block: part.block };
             self.copy_planes(pool, &[(block, 0)], part, to)?;
-            start += (part.block * pool.shape.layers * 2) as u64;
+            start += (part.block * pool.shape.layers * pool.layout.planes) as u64;
         }
         self.device.download(buffer.address(), bytes)
     }
@@ -134,7 +136,7 @@ impl Cuda {
         for part in parts(pool) {
             let from = Planes { start, plane: part.block, block: part.block };
             self.copy_planes(pool, &[(0, block)], from, part)?;
-            start += (part.block * pool.shape.layers * 2) as u64;
+            start += (part.block * pool.shape.layers * pool.layout.planes) as u64;
         }
         Ok(())
     }
@@ -148,7 +150,7 @@ impl Cuda {
     ) -> Result<(), Error> {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let flat = Memory::of(&self.device, bytemuck::cast_slice(&flat))?;
-        let (planes, parts) = (pool.shape.layers * 2, from.block.div_ceil(PART_BYTES));
+        let (planes, parts) = (pool.shape.layers * pool.layout.planes, from.block.div_ceil(PART_BYTES));
         let argument = CopyArgument {
             from: from.start,
             to: to.start,

@@ -1,7 +1,7 @@
 //! The operators on an NVIDIA GPU, sm_80 (Ampere) or later.
 //!
-//! The kernels are CUDA C++ of our own, in `kernels/`: they include no header of a toolkit. This module checks shapes,
-//! cuts the work and launches; what it launches on is a [`Device`].
+//! The kernels are CUDA C++ of our own, in `kernels/`: they include no header of a toolkit. This module checks
+//! shapes, cuts the work and launches; what it launches on is a [`Device`].
 
 mod attention;
 mod batch;
@@ -15,6 +15,7 @@ mod elementwise;
 #[cfg(any(test, feature = "cuda"))]
 mod embedded;
 mod gemm;
+mod latent;
 mod plan;
 mod pool;
 mod rope;
@@ -29,8 +30,9 @@ use std::sync::{Arc, Mutex};
 pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
 pub use device::{Address, Device, Launch};
+pub use latent::{LatentAttention, LatentQuery};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
-pub use pool::{KvPool, KvStorage};
+pub use pool::{KvPool, KvStorage, LatentShape};
 pub use rope::{HeadNorms, RopeTable};
 pub use sample::{Distributions, Draw, Sampled, Seen};
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
@@ -90,7 +92,15 @@ impl Cuda {
     /// # Errors
     /// As [`Ops::kv_pool`].
     pub fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
-        KvPool::block_bytes(&shape, storage)
+        KvPool::bytes_of_block(&shape, storage)
+    }
+
+    /// Memory for latents, stored as asked; [`KvStorage::Fp8`] stores them by its `key_scale`.
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool`], and when a dimension is above what the kernels take.
+    pub fn latent_pool(&self, shape: LatentShape, storage: KvStorage) -> Result<KvPool, Error> {
+        KvPool::latents(&self.device, self.dtype, shape, storage)
     }
 
     /// Launches a kernel that exists once for each type of activations.
@@ -129,8 +139,8 @@ impl Cuda {
             shared_bytes: count("launch", "shared memory", shared_bytes)?,
             argument: bytemuck::bytes_of(argument),
         };
-        // SAFETY: the operators check shapes and indices against the memory whose addresses they pass, and that memory
-        // is borrowed for the call; releases come after it in the device's order.
+        // SAFETY: the operators check shapes and indices against the memory whose addresses they pass, and that
+        // memory is borrowed for the call; releases come after it in the device's order.
         unsafe { self.device.launch(launch) }
     }
 }
@@ -308,15 +318,13 @@ impl Ops for Cuda {
 
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
         below("save_block", "block", block as usize, pool.shape.blocks)?;
-        let needed = KvPool::block_bytes(&pool.shape, pool.storage)?;
-        same("save_block", "number of bytes", bytes.len(), needed)?;
+        same("save_block", "number of bytes", bytes.len(), pool.block_bytes())?;
         self.save(pool, block, bytes)
     }
 
     fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
         below("load_block", "block", block as usize, pool.shape.blocks)?;
-        let needed = KvPool::block_bytes(&pool.shape, pool.storage)?;
-        same("load_block", "number of bytes", bytes.len(), needed)?;
+        same("load_block", "number of bytes", bytes.len(), pool.block_bytes())?;
         self.load(pool, block, bytes)
     }
 

@@ -23,6 +23,8 @@ pub struct Cut {
     pub window: u32,
     /// Whether a query sees nothing after itself.
     pub causal: bool,
+    /// Rows of a tile of a span that has more than [`ROWS_FEW`]: [`ROWS_MANY`], or what the kernel at hand has.
+    pub rows_many: u32,
     /// Blocks that the machine runs at once.
     pub slots: u32,
 }
@@ -151,7 +153,7 @@ impl Tile {
 /// The tiles of a span.
 fn tiles_of(index: usize, span: &Span, cut: Cut) -> impl Iterator<Item = Tile> {
     let all = span.query_len * cut.group;
-    let tile_rows = if all <= ROWS_FEW { ROWS_FEW } else { ROWS_MANY };
+    let tile_rows = if all <= ROWS_FEW { ROWS_FEW } else { cut.rows_many };
     let (span, index) = (*span, u32::try_from(index).unwrap_or(u32::MAX));
     (0..all).step_by(tile_rows as usize).map(move |row| {
         let rows = tile_rows.min(all - row);
@@ -173,7 +175,7 @@ mod tests {
     use super::*;
 
     fn cut() -> Cut {
-        Cut { group: 4, kv_heads: 8, window: 0, causal: true, slots: 264 }
+        Cut { group: 4, kv_heads: 8, window: 0, causal: true, rows_many: ROWS_MANY, slots: 264 }
     }
 
     fn decode(contexts: impl IntoIterator<Item = u32>) -> Vec<Span> {

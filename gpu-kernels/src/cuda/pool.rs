@@ -21,14 +21,37 @@ pub enum KvStorage {
     },
     /// In E4M3, with a scale for each head of each token, made when it is appended: its largest element over 448.
     Fp8PerHead,
+    /// In whole numbers of one byte, with a scale for each head of each token: its largest element over 127.
+    Int8PerHead,
+}
+
+/// Dimensions of a pool of latents (multi-head latent attention, arXiv 2405.04434): one row per token and layer,
+/// the latent and then the rotated key that all heads share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    /// Layers that have a cache.
+    pub layers: usize,
+    /// Blocks of the pool.
+    pub blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Elements of the latent: a multiple of 8, at most 512.
+    pub latent_dim: usize,
+    /// Elements of the rotated key: a multiple of 8, at most 64.
+    pub rope_dim: usize,
+    /// How an element is stored, or what it's widened to.
+    pub dtype: Dtype,
 }
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded to whole 16s.
+/// Or latents of all layers, `[block][token][latent, rotated key]`.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,
     pub(crate) storage: KvStorage,
     pub(crate) layout: Layout,
+    /// Elements of a row that are the latent; `None`: keys and values.
+    pub(crate) latent_dim: Option<usize>,
     memory: Memory,
     /// Scales: two numbers, or for each layer and of K then V, `[slot][kv head]`.
     scales: Memory,
@@ -40,6 +63,8 @@ pub(crate) struct Layout {
     pub(crate) page: usize,
     pub(crate) head: usize,
     pub(crate) token: usize,
+    /// Of a layer: 2 for K and V, 1 for latents.
+    pub(crate) planes: usize,
     /// Bytes of K (or of V) of one layer.
     pub(crate) plane_bytes: usize,
     pub(crate) page_bytes: usize,
@@ -59,10 +84,24 @@ impl KvStorage {
     fn bytes(self) -> usize {
         if self == Self::Same { 2 } else { 1 }
     }
+
+    /// Whether each head of each token has a scale of its own.
+    fn per_head(self) -> bool {
+        matches!(self, Self::Fp8PerHead | Self::Int8PerHead)
+    }
 }
 
+/// The sizes that the kernels of latent attention are made for.
+const LATENT_DIM_MAX: usize = 512;
+const LATENT_ROPE_MAX: usize = 64;
+
 impl Layout {
-    fn new(shape: &KvShape, storage: KvStorage) -> Result<Self, Error> {
+    fn block_bytes(&self, shape: &KvShape, storage: KvStorage) -> usize {
+        let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
+        (self.page_bytes + scales) * shape.layers * self.planes
+    }
+
+    fn new(shape: &KvShape, storage: KvStorage, planes: usize) -> Result<Self, Error> {
         for (dimension, found) in [
             ("layers", shape.layers),
             ("blocks", shape.blocks),
@@ -72,15 +111,17 @@ impl Layout {
         ] {
             multiple("kv_pool", dimension, found, 1)?;
         }
-        at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
+        if planes == 2 {
+            at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
+        }
         let token = shape.head_dim.next_multiple_of(16);
         let layout = || {
             let head = token.checked_mul(shape.block_size)?;
             let page = head.checked_mul(shape.kv_heads)?;
             let page_bytes = page.checked_mul(storage.bytes())?;
             let plane_bytes = page_bytes.checked_mul(shape.blocks)?;
-            plane_bytes.checked_mul(shape.layers)?.checked_mul(2)?;
-            Some(Self { page, head, token, plane_bytes, page_bytes })
+            plane_bytes.checked_mul(shape.layers)?.checked_mul(planes)?;
+            Some(Self { page, head, token, planes, plane_bytes, page_bytes })
         };
         layout().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
     }
@@ -93,33 +134,76 @@ impl KvPool {
         shape: KvShape,
         storage: KvStorage,
     ) -> Result<Self, Error> {
+        Self::with_planes(device, dtype, shape, storage, None)
+    }
+
+    pub(crate) fn latents(
+        device: &Arc<dyn Device>,
+        dtype: Dtype,
+        shape: LatentShape,
+        storage: KvStorage,
+    ) -> Result<Self, Error> {
+        for (dimension, found, max) in
+            [("latent_dim", shape.latent_dim, LATENT_DIM_MAX), ("rope_dim", shape.rope_dim, LATENT_ROPE_MAX)]
+        {
+            multiple("latent_pool", dimension, found, 8)?;
+            at_most("latent_pool", dimension, found, max)?;
+        }
+        if storage == KvStorage::Int8PerHead {
+            return Err(Error::Unsupported {
+                operator: "latent_pool",
+                what: "latents as",
+                found: format!("{storage:?}"),
+                supported: "the activations' type and E4M3",
+            });
+        }
+        let LatentShape { layers, blocks, block_size, latent_dim, rope_dim, dtype: stored } = shape;
+        let head_dim = latent_dim + rope_dim;
+        let shape = KvShape { layers, blocks, block_size, kv_heads: 1, head_dim, dtype: stored };
+        Self::with_planes(device, dtype, shape, storage, Some(latent_dim))
+    }
+
+    fn with_planes(
+        device: &Arc<dyn Device>,
+        dtype: Dtype,
+        shape: KvShape,
+        storage: KvStorage,
+        latent_dim: Option<usize>,
+    ) -> Result<Self, Error> {
         if shape.dtype != dtype {
             return Err(Error::Unsupported {
                 operator: "kv_pool",
                 what: "a cache of",
                 found: shape.dtype.to_string(),
-                supported: "the activations' type, or E4M3",
+                supported: "the activations' type, or one byte",
             });
         }
-        let layout = Layout::new(&shape, storage)?;
+        let layout = Layout::new(&shape, storage, if latent_dim.is_some() { 1 } else { 2 })?;
         let scales = match storage {
             KvStorage::Same => Memory::new(device, 0)?,
             KvStorage::Fp8 { key_scale, value_scale } => {
                 Memory::of(device, bytemuck::cast_slice(&[key_scale, value_scale]))?
             }
-            KvStorage::Fp8PerHead => Memory::zeroed(device, shape.layers * 2 * scales_bytes(&shape))?,
+            KvStorage::Fp8PerHead | KvStorage::Int8PerHead => {
+                Memory::zeroed(device, shape.layers * layout.planes * scales_bytes(&shape))?
+            }
         };
-        let memory = Memory::zeroed(device, layout.plane_bytes * shape.layers * 2)?;
-        Ok(Self { shape, storage, layout, memory, scales })
+        let memory = Memory::zeroed(device, layout.plane_bytes * shape.layers * layout.planes)?;
+        Ok(Self { shape, storage, layout, latent_dim, memory, scales })
     }
 
-    pub(crate) fn block_bytes(shape: &KvShape, storage: KvStorage) -> Result<usize, Error> {
-        let layout = Layout::new(shape, storage)?;
-        let scales = if storage == KvStorage::Fp8PerHead { shape.block_size * shape.kv_heads * 4 } else { 0 };
-        Ok((layout.page_bytes + scales) * shape.layers * 2)
+    /// Bytes of one block of K and V over all layers.
+    pub(crate) fn bytes_of_block(shape: &KvShape, storage: KvStorage) -> Result<usize, Error> {
+        Ok(Layout::new(shape, storage, 2)?.block_bytes(shape, storage))
     }
 
-    /// The dimensions that the pool was made with.
+    /// Bytes of one block over all layers.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.layout.block_bytes(&self.shape, self.storage)
+    }
+
+    /// The dimensions that the pool was made with; one of latents has one kv head, of latent and rotated key.
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
@@ -127,7 +211,7 @@ impl KvPool {
 
     /// K (0) or V (1) of a layer.
     pub(crate) fn plane(&self, layer: usize, which: usize) -> Address {
-        self.memory.address() + ((layer * 2 + which) * self.layout.plane_bytes) as u64
+        self.memory.address() + ((layer * self.layout.planes + which) * self.layout.plane_bytes) as u64
     }
 
     pub(crate) fn scales(&self, layer: usize) -> Scales {
@@ -137,10 +221,17 @@ impl KvPool {
             KvStorage::Fp8 { .. } => {
                 Scales { keys: start, values: start + 4, token: 0, head: 0, each: false }
             }
-            KvStorage::Fp8PerHead => {
+            KvStorage::Fp8PerHead | KvStorage::Int8PerHead => {
                 let bytes = scales_bytes(&self.shape) as u64;
-                let keys = start + 2 * layer as u64 * bytes;
-                Scales { keys, values: keys + bytes, token: self.shape.kv_heads as u64, head: 1, each: true }
+                let planes = self.layout.planes as u64;
+                let keys = start + planes * layer as u64 * bytes;
+                Scales {
+                    keys,
+                    values: keys + (planes - 1) * bytes,
+                    token: self.shape.kv_heads as u64,
+                    head: 1,
+                    each: true,
+                }
             }
         }
     }
@@ -148,16 +239,17 @@ impl KvPool {
     /// What else belongs to a block: the scales, of all layers.
     pub(crate) fn scale_planes(&self) -> Option<(Address, usize, usize)> {
         let block = self.shape.block_size * self.shape.kv_heads * 4;
-        (self.storage == KvStorage::Fp8PerHead)
-            .then(|| (self.scales.address(), scales_bytes(&self.shape), block))
+        self.storage.per_head().then(|| (self.scales.address(), scales_bytes(&self.shape), block))
     }
 
     /// The suffix of the kernels that read and write this pool.
     pub(crate) fn suffix(&self) -> &'static str {
         match (self.shape.dtype, self.storage) {
             (Dtype::F16, KvStorage::Same) => "f16",
+            (Dtype::F16, KvStorage::Int8PerHead) => "f16_i8",
             (Dtype::F16, _) => "f16_e4m3",
             (_, KvStorage::Same) => "bf16",
+            (_, KvStorage::Int8PerHead) => "bf16_i8",
             (_, _) => "bf16_e4m3",
         }
     }

@@ -14,9 +14,9 @@ use crate::{Error, Heads, RopeStyle};
 #[derive(Debug)]
 pub struct RopeTable {
     memory: Memory,
-    positions: usize,
-    rotary_dim: usize,
-    style: RopeStyle,
+    pub(super) positions: usize,
+    pub(super) rotary_dim: usize,
+    pub(super) style: RopeStyle,
 }
 
 impl RopeTable {
@@ -34,11 +34,11 @@ impl RopeTable {
         Ok(Self { memory, positions: cos.len() / (rotary_dim / 2), rotary_dim, style })
     }
 
-    fn cos(&self) -> Address {
+    pub(super) fn cos(&self) -> Address {
         self.memory.address()
     }
 
-    fn sin(&self) -> Address {
+    pub(super) fn sin(&self) -> Address {
         self.memory.address() + (self.memory.bytes() / 2) as u64
     }
 }
@@ -132,8 +132,8 @@ impl RopeAppendArgument {
 
 impl Cuda {
     /// The norm of q's and k's heads, their rotation, and the way of k and v into the cache, in one launch: what
-    /// `head_norm`, `rope` and `append` do one after the other, but without rounding in between. `q` changes in place;
-    /// `k` and `v` do not.
+    /// `head_norm`, `rope` and `append` do one after the other, but without rounding in between. `q` changes in
+    /// place; `k` and `v` do not.
     ///
     /// # Errors
     /// As [`crate::Ops::head_norm`], [`crate::Ops::rope`] and [`crate::Ops::append`].
@@ -209,6 +209,7 @@ impl Cuda {
         v: &Tensor,
     ) -> Result<(), Error> {
         let shape = pool.shape;
+        same("append", "planes of a layer", pool.layout.planes, 2)?;
         below("append", "layer", layer, shape.layers)?;
         same("append", "block_size of the batch", batch.host.block_size, shape.block_size)?;
         for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {

@@ -145,9 +145,9 @@ struct Prepared {
 }
 
 impl Cuda {
-    /// Draws the next token of each row of logits `[rows, vocabulary]`. `mask` holds rows of bits, a bit for each token
-    /// that is allowed, in words of 32 from the lowest. The same logits and `Draw` give the same token, whatever
-    /// the other rows.
+    /// Draws the next token of each row of logits `[rows, vocabulary]`. `mask` holds rows of bits, a bit for each
+    /// token that is allowed, in words of 32 from the lowest. The same logits and `Draw` give the same token,
+    /// whatever the other rows.
     ///
     /// # Errors
     /// When lengths disagree, a token is not in the vocabulary, a number is not what it may be, or the device fails.
@@ -162,8 +162,8 @@ impl Cuda {
         Ok(sampled)
     }
 
-    /// The distributions that [`Cuda::sample`] draws from, for [`Cuda::verify`]; their `random` is not used. At temperature 0
-    /// the first of the largest has all of it.
+    /// The distributions that [`Cuda::sample`] draws from, for [`Cuda::verify`]; their `random` is not used. At
+    /// temperature 0 the first of the largest has all of it.
     ///
     /// # Errors
     /// As [`Cuda::sample`].

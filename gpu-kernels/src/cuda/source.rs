@@ -26,11 +26,16 @@ macro_rules! programs {
             "activation",
             "attention_bf16",
             "attention_bf16_e4m3",
+            "attention_bf16_i8",
             "attention_f16",
             "attention_f16_e4m3",
+            "attention_f16_i8",
+            "attention_latent_bf16",
+            "attention_latent_f16",
             "copy",
             "gather",
             "gemm",
+            "latent_append",
             "merge",
             "norm",
             "rope_append",
@@ -64,7 +69,8 @@ impl Source {
         let mut next = 0;
         while let Some(&text) = texts.get(next) {
             // The emulator's header is no part of a program for a GPU, and not in the list.
-            let included = HEADERS.iter().filter(|header| text.contains(&format!("#include \"{}\"", header.name)));
+            let included =
+                HEADERS.iter().filter(|header| text.contains(&format!("#include \"{}\"", header.name)));
             for header in included {
                 if !texts.contains(&header.text) {
                     texts.push(header.text);

@@ -9,7 +9,8 @@ use crate::error::{at_most, below, same};
 /// The drafts of one request: a tree below its last token, or a chain, which is a tree without branches.
 #[derive(Clone, Copy, Debug)]
 pub struct Drafts<'a> {
-    /// Row of the target's distributions that follows the request's last token; the row after draft `i` is `row + 1 + i`.
+    /// Row of the target's distributions that follows the request's last token; the row after draft `i` is `row +
+    /// 1 + i`.
     pub row: usize,
     /// Each after its parent; of equal parents, in the order in which they are tried.
     pub drafts: &'a [Draft],
@@ -83,13 +84,14 @@ struct VerifyArgument {
 }
 
 impl Cuda {
-    /// Walks down each request's drafts as far as they stand against the target's distributions, and draws the token after
-    /// them.
+    /// Walks down each request's drafts as far as they stand against the target's distributions, and draws the
+    /// token after them.
     ///
-    /// Without `drafted`, the tokens are exactly those that [`Cuda::sample`] gives one at a time with the same random
-    /// numbers. With the distributions that the drafts were drawn from, a draft stands with probability `p(x) / q(x)`, and
-    /// what follows a refused one is drawn from what `p` has more than `q` (arXiv 2211.17192, 2305.09781): more drafts stand,
-    /// and the tokens are distributed as the target's all the same. At temperature 0 both are greedy.
+    /// Without `drafted`, the tokens are exactly those that [`Cuda::sample`] gives one at a time with the same
+    /// random numbers. With the distributions that the drafts were drawn from, a draft stands with probability
+    /// `p(x) / q(x)`, and what follows a refused one is drawn from what `p` has more than `q` (arXiv 2211.17192,
+    /// 2305.09781): more drafts stand, and the tokens are distributed as the target's all the same. At temperature
+    /// 0 both are greedy.
     ///
     /// # Errors
     /// When a row, a token or a parent is not there, lengths disagree, or the device fails.
@@ -134,7 +136,10 @@ impl Cuda {
         device.download(out.address(), bytemuck::cast_slice_mut(&mut outcomes))?;
         let verified = |(place, outcome): (&Request, &Outcome)| Verified {
             // The kernel's node 0 is the request's last token.
-            accepted: path[place.node as usize..][..outcome.accepted as usize].iter().map(|node| node - 1).collect(),
+            accepted: path[place.node as usize..][..outcome.accepted as usize]
+                .iter()
+                .map(|node| node - 1)
+                .collect(),
             token: outcome.token,
         };
         Ok(places.iter().zip(&outcomes).map(verified).collect())

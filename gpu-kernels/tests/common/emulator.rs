@@ -10,7 +10,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use quayline_gpu_kernels::cuda::{Address, Device, Launch, SOURCES};
@@ -43,6 +43,8 @@ pub(crate) struct Emulator {
     pub(crate) bank_conflicts: AtomicU64,
     /// Memory is zeros that cost nothing until they are touched, and `fill` leaves it so.
     pub(crate) lazy: AtomicBool,
+    /// What a block may have: that of the smallest GPUs, unless a test says otherwise.
+    pub(crate) shared_bytes_max: AtomicU32,
 }
 
 impl Emulator {
@@ -60,6 +62,7 @@ impl Emulator {
             descending,
             bank_conflicts: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
+            shared_bytes_max: AtomicU32::new(99 << 10),
         }
     }
 
@@ -80,7 +83,7 @@ impl Device for Emulator {
     }
 
     fn shared_bytes_max(&self) -> u32 {
-        99 << 10
+        self.shared_bytes_max.load(Ordering::Relaxed)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {
@@ -215,13 +218,12 @@ fn load(path: &Path) -> Result<usize, Error> {
 fn build(file: &str) -> Result<PathBuf, Error> {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let source =
-        SOURCES.iter().find(|source| source.name == file).ok_or_else(|| failed(format!("no program {file}")))?;
-    let emulator =
-        std::fs::read(kernels.join("emulator/emulator.hpp")).map_err(|e| failed(e.to_string()))?;
-    let hash = emulator
+    let source = SOURCES
         .iter()
-        .fold(source.hash(), |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        .find(|source| source.name == file)
+        .ok_or_else(|| failed(format!("no program {file}")))?;
+    let emulator = std::fs::read(kernels.join("emulator/emulator.hpp")).map_err(|e| failed(e.to_string()))?;
+    let hash = emulator.iter().fold(source.hash(), |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let library = folder.join(format!("{file}-{hash:016x}.so"));
     if library.exists() {
         return Ok(library);
