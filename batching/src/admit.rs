@@ -1,5 +1,7 @@
 //! The second half of a step: who waits is admitted to what the running have left.
 
+use std::ops::Range;
+
 use crate::batcher::{Batcher, Flow, count};
 use crate::config::LongPrefills;
 use crate::id::{RequestId, Tick};
@@ -40,7 +42,7 @@ impl<O: Order> Batcher<O> {
         self.held = None;
         let skipped_before = step.plan.skipped.len();
         self.name_aside(step.plan);
-        let aside = step.plan.skipped.len() - skipped_before;
+        let aside = step.plan.skipped.len();
         while let Some(slot) = self.next_waiting(step.now) {
             match self.admit(slot, step) {
                 Entry::Left => {}
@@ -59,8 +61,9 @@ impl<O: Order> Batcher<O> {
         while let Some(slot) = self.passed.pop() {
             self.queue.put(&self.order, self.sequences.at(slot).waiting().place, slot);
         }
+        let woken = self.forget_woken(skipped_before..aside, step.plan);
         self.name_closed(step.plan);
-        let named = step.plan.skipped.len() - skipped_before - aside;
+        let named = step.plan.skipped.len() - (aside - woken);
         step.plan.behind = count((self.queue.len() + self.arrived.len()).saturating_sub(named));
     }
 
@@ -373,15 +376,30 @@ impl<O: Order> Batcher<O> {
         }
     }
 
-    /// Names the first of those who wait for a limit on their kind.
+    /// Those who waited for their leader when they were named, and went on within the step, have another reason
+    /// now, or none. Returns how many.
+    fn forget_woken(&self, named: Range<usize>, plan: &mut Plan) -> usize {
+        let before = plan.skipped.len();
+        for place in named.rev() {
+            let Note { id, reason } = plan.skipped[place];
+            if matches!(reason, Reason::LeaderReads { .. }) && !self.aside.contains_key(&id) {
+                plan.skipped.remove(place);
+            }
+        }
+        before - plan.skipped.len()
+    }
+
+    /// Names the first of those who wait for a limit on their kind, unless it was passed for another reason before.
     fn name_closed(&mut self, plan: &mut Plan) {
         let Batcher { queue, order, gates, sequences, arrived, .. } = self;
         let open = |class: Class| gates.closed(class).is_none();
         let arrived = arrived.iter().map(|&slot| (sequences.at(slot).waiting().place.class, slot));
         let arrived = arrived.filter(|&(class, _)| !open(class));
         for (class, slot) in arrived.chain(queue.heads_of_closed(order, open)) {
-            if let Some(reason) = gates.closed(class) {
-                plan.skipped.push(Note { id: sequences.at(slot).id, reason });
+            let sequence = sequences.at(slot);
+            let passed = sequence.note.is_some_and(|(step, _)| step == plan.step);
+            if let Some(reason) = gates.closed(class).filter(|_| !passed) {
+                plan.skipped.push(Note { id: sequence.id, reason });
             }
         }
     }

@@ -8,6 +8,8 @@ use crate::reason::Reason;
 pub(crate) struct Budget {
     max: u32,
     left: u32,
+    /// Of these, the most for prompts: the others are for those who generate.
+    prompts_left: u32,
     /// The most for one request.
     cap: u32,
     /// Tokens that each request takes besides, for a proposer.
@@ -24,37 +26,43 @@ pub(crate) struct Share {
 }
 
 impl Budget {
-    /// A whole step, for `requests` that run or wait. `generated_tokens` is what those who generate will take
-    /// of it, 0 if nobody does.
-    pub(crate) fn new(config: &Config, requests: usize, generated_tokens: u32) -> Budget {
-        let max = match config.mixed_prefill() {
-            Some(prefill) if generated_tokens > 0 => {
-                config.step_tokens_max.min(generated_tokens.saturating_add(prefill))
+    /// A whole step, for `requests` that run or wait, of whom `generating` take one token each, and up to
+    /// `drafts_max` drafts.
+    pub(crate) fn new(config: &Config, requests: usize, generating: u32, drafts_max: u32) -> Budget {
+        let max = config.step_tokens_max;
+        let (max, prompts_left) = match config.mixed_prefill() {
+            Some(prefill) if generating > 0 => {
+                let sure = generating.saturating_mul(1 + config.drafts.slots);
+                let likely = sure.saturating_add(generating.saturating_mul(drafts_max));
+                (max.min(likely.saturating_add(prefill)), prefill.min(max.saturating_sub(sure)))
             }
-            _ => config.step_tokens_max,
+            _ => (max, max),
         };
         Budget {
             max,
             left: max,
+            prompts_left,
             cap: cap(config, requests),
             slots: config.drafts.slots,
             whole: config.prefill == Prefill::Whole,
         }
     }
 
-    /// The reason why nobody gets anything any more.
+    /// The reason why no prompt gets anything any more.
     #[inline]
     pub(crate) fn is_spent(&self) -> Option<Reason> {
-        (self.left <= self.slots).then_some(Reason::StepSpent { step_tokens_max: self.max })
+        let spent = self.left.min(self.prompts_left) <= self.slots;
+        spent.then_some(Reason::StepSpent { step_tokens_max: self.max })
     }
 
     /// The piece that a request gets if it wants `wanted` tokens: first the cap, then what is left.
     #[inline]
     pub(crate) fn share(&self, wanted: u32) -> Result<Share, Reason> {
-        if let Some(reason) = self.is_spent() {
-            return Err(reason);
+        let left = if wanted > 1 { self.left.min(self.prompts_left) } else { self.left };
+        let left = left.saturating_sub(self.slots);
+        if left == 0 {
+            return Err(Reason::StepSpent { step_tokens_max: self.max });
         }
-        let left = self.left - self.slots;
         if self.whole && wanted > left {
             return Err(Reason::NotCut { wanted_tokens: wanted, left_tokens: left });
         }
@@ -78,13 +86,16 @@ impl Budget {
         left.min(self.cap.saturating_sub(tokens))
     }
 
+    /// Takes tokens of a prompt, or of one who generates.
     #[inline]
-    pub(crate) fn take(&mut self, tokens: u32) {
+    pub(crate) fn take(&mut self, tokens: u32, generates: bool) {
         self.left -= tokens + self.slots;
+        self.prompts_left -= if generates { 0 } else { tokens + self.slots };
     }
 
-    pub(crate) fn give_back(&mut self, tokens: u32) {
+    pub(crate) fn give_back(&mut self, tokens: u32, generates: bool) {
         self.left += tokens + self.slots;
+        self.prompts_left += if generates { 0 } else { tokens + self.slots };
     }
 }
 
@@ -108,7 +119,7 @@ mod tests {
     use crate::speculation::Drafts;
 
     fn budget(prefill: Prefill, requests: usize) -> Budget {
-        Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests, 0)
+        Budget::new(&Config { step_tokens_max: 1024, prefill, ..Config::new(4096) }, requests, 0, 0)
     }
 
     fn capped(tokens: u32, adaptive: bool) -> Prefill {
@@ -121,10 +132,10 @@ mod tests {
         let share = budget.share(800).unwrap();
         assert_eq!(share.tokens, 400);
         assert_eq!(share.cut, Some(Reason::LongPrefill { wanted_tokens: 800, cap_tokens: 400 }));
-        budget.take(800);
+        budget.take(800, false);
         let share = budget.share(800).unwrap();
         assert_eq!(share.cut, Some(Reason::StepLeft { wanted_tokens: 800, left_tokens: 224 }));
-        budget.take(224);
+        budget.take(224, false);
         assert_eq!(budget.share(1), Err(Reason::StepSpent { step_tokens_max: 1024 }));
     }
 
@@ -142,7 +153,7 @@ mod tests {
     #[test]
     fn whole_prompts_are_not_cut() {
         let mut budget = budget(Prefill::Whole, 2);
-        budget.take(1000);
+        budget.take(1000, false);
         assert_eq!(budget.share(25), Err(Reason::NotCut { wanted_tokens: 25, left_tokens: 24 }));
         assert_eq!(budget.share(24), Ok(Share { tokens: 24, cut: None }));
     }
@@ -152,24 +163,36 @@ mod tests {
         let mixed_prefill_tokens_max = NonZeroU32::new(48);
         let config =
             |prefill| Config { step_tokens_max: 256, prefill, mixed_prefill_tokens_max, ..Config::new(256) };
-        let left = |prefill, generated| Budget::new(&config(prefill), 9, generated).left;
+        let left = |prefill, generated| Budget::new(&config(prefill), 9, generated, 0).left;
         assert_eq!([0, 1, 8, 250].map(|generated| left(Prefill::Chunked, generated)), [256, 49, 56, 256]);
         assert_eq!(left(Prefill::Whole, 8), 256);
     }
 
     #[test]
+    fn a_prompt_leaves_their_tokens_to_those_who_generate() {
+        let mixed_prefill_tokens_max = NonZeroU32::new(48);
+        let config = Config { step_tokens_max: 50, mixed_prefill_tokens_max, ..Config::new(256) };
+        let prompt = |generating| Budget::new(&config, 9, generating, 3).share(100).unwrap().tokens;
+        assert_eq!([1, 2, 3, 40].map(prompt), [48, 48, 47, 10]);
+        let mut budget = Budget::new(&config, 9, 40, 3);
+        budget.take(10, false);
+        assert!(budget.is_spent().is_some());
+        assert_eq!(budget.share(1).unwrap().tokens, 1, "the step has tokens for those who generate");
+    }
+
+    #[test]
     fn a_proposer_takes_its_slots_from_the_step() {
         let drafts = Drafts { slots: 3, ..Drafts::up_to(3) };
-        let mut budget = Budget::new(&Config { step_tokens_max: 1024, drafts, ..Config::new(4096) }, 2, 0);
+        let mut budget = Budget::new(&Config { step_tokens_max: 1024, drafts, ..Config::new(4096) }, 2, 0, 0);
         assert_eq!(budget.share(2000).unwrap().tokens, 1021);
-        budget.take(1020);
+        budget.take(1020, false);
         assert_eq!(budget.share(1), Err(Reason::StepSpent { step_tokens_max: 1024 }));
     }
 
     #[test]
     fn a_draft_never_takes_the_only_token_of_another() {
         let mut budget = budget(Prefill::Chunked, 9);
-        budget.take(1018);
+        budget.take(1018, false);
         assert_eq!(budget.beyond(1, 3), 2);
         assert_eq!(budget.beyond(1, 9), 0);
     }

@@ -37,10 +37,11 @@ impl<O: Order> Batcher<O> {
     }
 
     /// Takes the room of the running request at `place` and sends it back to the queue. If this step had
-    /// scheduled it already, the step gets its tokens back.
+    /// scheduled it already, the step gets its tokens back; if it had skipped it, there is a new reason now.
     pub(crate) fn preempt<M: Memory>(&mut self, place: usize, reason: Reason, step: &mut Step<'_, M>) {
         let slot = self.running.remove(place);
         let id = self.sequences.at(slot).id;
+        step.plan.skipped.retain(|note| note.id != id);
         if let Some(part) = withdraw(step.plan, slot) {
             let sequence = self.sequences.at_mut(slot);
             sequence.last_step = part.step_before;
@@ -48,7 +49,8 @@ impl<O: Order> Batcher<O> {
             let running = sequence.running_mut();
             running.computed_tokens = part.start;
             running.in_flight_tokens -= part.tokens;
-            step.budget.give_back(part.tokens);
+            let generates = part.samples && part.tokens - part.drafts - part.padding == 1;
+            step.budget.give_back(part.tokens, generates);
             step.plan.tokens -= part.tokens;
             self.encoder.withdraw(id, step.plan);
             if part.granted {
@@ -88,6 +90,7 @@ impl<O: Order> Batcher<O> {
         let waiting = Waiting { place, turn, at: At::Queue, swapped_tokens: swapped, cached_tokens: 0 };
         sequence.state = State::Waiting(Box::new(waiting));
         sequence.preemptions += 1;
+        sequence.note = None;
         sequence.drafts = 0;
         self.waiting_tokens += u64::from(known_tokens);
         self.counts.preemptions += 1;

@@ -95,16 +95,16 @@ impl<O: Order> Batcher<O> {
         self.look_up(memory);
         self.encoder.begin_step();
         let eligible = self.running.len() + self.queue.len() + self.arrived.len();
-        let budget = Budget::new(&self.config, eligible, self.generated_tokens());
+        let drafts_max = self.config.drafts.tokens_max(self.running.len());
+        let budget = Budget::new(&self.config, eligible, self.generating(), drafts_max);
         let mut step = Step { now, memory, budget, plan };
         self.schedule_running(&mut step);
         self.admit_waiting(&mut step);
         self.close(plan);
     }
 
-    /// What those who generate will take of this step: one token each, and its drafts. Not counted, and 0, where
-    /// nothing depends on it.
-    fn generated_tokens(&self) -> u32 {
+    /// How many want one token of this step, and their drafts. Not counted, and 0, where nothing depends on it.
+    fn generating(&self) -> u32 {
         if self.config.mixed_prefill().is_none() {
             return 0;
         }
@@ -113,8 +113,7 @@ impl<O: Order> Batcher<O> {
             sequence.pending <= self.config.outputs_ahead
                 && sequence.expected_tokens() == sequence.running().computed_tokens + 1
         };
-        let each = 1 + self.config.drafts.tokens_max(self.running.len()) + self.config.drafts.slots;
-        count(self.running.iter().filter(wants_one).count()).saturating_mul(each)
+        count(self.running.iter().filter(wants_one).count())
     }
 
     /// Every running request, in order, gets the tokens that it knows and has not computed, as far as the
@@ -319,7 +318,7 @@ impl<O: Order> Batcher<O> {
             sequence.note = Some((step.plan.step, reason));
             step.plan.cut.push(Note { id, reason });
         }
-        step.budget.take(tokens);
+        step.budget.take(tokens, samples && part.tokens == 1);
         step.plan.tokens += tokens;
         let Part { start, drafts, padding, .. } = part;
         step.plan.scheduled.push(Scheduled {

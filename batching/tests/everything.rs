@@ -184,6 +184,15 @@ impl Trial {
         let slots = config.drafts.slots * plan.scheduled.len() as u32;
         assert!(plan.tokens + slots <= config.step_tokens_max, "the step is larger than it may be");
         assert!(plan.preempted.is_empty() || plan.admitted.is_empty() && plan.loads.is_empty());
+        let mut named: Vec<RequestId> = plan.skipped.iter().map(|note| note.id).collect();
+        named.extend(plan.scheduled.iter().map(|part| part.id));
+        named.sort_unstable();
+        assert!(
+            named.is_sorted_by(|one, other| one < other),
+            "somebody is told of twice: {:?}",
+            plan.skipped
+        );
+        self.audit_mixed(&plan, &config);
         let encoded: u32 = plan.encode.iter().map(|encode| encode.item.tokens).sum();
         assert!(config.encoder.is_none_or(|limits| encoded <= limits.step_tokens_max));
         for load in &plan.loads {
@@ -216,6 +225,23 @@ impl Trial {
                 Standing::Waiting { reason, .. } | Standing::Running { reason, .. } => reason,
             };
             assert!(reason.is_some(), "{id} gets nothing, and has no reason");
+        }
+    }
+
+    /// Prompts leave their tokens to those who generate, and have no more than they may beside them.
+    fn audit_mixed(&self, plan: &Plan, config: &Config) {
+        let Some(prefill) = config.mixed_prefill_tokens_max else { return };
+        let generates = |part: &&Scheduled| part.samples && part.tokens - part.drafts - part.padding == 1;
+        let running = plan.scheduled.len() - plan.admitted.len();
+        if plan.scheduled[..running].iter().any(|part| generates(&part)) {
+            let prompts = plan.scheduled.iter().filter(|part| !generates(part));
+            assert!(prompts.map(|part| part.tokens).sum::<u32>() <= prefill.get(), "{:?}", plan.scheduled);
+        }
+        for note in &plan.skipped {
+            let seen = &self.seen[&note.id];
+            let generates = seen.computed.is_some_and(|computed| computed + 1 == seen.known + seen.pending);
+            let spent = matches!(note.reason, quayline_batching::Reason::StepSpent { .. });
+            assert!(!(generates && spent), "{} generates, and prompts have spent its step", note.id);
         }
     }
 
@@ -464,6 +490,7 @@ prop_compose! {
         ahead in (0u32..3, 1u32..3),
         ends in any::<bool>(),
         encoder in prop::option::of(12u32..30),
+        mixed_prefill in prop::option::of(4u32..12),
         times in (prop::option::of(20u64..80), prop::option::of(20u64..80), prop::option::of(5u64..30)),
     ) -> Config {
         let (chunk_multiple, longs, admission_interval, adapters_max) = limits;
@@ -472,6 +499,7 @@ prop_compose! {
             step_tokens_max: running_max * (1 + drafts.slots) + 4 + step_more,
             running_max,
             prefill,
+            mixed_prefill_tokens_max: mixed_prefill.map(at_least_one),
             chunk_multiple: at_least_one(chunk_multiple),
             long_prefills: longs.map(|(above_tokens, running_max)| LongPrefills {
                 above_tokens,

@@ -73,6 +73,13 @@ impl Decision {
     fn tokens(&self) -> u32 {
         self.scheduled.iter().map(|&(_, _, tokens)| tokens).sum()
     }
+
+    /// Those of prompts.
+    fn prompt_tokens(&self, requests: &BTreeMap<RequestId, Naive>) -> u32 {
+        let scheduled = self.scheduled.iter();
+        let prompts = scheduled.filter(|&&(id, from, _)| from + 1 < requests[&id].known);
+        prompts.map(|&(_, _, tokens)| tokens).sum()
+    }
 }
 
 impl Oracle {
@@ -240,16 +247,17 @@ impl Oracle {
         }
     }
 
-    /// The tokens of a step: fewer prompt tokens while somebody generates.
-    fn step_tokens(&self) -> u32 {
+    /// The tokens of a step, and of prompts in it: fewer while somebody generates, who gets his own whoever is first.
+    fn step_tokens(&self) -> (u32, u32) {
         let naive = self.running.iter().map(|id| &self.requests[id]);
         let generating =
             naive.filter(|naive| !naive.pending && naive.computed + 1 == naive.known).count() as u32;
         match self.config.mixed_prefill_tokens_max {
             Some(prefill) if generating > 0 && self.config.prefill != Prefill::Whole => {
-                self.config.step_tokens_max.min(generating + prefill.get())
+                let max = self.config.step_tokens_max;
+                (max.min(generating + prefill.get()), prefill.get().min(max - generating))
             }
-            _ => self.config.step_tokens_max,
+            _ => (self.config.step_tokens_max, self.config.step_tokens_max),
         }
     }
 
@@ -260,9 +268,9 @@ impl Oracle {
         let mut done = Vec::new();
         while let Some(&id) = self.running.iter().find(|id| !done.contains(*id)) {
             done.push(id);
-            let left = step_tokens - decision.tokens();
             let naive = &self.requests[&id];
-            let tokens = (naive.known - naive.computed).min(cap).min(left);
+            let wanted = naive.known - naive.computed;
+            let tokens = wanted.min(cap).min(self.left(wanted, step_tokens, &decision));
             if self.flow == Flow::Stopped || naive.pending || tokens == 0 {
                 decision.skipped.push(id);
                 continue;
@@ -277,7 +285,7 @@ impl Oracle {
         }
         decision.skipped.extend(self.aside());
         while let Some(id) = self.next() {
-            if !self.admit(id, (cap, step_tokens), &mut decision) {
+            if !self.admit(id, cap, step_tokens, &mut decision) {
                 decision.skipped.push(id);
                 break;
             }
@@ -287,6 +295,13 @@ impl Oracle {
             naive.pending = from + tokens == naive.known;
         }
         decision
+    }
+
+    /// What is left of a step for one who wants so much.
+    fn left(&self, wanted: u32, (step, prompts): (u32, u32), decision: &Decision) -> u32 {
+        let left = step - decision.tokens();
+        let left_for_prompts = prompts - decision.prompt_tokens(&self.requests);
+        if wanted == 1 { left } else { left.min(left_for_prompts) }
     }
 
     fn grow(&mut self, id: RequestId, need: Need, decision: &mut Decision) {
@@ -313,6 +328,7 @@ impl Oracle {
     }
 
     fn preempt(&mut self, victim: RequestId, decision: &mut Decision) {
+        decision.skipped.retain(|&id| id != victim);
         if decision.scheduled.iter().any(|&(id, _, _)| id == victim) {
             decision.scheduled.retain(|&(id, _, _)| id != victim);
             self.memory.withdraw(victim);
@@ -331,18 +347,18 @@ impl Oracle {
     }
 
     /// False if this one has to wait on.
-    fn admit(&mut self, id: RequestId, (cap, step_tokens): (u32, u32), decision: &mut Decision) -> bool {
-        let left = step_tokens - decision.tokens();
+    fn admit(&mut self, id: RequestId, cap: u32, step_tokens: (u32, u32), decision: &mut Decision) -> bool {
         let closed = matches!(self.flow, Flow::Holding | Flow::Stopped)
             || !decision.preempted.is_empty()
             || self.running.len() == self.config.running_max as usize
-            || left == 0;
+            || self.left(u32::MAX, step_tokens, decision) == 0;
         if closed {
             return false;
         }
         let known = self.requests[&id].known;
         let cached = self.memory.cached_tokens(id);
         let wanted = known - cached;
+        let left = self.left(wanted, step_tokens, decision);
         if self.config.prefill == Prefill::Whole && wanted > left {
             return false;
         }
