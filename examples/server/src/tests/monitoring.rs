@@ -16,11 +16,12 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
     let server = Server::start("--max-num-seqs 1").await;
     let mut body = completion(json!("a secret prompt"), 900);
     body["stream"] = json!(true);
+    server.app.engine.allow(Some(0));
     let first = server.send(post("/v1/completions", body.to_string())).await;
     let second = server.send(post("/v1/completions", body.to_string())).await;
-    server.busy().await;
+    server.app.engine.allow(Some(2));
     let mut view = server.app.engine.view();
-    view.wait_for(|view| view.snapshot.waiting.len() == 1).await.unwrap();
+    view.wait_for(|view| view.snapshot.totals.steps == 2).await.unwrap();
     let answer = server.get("/debug/state").await;
     assert!(!answer.text.contains("secret"));
     let state = answer.json();
@@ -59,6 +60,7 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
     assert_eq!(state["waiting"][0]["reason"]["running_max"], 1);
     assert!(state["reasons"]["skipped"]["running_full"].as_u64().unwrap() > 0, "{state}");
     drop((first, second));
+    server.app.engine.allow(None);
     server.idle().await;
     server.stop();
 }
@@ -69,14 +71,16 @@ async fn a_request_is_explained_by_the_id_of_its_answer() {
     let mut body = completion(json!("a secret prompt"), 900);
     body["stream"] = json!(true);
     body["request_id"] = json!("first");
+    server.app.engine.allow(Some(1));
     let first = server.send(post("/v1/completions", body.to_string())).await;
     server.busy().await;
     body["request_id"] = json!("second");
     let second = server.send(post("/v1/completions", body.to_string())).await;
     body["request_id"] = json!("third");
     assert_eq!(server.post("/v1/completions", &body).await.status, StatusCode::TOO_MANY_REQUESTS);
+    server.app.engine.allow(Some(1));
     let mut view = server.app.engine.view();
-    view.wait_for(|view| view.snapshot.waiting.iter().any(|one| one.waits_for.is_some())).await.unwrap();
+    view.wait_for(|view| view.snapshot.totals.steps == 2).await.unwrap();
 
     let answer = server.get("/debug/requests/cmpl-second").await;
     assert!(!answer.text.contains("secret"));
@@ -102,6 +106,7 @@ async fn a_request_is_explained_by_the_id_of_its_answer() {
     assert_eq!(series("refused", "queue_full"), "1");
     assert_ne!(series("skipped", "running_full"), "0");
     drop((first, second));
+    server.app.engine.allow(None);
     server.idle().await;
     server.stop();
 }

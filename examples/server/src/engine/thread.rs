@@ -1,0 +1,346 @@
+//! The thread itself: commands in, steps, outputs out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use quayline_engine::{Beams, Engine, Output, Refusal, Request, RequestId, RequestState};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+use super::job::{Job, Part, Ticket, Wait};
+use super::view::{Rates, SNAPSHOT_EVERY, View};
+use super::{Command, STEPS_UNREAD_MAX, tick};
+use crate::metrics::{EngineMetrics, Timeline};
+use crate::offloading::Speedometer;
+
+/// Owns the engine and all that is in it.
+pub(super) struct EngineThread {
+    engine: Engine,
+    metrics: EngineMetrics,
+    origin: Instant,
+    commands: Sender<Command>,
+    view: watch::Sender<View>,
+    audit: bool,
+    requests: BTreeMap<RequestId, Live>,
+    jobs: BTreeMap<u64, Open>,
+    ids: u64,
+    published: Instant,
+    rates: Rates,
+    speed: Option<Speedometer>,
+    #[cfg(test)]
+    steps_allowed: Option<u32>,
+}
+
+/// One request in the engine.
+struct Live {
+    job: u64,
+    choice: u32,
+    timeline: Timeline,
+}
+
+/// One job in the engine: where its parts go, and those of the step under way.
+struct Open {
+    name: String,
+    sender: mpsc::Sender<Vec<Part>>,
+    ids: Vec<RequestId>,
+    parts: Vec<Part>,
+    unfinished: usize,
+    longest: u32,
+}
+
+impl EngineThread {
+    pub(super) fn new(
+        mut engine: Engine,
+        metrics: EngineMetrics,
+        origin: Instant,
+        commands: Sender<Command>,
+        view: watch::Sender<View>,
+        audit: bool,
+    ) -> Self {
+        let speed = Speedometer::new(&mut engine);
+        Self {
+            engine,
+            metrics,
+            origin,
+            commands,
+            view,
+            audit,
+            requests: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            ids: 0,
+            published: origin,
+            rates: Rates::default(),
+            speed,
+            #[cfg(test)]
+            steps_allowed: None,
+        }
+    }
+
+    /// Until somebody says stop, or nobody can say anything any more.
+    pub(super) fn run(&mut self, commands: &Receiver<Command>) {
+        let mut outputs = Vec::new();
+        loop {
+            if !self.can_step() {
+                self.publish();
+                if !self.engine.has_work() {
+                    self.audit();
+                }
+                match commands.recv() {
+                    Ok(Command::Stop) | Err(_) => return,
+                    Ok(command) => self.obey(command),
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                match command {
+                    Command::Stop => return,
+                    command => self.obey(command),
+                }
+            }
+            if self.can_step() {
+                self.step(&mut outputs);
+            }
+        }
+    }
+
+    fn can_step(&self) -> bool {
+        #[cfg(test)]
+        if self.steps_allowed == Some(0) {
+            return false;
+        }
+        self.engine.can_step()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { job, reply } => {
+                let was_idle = !self.engine.has_work();
+                let answer = self.submit(job);
+                if was_idle {
+                    self.publish();
+                }
+                // A reply that nobody awaits any more drops its ticket, which cancels.
+                let _ = reply.send(answer);
+            }
+            Command::Cancel(ids) => ids.into_iter().for_each(|id| self.cancel(id)),
+            Command::Begin { ids, grammar } => {
+                for id in ids {
+                    let begun = self.engine.set_grammar(id, &grammar);
+                    begun.expect("a grammar of the server is of the server's model");
+                }
+            }
+            Command::Withdraw(ids) => ids.into_iter().for_each(|id| self.withdraw(id)),
+            Command::Explain { name, reply } => {
+                let _ = reply.send(self.explain(&name));
+            }
+            Command::ResetPrefixCache(reply) => {
+                let done = self.engine.reset_prefix_cache();
+                self.publish();
+                let _ = reply.send(done);
+            }
+            #[cfg(test)]
+            Command::Allow(steps) => self.steps_allowed = steps,
+            Command::Stop => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn submit(&mut self, job: Job) -> Result<Ticket, Refusal> {
+        let key = self.ids;
+        let now = Instant::now();
+        let mut ids = Vec::with_capacity(job.prompts.len());
+        for (choice, (prompt, sampling)) in job.prompts.iter().enumerate() {
+            let id = RequestId(self.ids);
+            let first = choice - choice % job.n.max(1) as usize;
+            // A search answers under the ids of all its choices, which follow each other.
+            let others = || (1..u64::from(job.n)).map(|place| RequestId(id.0 + place)).collect();
+            let search = |length_penalty| Beams { others: others(), length_penalty };
+            let request = Request {
+                sampling: sampling.clone(),
+                grammar: match &job.grammar {
+                    Wait::Ready(grammar) => Some(grammar.clone()),
+                    Wait::Free | Wait::Compiling => None,
+                },
+                priority: job.priority,
+                cache_salt: job.cache_salt.clone(),
+                sample_of: ids.get(first).copied(),
+                beams: job.beams.map(search),
+                arrival: tick(self.origin, now),
+                ..Request::new(id, Arc::clone(prompt))
+            };
+            let is_part = job.beams.is_some() && choice > first;
+            let added = match job.grammar {
+                _ if is_part => Ok(()),
+                Wait::Compiling => self.engine.add_before_grammar(request),
+                Wait::Free | Wait::Ready(_) => self.engine.add(request),
+            };
+            if let Err(refusal) = added {
+                for id in ids {
+                    self.engine.cancel(id);
+                }
+                if refusal.is_temporary() {
+                    self.metrics.refused();
+                }
+                return Err(refusal);
+            }
+            self.ids += 1;
+            ids.push(id);
+        }
+        Ok(self.open(key, job, ids))
+    }
+
+    fn open(&mut self, key: u64, job: Job, ids: Vec<RequestId>) -> Ticket {
+        let (sender, parts) = mpsc::channel(STEPS_UNREAD_MAX);
+        for ((choice, id), (prompt, sampling)) in (0..).zip(&ids).zip(&job.prompts) {
+            let timeline = Timeline {
+                arrived: job.arrived,
+                started: None,
+                first: None,
+                last: job.arrived,
+                prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+                cached_tokens: 0,
+                loaded_tokens: 0,
+                preemptions: 0,
+                output_tokens: 0,
+                max_tokens: sampling.max_tokens,
+                n: job.n,
+            };
+            self.requests.insert(*id, Live { job: key, choice, timeline });
+        }
+        let unfinished = ids.len();
+        let open =
+            Open { name: job.name, sender, ids: ids.clone(), parts: Vec::new(), unfinished, longest: 0 };
+        self.jobs.insert(key, open);
+        Ticket { parts, ids, unfinished, commands: self.commands.clone() }
+    }
+
+    fn explain(&self, name: &str) -> Vec<(u32, RequestState)> {
+        let ids = self.jobs.values().filter(|open| open.name == name).flat_map(|open| &open.ids);
+        let state = |id: &RequestId| Some((self.requests.get(id)?.choice, self.engine.request(*id)?));
+        ids.filter_map(state).collect()
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        let Some(mut live) = self.requests.remove(&id) else { return };
+        self.engine.cancel(id);
+        live.timeline.last = Instant::now();
+        self.metrics.ended(&live.timeline, None);
+        self.close_choice(live.job, live.timeline.output_tokens);
+    }
+
+    fn withdraw(&mut self, id: RequestId) {
+        let Some(live) = self.requests.remove(&id) else { return };
+        self.engine.cancel(id);
+        let Some(open) = self.jobs.get_mut(&live.job) else { return };
+        open.unfinished -= 1;
+        if open.unfinished == 0 {
+            self.jobs.remove(&live.job);
+        }
+    }
+
+    /// One choice of a job has ended; with the last one, the job.
+    fn close_choice(&mut self, job: u64, output_tokens: u32) {
+        let Some(open) = self.jobs.get_mut(&job) else { return };
+        open.unfinished -= 1;
+        open.longest = open.longest.max(output_tokens);
+        if open.unfinished == 0 {
+            self.metrics.job_ended(open.longest);
+            self.jobs.remove(&job);
+        }
+    }
+
+    fn step(&mut self, outputs: &mut Vec<Output>) {
+        #[cfg(test)]
+        if let Some(left) = &mut self.steps_allowed {
+            *left -= 1;
+        }
+        let begun = Instant::now();
+        let tokens = self.engine.step(tick(self.origin, begun), outputs);
+        let now = Instant::now();
+        if tokens > 0 {
+            self.metrics.step(tokens);
+            if let Some(speed) = &mut self.speed {
+                speed.note(&mut self.engine, now - begun);
+            }
+        }
+        let mut touched = Vec::new();
+        for output in outputs.drain(..) {
+            touched.extend(self.note(output, now));
+        }
+        touched.dedup();
+        touched.into_iter().for_each(|job| self.send(job));
+        if now - self.published >= SNAPSHOT_EVERY {
+            self.publish();
+        }
+    }
+
+    /// Files an output with its job, which it returns.
+    fn note(&mut self, output: Output, now: Instant) -> Option<u64> {
+        let live = self.requests.get_mut(&output.id)?;
+        let (job, choice) = (live.job, live.choice);
+        live.timeline.cached_tokens = output.cached_tokens;
+        live.timeline.loaded_tokens = output.loaded_tokens;
+        live.timeline.preemptions = output.preemptions;
+        live.timeline.started = output.started.map(|at| self.origin + Duration::from_micros(at.0));
+        if !output.tokens.is_empty() {
+            let count = u32::try_from(output.tokens.len()).unwrap_or(u32::MAX);
+            self.metrics.tokens(&live.timeline, now, count);
+            live.timeline.first.get_or_insert(now);
+        }
+        live.timeline.last = now;
+        live.timeline.output_tokens = output.output_tokens;
+        let (id, finish, output_tokens) = (output.id, output.finish.clone(), output.output_tokens);
+        self.jobs.get_mut(&job)?.parts.push(Part { choice, output });
+        if let Some(finish) = finish {
+            self.metrics.ended(&live.timeline, Some(finish.reason));
+            self.requests.remove(&id);
+            if let Some(open) = self.jobs.get_mut(&job) {
+                open.unfinished -= 1;
+                open.longest = open.longest.max(output_tokens);
+            }
+        }
+        Some(job)
+    }
+
+    /// Sends what a step brought for a job. One whose client has stopped reading, or has left, is given up.
+    fn send(&mut self, key: u64) {
+        let Some(open) = self.jobs.get_mut(&key) else { return };
+        let parts = std::mem::take(&mut open.parts);
+        let sent = if parts.is_empty() { Ok(()) } else { open.sender.try_send(parts) };
+        if open.unfinished == 0 {
+            self.metrics.job_ended(open.longest);
+            self.jobs.remove(&key);
+        } else if let Err(error) = sent {
+            if matches!(error, TrySendError::Full(_)) {
+                tracing::warn!(job = key, "a client does not read its answer; the request is cancelled");
+            }
+            let ids = std::mem::take(&mut open.ids);
+            ids.into_iter().for_each(|id| self.cancel(id));
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        let snapshot = Arc::new(self.engine.snapshot());
+        let now = Instant::now();
+        let totals = snapshot.totals;
+        let (output, prompt) = self.rates.update(now, totals.output_tokens, totals.prompt_tokens);
+        self.view.send_replace(View {
+            snapshot,
+            at: tick(self.origin, now),
+            output_tokens_per_second: output,
+            prompt_tokens_per_second: prompt,
+        });
+        self.published = now;
+    }
+
+    fn audit(&self) {
+        if !self.audit {
+            return;
+        }
+        assert!(self.requests.is_empty() && self.jobs.is_empty(), "an idle engine has no requests");
+        let blocks = self.engine.snapshot().blocks;
+        assert_eq!(blocks.used, 0, "an idle engine holds no blocks");
+        let audit = self.engine.check();
+        assert!(audit.is_ok(), "the engine's own audit failed: {audit:?}");
+    }
+}
