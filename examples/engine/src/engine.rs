@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use quayline_batching::{self as batching, Batcher, RefusalReason};
 use quayline_gpu_kernels::{Cpu, Ops};
-use quayline_kv_cache::{self as kv_cache, BlockCount, BlockSize, KvCache, Reuse, SequenceKey, TokenCount};
+use quayline_kv_cache::{
+    self as kv_cache, BlockCount, BlockSize, KvCache, Residency, Reuse, SequenceKey, TokenCount,
+};
 
 use crate::active::Active;
 use crate::adapt::PagedMemory;
@@ -98,6 +100,7 @@ impl Engine {
             prefix_caching: options.prefix_caching,
             hash_seed: options.seed,
             sequence_tokens_max: TokenCount(sizes.model_tokens_max),
+            residency_every: options.residency_every.map_or(0, std::num::NonZeroU32::get),
             report_lost: options.offloading.is_some_and(|one| one.write == OffloadingWrite::Back),
             ..kv_cache::Config::new(
                 BlockSize::new(block_size).map_err(|error| refused("block_size", &error))?,
@@ -357,6 +360,12 @@ impl Engine {
     pub fn can_step(&self) -> bool {
         let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
         self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead()
+    }
+
+    /// How long blocks kept contents that were lost since this was last asked, in ticks of [`Engine::step`]: of every
+    /// [`residency_every`](crate::Options::residency_every)-th block, and at most 4096 of them.
+    pub fn drain_residency(&mut self) -> impl Iterator<Item = Residency> + '_ {
+        self.memory.cache.drain_residency()
     }
 
     /// Drops all cached prefixes. False when requests still hold blocks.

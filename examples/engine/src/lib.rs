@@ -65,3 +65,5 @@ pub use snapshot::{
 };
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};
+
+pub use quayline_kv_cache::Residency;

@@ -44,6 +44,9 @@ pub struct Options {
     /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off
     /// while a beam search runs: these need the outcome of one step to plan the next.
     pub async_scheduling: bool,
+    /// Every how manyth block is watched for how long it keeps its contents
+    /// ([`Engine::drain_residency`](crate::Engine::drain_residency)); `None` is none.
+    pub residency_every: Option<NonZeroU32>,
     /// Most requests that may wait.
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait.
@@ -74,6 +77,7 @@ impl Default for Options {
             order: Order::FirstCome,
             speculation: None,
             async_scheduling: false,
+            residency_every: None,
             max_queued_requests: None,
             max_queued_tokens: None,
             threads: None,

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::foreign;
 use crate::offloading::OffloadingFlags;
+use crate::residency::ResidencyFlags;
 use crate::speculative::SpeculativeConfig;
 
 /// Serves a language model over the OpenAI API.
@@ -170,6 +171,8 @@ pub(crate) struct Flags {
     tensor_parallel_size: u32,
 
     #[command(flatten)]
+    residency: ResidencyFlags,
+    #[command(flatten)]
     offloading: OffloadingFlags,
 
     /// Routes for testing (/reset_prefix_cache) and audits while idle
@@ -311,6 +314,7 @@ impl Flags {
             },
             async_scheduling: self.async_scheduling,
             speculation: self.speculative_config.map(SpeculativeConfig::speculation),
+            residency_every: self.residency.every(),
             max_queued_requests: Some(self.max_num_queued_reqs),
             max_queued_tokens: Some(self.max_num_queued_tokens),
             threads: self.threads,

@@ -15,6 +15,7 @@ mod offloading;
 mod page;
 mod probe;
 mod process;
+mod residency;
 mod shutdown;
 mod speculative;
 #[cfg(test)]

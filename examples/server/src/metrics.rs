@@ -57,8 +57,9 @@ impl Metrics {
         let labels = [("model_name", model.to_owned()), ("engine", "0".to_owned())];
         let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(escape(&value))));
         let registry = registry.sub_registry_with_labels(labels.into_iter());
+        let residency = engine.options.residency_every.is_some();
         registry.register_collector(Box::new(engine));
-        EngineMetrics::new(registry, context)
+        EngineMetrics::new(registry, context, residency)
     }
 
     /// Counts one answered (or abandoned) HTTP request.

@@ -320,6 +320,7 @@ impl EngineThread {
     }
 
     pub(super) fn publish(&mut self) {
+        self.engine.drain_residency().for_each(|residency| self.metrics.block_lost(&residency));
         let snapshot = Arc::new(self.engine.snapshot());
         let now = Instant::now();
         let totals = snapshot.totals;

@@ -1,15 +1,17 @@
 //! What the engine's thread counts as it happens: tokens, requests, and how long everything took.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::FinishReason;
+use quayline_engine::{FinishReason, Residency};
 
 use super::Label;
-use super::buckets::{BETWEEN_TOKENS, END_TO_END, ITERATION, PREEMPTIONS, TIME_TO_FIRST_TOKEN, one_two_five};
+use super::buckets::{
+    BETWEEN_TOKENS, END_TO_END, ITERATION, PREEMPTIONS, RESIDENCY, TIME_TO_FIRST_TOKEN, one_two_five,
+};
 
 /// What the engine's thread counts itself.
 #[derive(Debug, Clone)]
@@ -37,6 +39,15 @@ pub(crate) struct EngineMetrics {
     request_num_preemptions: Histogram,
     request_prefill_kv_computed_tokens: Histogram,
     iteration_tokens: Histogram,
+    residency: Option<ResidencyMetrics>,
+}
+
+/// How long blocks kept their contents.
+#[derive(Debug, Clone)]
+struct ResidencyMetrics {
+    lifetime: Histogram,
+    idle_before_evict: Histogram,
+    reuse_gap: Histogram,
 }
 
 /// When what happened to one request.
@@ -63,7 +74,8 @@ pub(crate) struct Timeline {
 }
 
 impl EngineMetrics {
-    pub(super) fn new(registry: &mut Registry, context: u32) -> Self {
+    /// `residency`: there is something to tell of how long blocks keep their contents.
+    pub(super) fn new(registry: &mut Registry, context: u32, residency: bool) -> Self {
         let lengths = || one_two_five(context);
         let mut to = Register(registry);
         Self {
@@ -158,7 +170,17 @@ impl EngineMetrics {
                 lengths(),
             ),
             iteration_tokens: to.histogram("iteration_tokens_total", "Tokens per step", ITERATION),
+            residency: residency.then(|| ResidencyMetrics::new(&mut to)),
         }
+    }
+
+    /// A block lost its contents to others.
+    pub(crate) fn block_lost(&self, residency: &Residency) {
+        let Some(metrics) = &self.residency else { return };
+        let seconds = |ticks: u64| Duration::from_micros(ticks).as_secs_f64();
+        metrics.lifetime.observe(seconds(residency.lifetime_ticks));
+        metrics.idle_before_evict.observe(seconds(residency.idle_ticks));
+        residency.gaps().iter().for_each(|&gap| metrics.reuse_gap.observe(seconds(gap)));
     }
 
     /// A step ran.
@@ -226,6 +248,28 @@ impl EngineMetrics {
     /// A job was refused because too many wait.
     pub(crate) fn refused(&self) {
         self.admission_rejections.get_or_create(&[("reason", "queue_full")]).inc();
+    }
+}
+
+impl ResidencyMetrics {
+    fn new(to: &mut Register<'_>) -> Self {
+        Self {
+            lifetime: to.histogram(
+                "kv_block_lifetime_seconds",
+                "Seconds from when a block's contents could be found until others took its place; of a sample",
+                RESIDENCY,
+            ),
+            idle_before_evict: to.histogram(
+                "kv_block_idle_before_evict_seconds",
+                "Seconds from the last use of a block's contents until others took its place; of a sample",
+                RESIDENCY,
+            ),
+            reuse_gap: to.histogram(
+                "kv_block_reuse_gap_seconds",
+                "Seconds between uses of a block's contents, the last few of each; of a sample",
+                RESIDENCY,
+            ),
+        }
     }
 }
 

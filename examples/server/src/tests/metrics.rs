@@ -141,11 +141,13 @@ const TIME_TO_FIRST_TOKEN: &str =
     "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560";
 const BETWEEN_TOKENS: &str = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80";
 const END_TO_END: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680";
+const RESIDENCY: &str =
 /// Up to the bundled model's context of 1024.
 const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
 
 /// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
-const SERIES: [(&str, &str); 36] = [
+    "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 30 60 120 300 600 1200 1800";
+const SERIES: [(&str, &str); 39] = [
     ("cache_config_info", "gauge"),
     ("kv_cache_usage_perc", "gauge"),
     ("num_requests_running", "gauge"),
@@ -168,6 +170,9 @@ const SERIES: [(&str, &str); 36] = [
     ("request_success_total", "counter"),
     ("e2e_request_latency_seconds", END_TO_END),
     ("inter_token_latency_seconds", BETWEEN_TOKENS),
+    ("kv_block_idle_before_evict_seconds", RESIDENCY),
+    ("kv_block_lifetime_seconds", RESIDENCY),
+    ("kv_block_reuse_gap_seconds", RESIDENCY),
     ("iteration_tokens_total", "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384"),
     ("request_decode_time_seconds", END_TO_END),
     ("request_generation_tokens", TOKENS),
@@ -186,7 +191,7 @@ const SERIES: [(&str, &str); 36] = [
 
 #[tokio::test]
 async fn every_name_kind_and_bucket_is_vllm_s() {
-    let server = Server::start("").await;
+    let server = Server::start("--kv-cache-metrics").await;
     server.ok(CHAT, chat(2)).await;
     server.idle().await;
     let text = server.get("/metrics").await.text;
@@ -213,6 +218,7 @@ async fn who_waits_is_counted_by_reason() {
     let server = Server::start("--max-num-seqs 1").await;
     let mut body = completion(json!("long"), 900);
     body["stream"] = json!(true);
+    server.app.engine.allow(Some(1));
     let running = server.send(post("/v1/completions", body.to_string())).await;
     server.busy().await;
     body["n"] = json!(3);
@@ -228,6 +234,7 @@ async fn who_waits_is_counted_by_reason() {
     assert_eq!((waiting_by("capacity"), waiting_by("deferred")), (1.0, 2.0));
     assert_eq!(samples[&format!("vllm:num_requests_waiting{{{labels}}}")], 3.0);
     drop((running, waiting));
+    server.app.engine.allow(None);
     server.idle().await;
     server.stop();
 }
@@ -271,5 +278,39 @@ async fn what_comes_back_from_host_memory_is_counted() {
     assert_eq!(sample("vllm:kv_offload_load_bytes_total", ""), 96.0 * 1536.0);
     assert!(sample("vllm:kv_offload_store_bytes_total", "") >= 4.0 * 96.0 * 1536.0);
     assert!(sample("vllm:kv_offload_cpu_cache_usage_perc", "") > 0.1);
+    server.stop();
+}
+
+#[tokio::test]
+async fn how_long_blocks_keep_their_contents_is_told_when_asked_for() {
+    // Twelve blocks of 16 tokens, all of them watched. Each prompt of 100 tokens fills six that can be found, the
+    // second finds those of the first, and all of these are lost to the others.
+    let line =
+        "--num-gpu-blocks-override 12 --max-model-len 192 --kv-cache-metrics --kv-cache-metrics-sample 1";
+    let began = std::time::Instant::now();
+    let server = Server::start(line).await;
+    let prompt =
+        |begin: u32| json!((0..100).map(|at| 100 + (begin * 131 + at * 7) % 1000).collect::<Vec<u32>>());
+    for begin in [1, 1, 2, 3, 4, 5] {
+        server.ok("/v1/completions", completion(prompt(begin), 4)).await;
+    }
+    server.idle().await;
+    let samples = parse(&server.get("/metrics").await.text);
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let sample =
+        |name: &str, part: &str| samples[&format!("vllm:kv_block_{name}_seconds_{part}{{{labels}}}")];
+    let kept = f64::from(server.app.engine.view().borrow().snapshot.blocks.cached);
+    assert_eq!(samples[&format!("vllm:prefix_cache_hits_total{{{labels}}}")], 96.0);
+    assert_eq!(sample("lifetime", "count"), 30.0 - kept);
+    assert_eq!(sample("idle_before_evict", "count"), 30.0 - kept);
+    assert_eq!(sample("reuse_gap", "count"), 6.0);
+    let longest = began.elapsed().as_secs_f64() * sample("lifetime", "count");
+    assert!(sample("lifetime", "sum") > 0.0 && sample("lifetime", "sum") < longest);
+    let parts = sample("idle_before_evict", "sum") + sample("reuse_gap", "sum");
+    assert!((parts - sample("lifetime", "sum")).abs() < 1e-9, "gaps and idle make a lifetime");
+    server.stop();
+
+    let server = Server::start("").await;
+    assert!(!server.get("/metrics").await.text.contains("kv_block"));
     server.stop();
 }
