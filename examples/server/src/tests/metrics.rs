@@ -142,11 +142,11 @@ const TIME_TO_FIRST_TOKEN: &str =
 const BETWEEN_TOKENS: &str = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80";
 const END_TO_END: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680";
 const RESIDENCY: &str =
+    "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 30 60 120 300 600 1200 1800";
 /// Up to the bundled model's context of 1024.
 const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
 
 /// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
-    "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 30 60 120 300 600 1200 1800";
 const SERIES: [(&str, &str); 39] = [
     ("cache_config_info", "gauge"),
     ("kv_cache_usage_perc", "gauge"),
