@@ -1,15 +1,15 @@
 // Attention over paged memory (arXiv 2309.06180) with tensor cores (arXiv 2205.14135, 2307.08691).
 //
 // A work item is a tile of query rows of one span and one kv head, and a range of its context in chunks of 256
-// positions. A row is one query head of one token: all heads that share a kv head are rows of the same tiles, so one
-// read of K and V serves them, whatever the group's size. A tile is walked through in ascending order, TILE positions at
-// a time; while one tile is computed, the next is on its way from memory.
+// positions. A row is one query head of one token: all heads that share a kv head are rows of the same tiles, so
+// one read of K and V serves them, whatever the group's size. A tile is walked through in ascending order, TILE
+// positions at a time; while one tile is computed, the next is on its way from memory.
 //
-// **Bits.** The sum over a tile starts from zero and is added to the chunk's; chunks start at multiples of 256
-// and are added to the total in ascending order. An item may hold all chunks of its rows and add them up itself, or
-// give them out for `merge` to add: the additions are the same. So are those of the two block shapes: warps along rows
-// only (prefill), or warps that share rows, split the positions of a tile for the scores and the head's elements for
-// the values (decode). A row's bits therefore depend on its own query and context alone.
+// **Bits.** The sum over a tile starts from zero and is added to the chunk's; chunks start at multiples of 256 and
+// are added to the total in ascending order. An item may hold all chunks of its rows and add them up itself, or
+// give them out for `merge` to add: the additions are the same. So are those of the two block shapes: warps along
+// rows only (prefill), or warps that share rows, split the positions of a tile for the scores and the head's
+// elements for the values (decode). A row's bits therefore depend on its own query and context alone.
 #pragma once
 #include "softmax.cuh"
 
@@ -62,9 +62,10 @@ struct Attention {
     u32 unused;
 };
 
-// T: q and out. C: the cache. D: the head size, padded. ALONG warps side by side along rows, ACROSS warps on the same.
-// DV: elements of a value. Where they are fewer than D, values are the first elements of the keys themselves (latents of
-// multi-head latent attention, arXiv 2405.04434, in the form that has taken the up-projections into q and out).
+// T: q and out. C: the cache. D: the head size, padded. ALONG warps side by side along rows, ACROSS warps on the
+// same. DV: elements of a value. Where they are fewer than D, values are the first elements of the keys themselves
+// (latents of multi-head latent attention, arXiv 2405.04434, in the form that has taken the up-projections into q
+// and out).
 template <class T, class C, u32 D, u32 ALONG, u32 ACROSS, u32 DV = D> struct Attend {
     static constexpr u32 TILE = D > 128 ? 32 : 64;
     static constexpr u32 ROWS = 16 * ALONG;
@@ -79,8 +80,9 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS, u32 DV = D> struct Att
     // A tile's columns in the order of summation: four groups, each in one warp.
     static constexpr u32 GROUP = TILE / 4;
 
-    // Shared memory: the queries, two stages of K and V, for a cache of another type the tile at hand as T, where its rows
-    // lie, and, where warps share rows, their largest scores. Their weights and sums go where the tile's keys were, if nobody needs those any more.
+    // Shared memory: the queries, two stages of K and V, for a cache of another type the tile at hand as T, where
+    // its rows lie, and, where warps share rows, their largest scores. Their weights and sums go where the tile's
+    // keys were, if nobody needs those any more.
     static constexpr u32 Q_BYTES = ROWS * D * 2;
     static constexpr u32 STAGE_BYTES = TILE * D * sizeof(C);
     static constexpr u32 TILE_BYTES = TILE * D * 2;
@@ -217,8 +219,8 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS, u32 DV = D> struct Att
         cp_async_commit();
     }
 
-    // Eight-bit numbers of the stage to the tile: values times their scale. Keys stay exact; `shape_scores` has theirs, and
-    // for latents `weigh`.
+    // Eight-bit numbers of the stage to the tile: values times their scale. Keys stay exact; `shape_scores` has
+    // theirs, and for latents `weigh`.
     FN void convert(u32 parity) {
         constexpr u32 PIECES = D / 8;
         for (u32 i = thread_index(); i < TILE; i += THREADS) key_scales()[i] = scales(parity, 0)[i];
@@ -309,8 +311,8 @@ template <class T, class C, u32 D, u32 ALONG, u32 ACROSS, u32 DV = D> struct Att
             for (u32 w = 0; w < ACROSS; ++w) top[i] = most(top[i], shared[w * ROWS + 16 * along + lane / 4 + 8 * i]);
     }
 
-    // Weights of all positions of the tile, as the left operand of `mma`, and their sums over the lane's columns: each
-    // group's by itself, then the groups in order, as the other block shapes do.
+    // Weights of all positions of the tile, as the left operand of `mma`, and their sums over the lane's columns:
+    // each group's by itself, then the groups in order, as the other block shapes do.
     FN void weigh(u32 parity, float (*score)[4], const float *base, u32 (*weight)[4], float *sum) {
         constexpr u32 GROUPS = 4 / ACROSS;
         u32 own[COLUMNS / 8][2];

@@ -35,8 +35,8 @@ KERNEL(copy_blocks, CopyBlocks, BLOCK) {
     }
 }
 
-// Single tokens of one pool, K and V of all layers: what a tree of drafts wrote at slots of its own goes to where the next
-// tokens belong. A run of moves is made in order; runs do not touch each other's slots.
+// Single tokens of one pool, K and V of all layers: what a tree of drafts wrote at slots of its own goes to where
+// the next tokens belong. A run of moves is made in order; runs do not touch each other's slots.
 struct CopySlots {
     u8 *memory;
     // (from, to) of each move, and where each run of them starts and ends.

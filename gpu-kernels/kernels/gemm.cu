@@ -1,19 +1,21 @@
 // out = x · weightᵀ + bias, with tensor cores: x is [rows, in], weight [out, in], both as they lie in memory.
 //
-// Sums run over slabs of 512 of `in`: within a slab from zero in ascending order, and slabs are added in ascending order.
-// Both block shapes below keep to that, so a row's bits do not depend on the other rows or their number: `tall`
-// gives a block 64 rows and 128 columns and lets it walk along `in`; `flat`, for up to 16 rows, gives a block 16
-// columns and each of its warps every eighth slab, because then time is what it takes to read the weight.
+// Sums run over slabs of 512 of `in`: within a slab from zero in ascending order, and slabs are added in ascending
+// order. Both block shapes below keep to that, so a row's bits do not depend on the other rows or their number:
+// `tall` gives a block 64 rows and 128 columns and lets it walk along `in`; `flat`, for up to 16 rows, gives a
+// block 16 columns and each of its warps every eighth slab, because then time is what it takes to read the weight.
 #include "prelude.cuh"
 
 struct Gemm {
     const void *x;
     const void *weight;
     const void *bias;
+    // What sums are multiplied by: one number, or one per output (a stride of 0 or 1); or null.
+    const float *scales;
     void *out;
     // In elements; rows start at multiples of 16 bytes.
     u64 x_stride, weight_stride, out_stride;
-    u32 rows, in, out_cols;
+    u32 rows, in, out_cols, scale_stride;
 };
 
 constexpr u32 SLAB = 512;
@@ -30,6 +32,7 @@ FN void bring(T *to, const void *from, u64 stride, u32 row, u32 rows, u32 at, u3
 
 template <class T> FN void put(const Gemm &p, u32 row, u32 column, float x) {
     if (row >= p.rows || column >= p.out_cols) return;
+    if (p.scales) x *= p.scales[column * p.scale_stride];
     if (p.bias) x += widen(static_cast<const T *>(p.bias)[column]);
     static_cast<T *>(p.out)[row * p.out_stride + column] = narrow<T>(x);
 }

@@ -1,5 +1,5 @@
-// A token's latent and its rotated key on their way into the cache (multi-head latent attention, arXiv 2405.04434): an
-// RMSNorm of the latent, the rotation of the key, and both as one row of a slot. A warp per token.
+// A token's latent and its rotated key on their way into the cache (multi-head latent attention, arXiv
+// 2405.04434): an RMSNorm of the latent, the rotation of the key, and both as one row of a slot. A warp per token.
 #include "prelude.cuh"
 
 struct LatentAppend {

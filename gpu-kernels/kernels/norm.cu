@@ -1,10 +1,11 @@
 // RMSNorm (arXiv 1910.07467): out = x / sqrt(mean(x²) + eps) · (weight + offset), per row of `cols` numbers.
 //
-// With `delta`, x += delta first, rounded to the stored type: the seam between two halves of a layer. A row may be one
-// head of a token (`heads` rows in each of the tensor's), which is Qwen3's q and k norm. `offset` is 1 for Gemma.
+// With `delta`, x += delta first, rounded to the stored type: the seam between two halves of a layer. A row may be
+// one head of a token (`heads` rows in each of the tensor's), which is Qwen3's q and k norm. `offset` is 1 for
+// Gemma.
 //
-// LANES lanes work on a row: a warp on a short one, a block on a long one. Which of the two depends on `cols` alone, so
-// the order of summation does too.
+// LANES lanes work on a row: a warp on a short one, a block on a long one. Which of the two depends on `cols`
+// alone, so the order of summation does too.
 #include "prelude.cuh"
 
 struct RmsNorm {

@@ -1,8 +1,9 @@
 // What every kernel stands on. Kernels include this file and nothing else: no header of a toolkit or of a library.
 //
-// The same source is compiled twice. For a GPU by NVRTC, where `device.cuh` wraps instructions. For tests by any C++17
-// compiler, where `emulator/emulator.hpp` acts out what the instructions do, lane by lane. A kernel uses only what
-// both files offer, and has one argument, a struct; so it runs on a GPU and in a test without a changed letter.
+// The same source is compiled twice. For a GPU by NVRTC, where `device.cuh` wraps instructions. For tests by any
+// C++17 compiler, where `emulator/emulator.hpp` acts out what the instructions do, lane by lane. A kernel uses
+// only what both files offer, and has one argument, a struct; so it runs on a GPU and in a test without a changed
+// letter.
 #pragma once
 
 typedef unsigned char u8;
@@ -118,6 +119,6 @@ template <class T> FN void store_eight(T *to, const float *x) {
     store16(to, two);
 }
 
-// 16-byte pieces of a tile's rows lie rotated in shared memory, so that eight rows of the same column are in different
-// banks, as `ldmatrix` reads them. A row is at least 128 bytes.
+// 16-byte pieces of a tile's rows lie rotated in shared memory, so that eight rows of the same column are in
+// different banks, as `ldmatrix` reads them. A row is at least 128 bytes.
 FN u32 swizzle(u32 row, u32 piece) { return piece ^ (row & 7u); }

@@ -32,8 +32,8 @@ struct RopeAppend {
 constexpr u32 BLOCK = 128;
 constexpr u32 HELD = 8;
 
-// The elements that a lane holds. Of the rotated part, both of a pair: element 2i of the list turns with 2i + 1. A lane
-// beyond the end holds none.
+// The elements that a lane holds. Of the rotated part, both of a pair: element 2i of the list turns with 2i + 1. A
+// lane beyond the end holds none.
 FN u32 element(const RopeAppend &p, u32 lane, u32 i) {
     u32 half = p.rotary / 2, pair = lane + i / 2 * WARP, rest = p.rotary + 2 * (pair - half) + i % 2;
     if (pair >= half) return rest;

@@ -1,9 +1,9 @@
 // The distribution that a row of logits stands for, and a draw from it, for one row by one block.
 //
-// Nothing is sorted. Which tokens stay is a threshold on the logit: the k-th largest, the one at which the
-// mass reaches p, and the largest plus ln(min_p), found by radix selection (eight bits a round). Masses are whole
-// numbers of 2^-40, so sums do not depend on their order, and a row's token on nothing but its logits and its random number.
-// Equal logits stay or go together.
+// Nothing is sorted. Which tokens stay is a threshold on the logit: the k-th largest, the one at which the mass
+// reaches p, and the largest plus ln(min_p), found by radix selection (eight bits a round). Masses are whole
+// numbers of 2^-40, so sums do not depend on their order, and a row's token on nothing but its logits and its
+// random number. Equal logits stay or go together.
 #pragma once
 #include "prelude.cuh"
 
@@ -99,7 +99,8 @@ struct One {
     FN u64 operator()(float) const { return 1; }
 };
 
-// The largest key t, at least `floor`, for which the masses of keys from t on reach `wanted`; `floor` if they never do.
+// The largest key t, at least `floor`, for which the masses of keys from t on reach `wanted`; `floor` if they
+// never do.
 template <class Mass> FN u32 select(const float *work, u32 n, u32 floor, u64 wanted, Mass mass) {
     u32 prefix = 0;
     u64 above = 0;
@@ -163,7 +164,8 @@ struct Kept {
     FN u64 mass_of(u32 i) const { return key_of(work[i]) >= floor ? weight(work[i]) : 0; }
 };
 
-// The block's row after penalties, mask and temperature, cut by min-p, top-k and top-p. A `total` of 0: nothing is allowed.
+// The block's row after penalties, mask and temperature, cut by min-p, top-k and top-p. A `total` of 0: nothing is
+// allowed.
 template <class T> FN Kept keep(const Logits &p) {
     const SampleRow row = p.rows[block_index()];
     const T *logits = static_cast<const T *>(p.logits) + block_index() * p.stride;

@@ -1,12 +1,13 @@
 // Which of each request's drafts stand, and the token after them (arXiv 2211.17192; trees: arXiv 2305.09781).
 //
-// Drafts are a tree. Node 0 is the last token that a request has, the others are drafts, each after its parent. Row i of the
-// target's distributions is what follows node i. The walk starts at node 0 and goes on to a child as long as one stands.
+// Drafts are a tree. Node 0 is the last token that a request has, the others are drafts, each after its parent.
+// Row i of the target's distributions is what follows node i. The walk starts at node 0 and goes on to a child as
+// long as one stands.
 //
-// Without the distributions that the drafts were drawn from, the token after a node is drawn by the node's random number,
-// and the child that is this token stands. So the tokens are those that sampling one at a time gives with the same
-// random numbers. With them, child x of q stands with probability p(x) / q(x); if it does not, p becomes what p
-// has more than q, and the next child is tried. Either way the tokens are distributed as the target's.
+// Without the distributions that the drafts were drawn from, the token after a node is drawn by the node's random
+// number, and the child that is this token stands. So the tokens are those that sampling one at a time gives with
+// the same random numbers. With them, child x of q stands with probability p(x) / q(x); if it does not, p becomes
+// what p has more than q, and the next child is tried. Either way the tokens are distributed as the target's.
 #include "sampling.cuh"
 
 struct Node {

@@ -477,7 +477,7 @@ impl Call<'_> {
 
 impl Cuda {
     /// Memory that lives until a later call needs more. Calls are in one order, so they share it.
-    fn workspace(&self, bytes: usize) -> Result<Arc<Memory>, Error> {
+    pub(super) fn workspace(&self, bytes: usize) -> Result<Arc<Memory>, Error> {
         let mut workspace = self.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if workspace.bytes() < bytes {
             let device: &Arc<dyn Device> = &self.device;

@@ -11,6 +11,7 @@ struct GemmArgument {
     x: Address,
     weight: Address,
     bias: Address,
+    scales: Address,
     out: Address,
     x_stride: u64,
     weight_stride: u64,
@@ -18,29 +19,54 @@ struct GemmArgument {
     rows: u32,
     in_cols: u32,
     out_cols: u32,
-    unused: u32,
+    scale_stride: u32,
 }
 
 /// Rows up to which reading the weight is what takes time.
 const FLAT_ROWS: usize = 16;
 
+/// What `x` is multiplied by, in a device's memory.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix {
+    pub(super) address: Address,
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// What sums are multiplied by, and whether each output has its own.
+    pub(super) scales: Option<(Address, bool)>,
+}
+
 impl Cuda {
     /// `out = x · weightᵀ + bias`, all shapes checked.
     pub(super) fn gemm(&self, x: &Tensor, projection: &mut Projection<'_, Self>) -> Result<(), Error> {
-        let (out_cols, in_cols) = projection.weight.matrix("linear")?;
-        let bias = projection.bias.map_or(Ok(0), |bias| bias.vector("linear", out_cols))?;
+        let (rows, cols) = projection.weight.matrix("linear")?;
+        let bias = projection.bias.map_or(Ok(0), |bias| bias.vector("linear", rows))?;
+        let (address, stride) = (projection.weight.address(), projection.weight.stride());
+        self.multiply(x, Matrix { address, stride, rows, cols, scales: None }, bias, projection.out)
+    }
+
+    /// `out = x · matrixᵀ · scale + bias`, all shapes checked.
+    pub(super) fn multiply(
+        &self,
+        x: &Tensor,
+        matrix: Matrix,
+        bias: Address,
+        out: &Tensor,
+    ) -> Result<(), Error> {
+        let Matrix { address, stride, rows: out_cols, cols: in_cols, scales } = matrix;
         let argument = GemmArgument {
             x: x.address(),
-            weight: projection.weight.address(),
+            weight: address,
             bias,
-            out: projection.out.address(),
+            scales: scales.map_or(0, |(scales, _)| scales),
+            out: out.address(),
             x_stride: x.stride() as u64,
-            weight_stride: projection.weight.stride() as u64,
-            out_stride: projection.out.stride() as u64,
+            weight_stride: stride as u64,
+            out_stride: out.stride() as u64,
             rows: count("linear", "rows", x.rows())?,
             in_cols: count("linear", "in of the weight", in_cols)?,
             out_cols: count("linear", "out of the weight", out_cols)?,
-            unused: 0,
+            scale_stride: u32::from(scales.is_some_and(|(_, each)| each)),
         };
         // 8 warps with 2 stages of 32 rows of 64 numbers, and 16 x 16 sums of each slab of 512.
         let flat_bytes = 8 * 2 * 32 * 64 * 2 + in_cols.div_ceil(512) * 16 * 16 * 4;

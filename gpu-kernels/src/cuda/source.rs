@@ -38,6 +38,7 @@ macro_rules! programs {
             "latent_append",
             "merge",
             "norm",
+            "quant_gemm",
             "rope_append",
             "sample",
             "verify"

@@ -1,0 +1,198 @@
+// out = x · weightᵀ + bias for up to a few dozen rows, where the weight is stored in four or eight bits: it is
+// read once, made into the type of x in registers on its way to the tensor cores, and never lies anywhere in that
+// type.
+//
+// A weight's row is cut into blocks of 128 numbers. Lane t of four holds of every sixteen numbers those that `mma`
+// wants of it: 2t, 2t + 1, 2t + 8 and 2t + 9. Its 32 of four bits are 16 bytes, lowest bits first; its 32 of eight
+// bits are two times 16 bytes. The four lanes' pieces follow each other. Sums are as in `gemm.cu`: slabs of 512,
+// each from zero, in ascending order. So a row's bits are those of `gemm` with the weight that `dequantise`
+// writes.
+#include "prelude.cuh"
+
+struct QuantGemm {
+    const void *x;
+    const u8 *weight;
+    // Four bits: [groups][out_padded], and the number that stands for zero. Eight bits: null.
+    const f16 *group_scales;
+    const u8 *group_zeros;
+    // Eight bits: one number, or one per output. Else null.
+    const float *scales;
+    const void *bias;
+    // [rows, out]; of `dequantise` the weight [out, in].
+    void *out;
+    // In elements.
+    u64 x_stride, out_stride;
+    u32 rows, in, out_cols, out_padded, group, scale_stride;
+};
+
+constexpr u32 SLAB = 512, PART = 128, STEPS = PART / 16;
+constexpr u32 ROWS = 16, COLUMNS = 16, WARPS = 8, THREADS = WARPS * WARP, STAGES = 2;
+constexpr u32 STAGE = ROWS * PART;
+
+// Four bits, with a scale and a zero for each group of `group` numbers of a row.
+struct u4 {};
+
+template <class W> struct Format {
+    static constexpr bool GROUPED = false;
+    // 16-byte pieces of a lane for a block of 128.
+    static constexpr u32 PIECES = 2;
+};
+template <> struct Format<u4> {
+    static constexpr bool GROUPED = true;
+    static constexpr u32 PIECES = 1;
+};
+
+// What a lane holds of one row for a block of 128.
+template <class T, class W> struct Part {
+    u32 words[4 * Format<W>::PIECES];
+    float scale, zero;
+
+    FN void load(const QuantGemm &p, u32 row, u32 block) {
+        u32 blocks = divide_up(p.in, PART), lane = thread_index() % 4;
+        for (u32 piece = 0; piece < Format<W>::PIECES; ++piece) {
+            u64 at = (static_cast<u64>(row) * blocks + block) * Format<W>::PIECES + piece;
+            if (block < blocks) load16(words + 4 * piece, p.weight + (at * 4 + lane) * 16);
+            else for (u32 i = 0; i < 4; ++i) words[4 * piece + i] = 0;
+        }
+    }
+
+    // The scale of a step's sixteen numbers, when it is another than before.
+    FN void find_group(const QuantGemm &p, u32 row, u32 block, u32 step) {
+        u32 at = block * PART + step * 16;
+        if (!Format<W>::GROUPED || (step > 0 && at % p.group != 0)) return;
+        u64 group = static_cast<u64>(least(at, p.in - 1) / p.group) * p.out_padded + row;
+        scale = widen(p.group_scales[group]);
+        zero = static_cast<float>(p.group_zeros[group]);
+    }
+
+    FN float number(u32 step, u32 i) const;
+
+    // The lane's four numbers of a step.
+    FN void operand(u32 step, u32 *b) const {
+        b[0] = pack<T>(number(step, 0), number(step, 1));
+        b[1] = pack<T>(number(step, 2), number(step, 3));
+    }
+};
+
+template <class T, class W> FN float Part<T, W>::number(u32 step, u32 i) const {
+    if constexpr (Format<W>::GROUPED)
+        return (static_cast<float>(words[step / 2] >> (step % 2 * 16 + 4 * i) & 15u) - zero) * scale;
+    else
+        return widen(W{static_cast<u8>(words[step] >> 8 * i & 255u)});
+}
+
+template <class T, class W> FN void quant_gemm(const QuantGemm &p) {
+    u32 down = divide_up(p.rows, ROWS), first_row = block_index() % down * ROWS;
+    u32 column = block_index() / down * COLUMNS, lane = thread_index() % WARP, warp = thread_index() / WARP;
+    T *stages = reinterpret_cast<T *>(shared_memory()) + warp * STAGES * STAGE;
+    // [slab][row][column]
+    float *sums = reinterpret_cast<float *>(shared_memory() + WARPS * STAGES * STAGE * 2);
+    constexpr u32 PARTS = SLAB / PART;
+    u32 slabs = divide_up(p.in, SLAB), parts = warp < slabs ? (slabs - warp + WARPS - 1) / WARPS * PARTS : 0;
+    // Which block of 128 the warp's part is.
+    auto place = [&](u32 part) { return (part / PARTS * WARPS + warp) * PARTS + part % PARTS; };
+    auto fetch = [&](u32 part) {
+        T *stage = stages + part % STAGES * STAGE;
+        for (u32 i = lane; i < STAGE / 8; i += WARP) {
+            u32 r = i / (PART / 8), piece = i % (PART / 8), at = place(part) * PART + piece * 8;
+            bool here = first_row + r < p.rows && at < p.in;
+            u64 from = here ? (first_row + r) * p.x_stride + at : 0;
+            cp_async(stage + r * PART + swizzle(r, piece) * 8, static_cast<const T *>(p.x) + from,
+                     here ? least((p.in - at) * 2, 16u) : 0);
+        }
+    };
+    Part<T, W> weight[2];
+    if (parts > 0) {
+        fetch(0);
+        for (u32 n = 0; n < 2; ++n) weight[n].load(p, column + 8 * n + lane / 4, place(0));
+    }
+    cp_async_commit();
+    float sum[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
+    for (u32 part = 0; part < parts; ++part) {
+        cp_async_wait<0>();
+        warp_sync();
+        Part<T, W> next[2] = {weight[0], weight[1]};
+        if (part + 1 < parts) {
+            fetch(part + 1);
+            for (u32 n = 0; n < 2; ++n) next[n].load(p, column + 8 * n + lane / 4, place(part + 1));
+        }
+        cp_async_commit();
+        const T *x = stages + part % STAGES * STAGE;
+        UNROLL for (u32 step = 0; step < STEPS; ++step) {
+            u32 a[4], b[2], row = lane % 16;
+            ldmatrix(a, x + row * PART + swizzle(row, 2 * step + lane / 16) * 8);
+            for (u32 n = 0; n < 2; ++n) {
+                weight[n].find_group(p, column + 8 * n + lane / 4, place(part), step);
+                weight[n].operand(step, b);
+                mma<T>(sum[n], a, b[0], b[1]);
+            }
+        }
+        for (u32 n = 0; n < 2; ++n) weight[n] = next[n];
+        if ((part + 1) % PARTS == 0) {
+            u32 slab = part / PARTS * WARPS + warp;
+            for (u32 n = 0; n < 2; ++n)
+                for (u32 i = 0; i < 4; ++i) {
+                    u32 row = lane / 4 + 8 * (i / 2), at = 8 * n + 2 * (lane % 4) + i % 2;
+                    sums[(slab * ROWS + row) * COLUMNS + at] = sum[n][i];
+                    sum[n][i] = 0.0f;
+                }
+        }
+    }
+    block_sync();
+    for (u32 i = thread_index(); i < ROWS * COLUMNS; i += THREADS) {
+        u32 row = first_row + i / COLUMNS, at = column + i % COLUMNS;
+        if (row >= p.rows || at >= p.out_cols) continue;
+        float total = 0.0f;
+        for (u32 slab = 0; slab < slabs; ++slab) total += sums[slab * ROWS * COLUMNS + i];
+        if (p.scales) total *= p.scales[at * p.scale_stride];
+        if (p.bias) total += widen(static_cast<const T *>(p.bias)[at]);
+        static_cast<T *>(p.out)[row * p.out_stride + at] = narrow<T>(total);
+    }
+}
+
+// The weight as rows of T: what many rows are multiplied by. Eight-bit numbers come without their scale.
+template <class T, class W> FN void dequantise(const QuantGemm &p) {
+    u32 blocks = divide_up(p.in, PART);
+    u64 at = static_cast<u64>(block_index()) * (THREADS / 4) + thread_index() / 4;
+    u32 row = static_cast<u32>(at / blocks), block = static_cast<u32>(at % blocks), lane = thread_index() % 4;
+    if (row >= p.out_cols) return;
+    Part<T, W> part;
+    part.load(p, row, block);
+    u16 *out = static_cast<u16 *>(p.out) + row * p.out_stride;
+    UNROLL for (u32 step = 0; step < STEPS; ++step) {
+        u32 b[2], first = block * PART + step * 16 + 2 * lane;
+        part.find_group(p, row, block, step);
+        part.operand(step, b);
+        for (u32 i = 0; i < 4; ++i) {
+            u32 to = first + i / 2 * 8 + i % 2;
+            if (to < p.in) out[to] = static_cast<u16>(b[i / 2] >> 16 * (i % 2));
+        }
+    }
+}
+
+#define QUANT_KERNELS(T, W)                                                       \
+    KERNEL(quant_gemm_##W##_##T, QuantGemm, THREADS) { quant_gemm<T, W>(p); }     \
+    KERNEL(dequantise_##W##_##T, QuantGemm, THREADS) { dequantise<T, W>(p); }
+QUANT_KERNELS(bf16, u4)
+QUANT_KERNELS(f16, u4)
+QUANT_KERNELS(bf16, i8)
+QUANT_KERNELS(f16, i8)
+QUANT_KERNELS(bf16, e4m3)
+QUANT_KERNELS(f16, e4m3)
+
+// Columns of x in another order: a weight whose groups are not in the order of its input.
+struct Permute {
+    const void *x;
+    const u32 *order;
+    void *out;
+    u64 x_stride, out_stride;
+    u32 rows, cols;
+};
+
+KERNEL(permute_columns, Permute, THREADS) {
+    u64 at = static_cast<u64>(block_index()) * THREADS + thread_index();
+    u64 row = at / p.cols, column = at % p.cols;
+    if (row >= p.rows) return;
+    static_cast<u16 *>(p.out)[row * p.out_stride + column] =
+        static_cast<const u16 *>(p.x)[row * p.x_stride + p.order[column]];
+}

@@ -1,0 +1,263 @@
+//! Products with weights of four and eight bits on the emulator: from the checkpoint's words to sums, against f64.
+#![cfg(unix)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
+)]
+
+mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use common::{Random, bits, close, store};
+use half::{bf16, f16};
+use quayline_gpu_kernels::cuda::{QuantSource, QuantWeight};
+use quayline_gpu_kernels::{Cuda, Dtype, Error, Ops};
+
+fn rounded(dtype: Dtype, x: f32) -> f32 {
+    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
+}
+
+fn half_ulp(dtype: Dtype) -> f64 {
+    if dtype == Dtype::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 }
+}
+
+fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
+    for (seed, (dtype, descending)) in (0..).zip([(Dtype::Bf16, false), (Dtype::F16, true)]) {
+        let Some((cuda, _)) = emulator::cuda(dtype, descending) else { return };
+        test(dtype, &cuda, &mut Random::new(seed));
+    }
+}
+
+fn product(
+    cuda: &Cuda,
+    x: &[f32],
+    weight: &QuantWeight,
+    bias: &[f32],
+    (rows, cols): (usize, usize),
+) -> Vec<f32> {
+    let mut input = cuda.tensor(x.len() / cols, cols).unwrap();
+    cuda.write(&mut input, x).unwrap();
+    let mut out = cuda.tensor(input.rows(), rows).unwrap();
+    let bias = cuda.weight(store(Dtype::F32, &[rows], bias, 0).source).unwrap();
+    cuda.quant_linear(&input, weight, Some(&bias), &mut out).unwrap();
+    cuda.read(&out).unwrap().into_owned()
+}
+
+/// Holds products of several numbers of rows to the exact ones, and rows to their bits in other company. `exact` are
+/// the numbers that the weight stands for, after `scale` of the output.
+fn check(
+    what: &str,
+    cuda: &Cuda,
+    dtype: Dtype,
+    random: &mut Random,
+    weight: &QuantWeight,
+    exact: &[f64],
+    shape: (usize, usize),
+) {
+    let (rows, cols) = shape;
+    let bias: Vec<f32> = (0..rows).map(|_| rounded(dtype, random.float())).collect();
+    let x: Vec<f32> = (0..90 * cols).map(|_| rounded(dtype, random.float())).collect();
+    let all = product(cuda, &x, weight, &bias, shape);
+    for (row, x) in x.chunks(cols).enumerate() {
+        for (column, w) in exact.chunks(cols).enumerate() {
+            let terms = || x.iter().zip(w).map(|(&x, w)| f64::from(x) * w);
+            let (sum, size) =
+                (terms().sum::<f64>() + f64::from(bias[column]), terms().map(f64::abs).sum::<f64>());
+            close(
+                all[row * rows + column],
+                sum,
+                sum.abs() * half_ulp(dtype) * 1.01 + size * 2e-6 + 1e-6,
+                || format!("{what} {dtype}: row {row}, column {column}"),
+            );
+        }
+    }
+    // Fewer rows take another way.
+    for few in [1, 16, 17] {
+        let found = product(cuda, &x[..few * cols], weight, &bias, shape);
+        assert_eq!(bits(&found), bits(&all[..few * rows]), "{what} {dtype}: {few} rows");
+    }
+}
+
+/// Four-bit numbers `[out][in]`, zeros and scales `[group][out]`, and the input that is in each place of a group.
+struct Four {
+    numbers: Vec<u32>,
+    zeros: Vec<u32>,
+    scales: Vec<f16>,
+}
+
+fn four(random: &mut Random, (rows, cols): (usize, usize), group: usize) -> Four {
+    let groups = cols.div_ceil(group);
+    Four {
+        numbers: (0..rows * cols).map(|_| random.below(16) as u32).collect(),
+        zeros: (0..groups * rows).map(|_| 1 + random.below(15) as u32).collect(),
+        scales: (0..groups * rows).map(|_| f16::from_f32(0.01 + random.float().abs() * 0.1)).collect(),
+    }
+}
+
+impl Four {
+    /// What each number stands for, rounded as the kernel does.
+    fn exact(
+        &self,
+        dtype: Dtype,
+        (rows, cols): (usize, usize),
+        group_of: impl Fn(usize) -> usize,
+    ) -> Vec<f64> {
+        let of = |at: usize| {
+            let (row, column) = (at / cols, at % cols);
+            let g = group_of(column) * rows + row;
+            let q = self.numbers[at] as f32 - self.zeros[g] as f32;
+            f64::from(rounded(dtype, q * self.scales[g].to_f32()))
+        };
+        (0..rows * cols).map(of).collect()
+    }
+}
+
+/// Words of eight four-bit numbers: of what they hold by word and place.
+fn words(n: usize, of: impl Fn(usize, usize) -> u32) -> Vec<u32> {
+    (0..n).map(|word| (0..8).map(|place| of(word, place) << (4 * place)).sum()).collect()
+}
+
+const SHAPES: [((usize, usize), usize); 5] =
+    [((16, 128), 128), ((24, 64), 32), ((8, 1160), 128), ((40, 656), 16), ((16, 200), 200)];
+
+#[test]
+fn gptq_words_with_and_without_order() {
+    each(|dtype, cuda, random| {
+        for ((rows, cols), group) in SHAPES {
+            let four = four(random, (rows, cols), group);
+            let qweight = words(rows * cols / 8, |word, place| {
+                four.numbers[word % rows * cols + word / rows * 8 + place]
+            });
+            let qzeros = words(four.zeros.len() / 8, |word, place| four.zeros[word * 8 + place] - 1);
+            let mut group_of: Vec<u32> = (0..cols).map(|column| (column / group) as u32).collect();
+            for act_order in [false, true] {
+                if act_order {
+                    random.shuffle(&mut group_of);
+                }
+                let source = QuantSource::Gptq {
+                    words: &qweight,
+                    zeros: &qzeros,
+                    scales: &four.scales,
+                    group_of: act_order.then_some(&group_of),
+                    group,
+                };
+                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                let exact = four.exact(dtype, (rows, cols), |column| group_of[column] as usize);
+                let what = format!("GPTQ {rows} x {cols}, groups of {group}, order {act_order}");
+                check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+            }
+        }
+    });
+}
+
+#[test]
+fn awq_words() {
+    const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+    each(|dtype, cuda, random| {
+        for ((rows, cols), group) in SHAPES {
+            let four = four(random, (rows, cols), group);
+            let across = rows / 8;
+            let qweight = words(cols * across, |word, place| {
+                four.numbers[(word % across * 8 + ORDER[place]) * cols + word / across]
+            });
+            let qzeros = words(four.zeros.len() / 8, |word, place| {
+                four.zeros[word / across * rows + word % across * 8 + ORDER[place]]
+            });
+            let source = QuantSource::Awq { words: &qweight, zeros: &qzeros, scales: &four.scales, group };
+            let weight = cuda.quant_weight(rows, cols, source).unwrap();
+            let exact = four.exact(dtype, (rows, cols), |column| column / group);
+            check(
+                &format!("AWQ {rows} x {cols}, {group}"),
+                cuda,
+                dtype,
+                random,
+                &weight,
+                &exact,
+                (rows, cols),
+            );
+        }
+    });
+}
+
+/// What an E4M3 byte is worth; its two that are no numbers are not asked for.
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+    let size = if exponent == 0 {
+        fraction / 8.0 * 2.0_f64.powi(-6)
+    } else {
+        (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7)
+    };
+    if bits >> 7 == 1 { -size } else { size }
+}
+
+#[test]
+fn bytes_with_one_scale_and_with_one_per_output() {
+    each(|dtype, cuda, random| {
+        for (rows, cols) in [(1, 1), (16, 128), (33, 77), (20, 1100)] {
+            for scales_len in [1, rows] {
+                let scales: Vec<f32> = (0..scales_len).map(|_| 0.01 + random.float().abs()).collect();
+                let scale = |row: usize| f64::from(scales[if scales_len == 1 { 0 } else { row }]);
+                let elements: Vec<u8> = (0..rows * cols)
+                    .map(|_| random.next() as u8)
+                    .map(|bits| if bits & 0x7f == 0x7f { bits ^ 1 } else { bits })
+                    .collect();
+                let exact: Vec<f64> =
+                    elements.iter().enumerate().map(|(i, &bits)| e4m3(bits) * scale(i / cols)).collect();
+                let source = QuantSource::Fp8 { elements: &elements, scales: &scales };
+                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                check(&format!("fp8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+
+                let elements: Vec<i8> = elements.iter().map(|&bits| (bits as i8).max(-127)).collect();
+                let exact: Vec<f64> =
+                    elements.iter().enumerate().map(|(i, &q)| f64::from(q) * scale(i / cols)).collect();
+                let source = QuantSource::Int8 { elements: &elements, scales: &scales };
+                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                check(&format!("int8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+            }
+        }
+    });
+}
+
+#[test]
+fn parts_that_disagree_are_refused() {
+    let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
+    let (words, zeros, scales) = (vec![0; 16 * 32 / 8], vec![0; 2], vec![f16::ONE; 16]);
+    let awq = |rows, cols, group| {
+        let source = QuantSource::Awq { words: &words, zeros: &zeros, scales: &scales, group };
+        cuda.quant_weight(rows, cols, source).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(awq(16, 32, 32), Ok(()));
+    assert_eq!(awq(16, 40, 40).unwrap_err(), "quant_weight: words is 64, expected 80");
+    assert_eq!(awq(16, 32, 16).unwrap_err(), "quant_weight: words of zeros is 2, expected 4");
+    assert_eq!(
+        awq(16, 32, 24).unwrap_err(),
+        "quant_weight: group is 24, which is not a positive multiple of 16"
+    );
+    assert_eq!(
+        awq(12, 32, 32).unwrap_err(),
+        "quant_weight: out is 12, which is not a positive multiple of 8"
+    );
+    let gptq = |group_of: &[u32]| {
+        let group_of = Some(group_of);
+        let source = QuantSource::Gptq { words: &words, zeros: &zeros, scales: &scales, group_of, group: 32 };
+        cuda.quant_weight(16, 32, source)
+    };
+    assert!(gptq(&[0; 32]).is_ok());
+    assert!(matches!(
+        gptq(&[1; 32]),
+        Err(Error::TooLarge { dimension: "group of an input", found: 1, max: 0, .. })
+    ));
+    assert!(matches!(gptq(&[0; 31]), Err(Error::Shape { dimension: "inputs that have a group", .. })));
+    let fp8 = cuda.quant_weight(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0; 3] });
+    assert!(matches!(fp8, Err(Error::Shape { dimension: "scales", found: 3, expected: 2, .. })));
+    let weight = cuda.quant_weight(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0] }).unwrap();
+    let (x, mut out) = (cuda.tensor(1, 4).unwrap(), cuda.tensor(1, 2).unwrap());
+    assert!(matches!(
+        cuda.quant_linear(&x, &weight, None, &mut out),
+        Err(Error::Shape { dimension: "in of the weight", found: 3, expected: 4, .. })
+    ));
+}
