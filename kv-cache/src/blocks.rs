@@ -67,7 +67,17 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
     }
 
     /// What a block that is handed out held cannot be found any more.
+    #[inline]
     fn lose(&mut self, block: BlockId) {
+        if self.report_lost || self.watch.is_some() {
+            self.report(block);
+        }
+        self.evictions += u64::from(self.prefix.remove(block));
+    }
+
+    /// Tells those who want to know what is about to be lost.
+    #[cold]
+    fn report(&mut self, block: BlockId) {
         if !self.prefix.contains(block) {
             return;
         }
@@ -77,8 +87,6 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         if let Some(watch) = &mut self.watch {
             watch.lost(block);
         }
-        self.prefix.remove(block);
-        self.evictions += 1;
     }
 
     /// One user less of each of `blocks`. Null blocks are passed over.

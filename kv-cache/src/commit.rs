@@ -174,32 +174,37 @@ pub(crate) fn publish<D: Digest>(
             continue;
         }
         let (parts, stride) = (group.parts, group.hashes / group.parts);
-        let mut touched = table.published + 2;
-        while group.entry.is_full(table.published, tokens) {
-            let (entry, end) = (table.published, group.entry.tokens_in(BlockCount(table.published + 1)));
-            if entry >= touched {
-                let ahead = hashes.iter().skip(((entry + 1) * stride - 1) as usize).step_by(stride as usize);
-                blocks.prefix.touch(id, ahead.take(AT_ONCE).copied());
-                touched = entry + count(AT_ONCE);
+        let last = |entry: u32| ((entry + 1) * stride - 1) as usize;
+        let full = group.entry.full_blocks(tokens).get();
+        while table.published < full {
+            let entries = table.published..full.min(table.published + count(AT_ONCE));
+            if entries.len() > 2 {
+                blocks.prefix.touch(id, entries.clone().map(|entry| hashes[last(entry)]));
             }
-            table.published += 1;
-            let block = table.blocks[(entry / parts) as usize];
-            if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
-                continue;
-            }
-            let (size, last) = (group.entry.len(), ((entry + 1) * stride - 1) as usize);
-            let first = entry as usize * size;
-            blocks.publish(id, hashes[last], block, entry % parts, || Stored {
-                blocks: &hashes[last..=last],
-                parent: last.checked_sub(stride as usize).map(|before| hashes[before]),
-                tokens: &known[first..first + size],
-                first: TokenIndex(count(first)),
-                group: id,
-                location: Location::Device,
-                sequence: Some(*sequence),
-            });
-            if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
-                fresh.push(block);
+            table.published = entries.end;
+            for entry in entries {
+                let (index, part) = if parts == 1 { (entry, 0) } else { (entry / parts, entry % parts) };
+                let block = table.blocks[index as usize];
+                let end = group.entry.tokens_in(BlockCount(entry + 1));
+                if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
+                    continue;
+                }
+                let last = last(entry);
+                blocks.publish(id, hashes[last], block, part, || {
+                    let (size, first) = (group.entry.len(), entry as usize * group.entry.len());
+                    Stored {
+                        blocks: &hashes[last..=last],
+                        parent: last.checked_sub(stride as usize).map(|before| hashes[before]),
+                        tokens: &known[first..first + size],
+                        first: TokenIndex(count(first)),
+                        group: id,
+                        location: Location::Device,
+                        sequence: Some(*sequence),
+                    }
+                });
+                if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
+                    fresh.push(block);
+                }
             }
         }
     }

@@ -161,6 +161,7 @@ impl<D: Digest> Events<D> {
     }
 
     /// A copy of a block entered the index as `entry`. It is news if it is the first one.
+    #[cold]
     pub(crate) fn stored(&mut self, entry: usize, stored: Stored<'_, D>, is_first_copy: bool) {
         let Stored { blocks, parent, tokens, first, group, sequence, .. } = stored;
         self.known[entry] = Known { parent, first, tokens: count(tokens.len()), sequence };
@@ -193,6 +194,7 @@ impl<D: Digest> Events<D> {
     }
 
     /// The last copy of a block left the index.
+    #[cold]
     pub(crate) fn removed(&mut self, block: D, group: GroupId) {
         self.record(Record::Removed { block, group, location: Location::Device });
     }

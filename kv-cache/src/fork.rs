@@ -144,7 +144,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
                 table.blocks.iter().take(group.entry.full_blocks(keep).get() as usize).skip(from);
             named_late
                 .filter(|&&block| block != BlockId::NULL)
-                .for_each(|&block| blocks.prefix.remove(block));
+                .for_each(|&block| _ = blocks.prefix.remove(block));
         }
     }
 

@@ -129,6 +129,7 @@ impl Groups {
     }
 
     /// Whether the entry of `group` that ends at `end` tokens may be published, when a step ends at `computed`.
+    #[inline]
     pub(crate) fn retains(
         &self,
         group: &Group,

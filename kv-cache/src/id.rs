@@ -172,12 +172,6 @@ impl BlockSize {
         BlockCount(self.blocks_for(tokens).0 - held.0)
     }
 
-    /// Whether the block at `index` of a table is full once `tokens` are in it and those before.
-    #[inline]
-    pub(crate) const fn is_full(self, index: u32, tokens: TokenCount) -> bool {
-        (index as u64 + 1) * self.get() as u64 <= tokens.0 as u64
-    }
-
     pub(crate) const fn len(self) -> usize {
         self.get() as usize
     }
@@ -271,8 +265,7 @@ mod tests {
                 );
             }
             let full = size.full_blocks(tokens).0;
-            assert!(full == 0 || size.is_full(full - 1, tokens), "{tokens} tokens");
-            assert!(!size.is_full(full, tokens), "{tokens} tokens");
+            assert_eq!(full, tokens.get() / size.get(), "{tokens} tokens");
         }
     }
 

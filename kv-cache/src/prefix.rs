@@ -165,10 +165,13 @@ impl<D: Digest> Prefix<D> {
 
     /// The same for what is found in `blocks`, or in their first parts.
     pub(crate) fn touch_blocks(&self, blocks: &[BlockId]) {
-        black_box(blocks.iter().fold(0, |sum, &block| {
-            let hash = self.entries[self.entry(block, 0)].hash;
-            sum ^ self.index[self.group(block).index()].touch(hash.tag())
-        }));
+        let hash = |block: BlockId| self.entries[self.entry(block, 0)].hash;
+        if let [index] = self.index.as_slice() {
+            black_box(blocks.iter().fold(0, |sum, &block| sum ^ index.touch(hash(block).tag())));
+        } else {
+            let index = |block| &self.index[self.group(block).index()];
+            black_box(blocks.iter().fold(0, |sum, &block| sum ^ index(block).touch(hash(block).tag())));
+        }
     }
 
     /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether
@@ -177,61 +180,76 @@ impl<D: Digest> Prefix<D> {
     pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) -> bool {
         let entry = self.entry(block, part);
         debug_assert!(!self.entries[entry].is_found(), "block {block} is published once");
-        self.blocks += u32::from(!self.contains(block));
+        self.blocks += u32::from(self.parts == 1 || !self.contains(block));
+        self.version += 1;
+        if let Some(of_block) = self.group.get_mut(block.index()) {
+            *of_block = group.0;
+        }
         let this = number(entry);
         let Prefix { index, entries, .. } = self;
         let is_this = |entry: u32| entries[entry as usize].hash == hash;
         let oldest = index[group.index()].find_or_insert(hash.tag(), this, is_this);
-        let (prev, next) = match oldest {
-            None => (this, this),
-            Some(place) => {
-                let oldest = self.index[group.index()].number(place);
-                let newest = self.entries[oldest as usize].prev;
-                self.entries[newest as usize].next = this;
-                self.entries[oldest as usize].prev = this;
-                (newest, oldest)
-            }
-        };
-        self.entries[entry] = Entry { hash, next, prev };
-        if let Some(of_block) = self.group.get_mut(block.index()) {
-            *of_block = group.0;
+        self.entries[entry] = Entry { hash, next: this, prev: this };
+        if let Some(place) = oldest {
+            self.join(this, self.index[group.index()].number(place));
         }
-        self.version += 1;
         oldest.is_none()
     }
 
-    /// Forgets this copy in all its parts. Does nothing to a block that is not in the index.
-    #[inline]
-    pub(crate) fn remove(&mut self, block: BlockId) {
-        for part in 0..self.parts {
-            self.remove_part(block, part);
-        }
+    /// Puts a copy that is alone before the oldest of a ring, that is, behind the newest.
+    #[cold]
+    fn join(&mut self, this: u32, oldest: u32) {
+        let newest = std::mem::replace(&mut self.entries[oldest as usize].prev, this);
+        self.entries[newest as usize].next = this;
+        let Entry { next, prev, .. } = &mut self.entries[this as usize];
+        (*next, *prev) = (oldest, newest);
     }
 
-    /// Forgets a part of this copy. Does nothing to one that is not in the index.
-    pub(crate) fn remove_part(&mut self, block: BlockId, part: u32) {
-        let entry = self.entry(block, part);
-        let Entry { hash, next, prev } = self.entries[entry];
-        if next == 0 {
-            return;
+    /// Forgets this copy in all its parts. Answers whether any was in the index.
+    #[inline]
+    pub(crate) fn remove(&mut self, block: BlockId) -> bool {
+        if self.parts == 1 {
+            return self.remove_part(block, 0);
         }
+        (0..self.parts).fold(false, |any, part| self.remove_part(block, part) | any)
+    }
+
+    /// Forgets a part of this copy. Answers whether it was in the index.
+    #[inline]
+    pub(crate) fn remove_part(&mut self, block: BlockId, part: u32) -> bool {
+        let (entry, group) = (self.entry(block, part), self.group(block));
+        let Entry { hash, next, .. } = self.entries[entry];
         let this = number(entry);
-        let group = self.group(block);
-        let place = self.find(group, hash).expect("the hash of a published block is indexed");
-        let index = &mut self.index[group.index()];
+        if next == 0 {
+            return false;
+        }
         if next == this {
-            index.remove(place);
+            let index = &mut self.index[group.index()];
+            let place = index.find(hash.tag(), |oldest| oldest == this);
+            index.remove(place.expect("the hash of a published block is indexed"));
             if let Some(events) = &mut self.events {
                 events.removed(hash, group);
             }
-        } else if index.number(place) == this {
+        } else {
+            self.leave(this, group);
+        }
+        let Entry { next, prev, .. } = &mut self.entries[entry];
+        (*next, *prev) = (0, 0);
+        self.blocks -= u32::from(self.parts == 1 || !self.contains(block));
+        self.version += 1;
+        true
+    }
+
+    /// Takes a copy that is not alone out of its ring.
+    #[cold]
+    fn leave(&mut self, this: u32, group: GroupId) {
+        let Entry { hash, next, prev } = self.entries[this as usize];
+        let index = &mut self.index[group.index()];
+        if let Some(place) = index.find(hash.tag(), |oldest| oldest == this) {
             index.replace(place, next);
         }
         self.entries[prev as usize].next = next;
         self.entries[next as usize].prev = prev;
-        (self.entries[entry].next, self.entries[entry].prev) = (0, 0);
-        self.blocks -= u32::from(!self.contains(block));
-        self.version += 1;
     }
 
     /// Forgets everything.
@@ -273,6 +291,7 @@ impl<D: Digest> Prefix<D> {
 }
 
 /// Entries are as many as blocks, or a few times more, and counted in `u32`.
+#[inline]
 fn number(entry: usize) -> u32 {
     u32::try_from(entry).expect("the entries of a pool are counted in u32")
 }

@@ -48,7 +48,7 @@ impl Key {
     }
 
     /// The same for a message of known length, whose bytes need not be gathered in memory first.
-    #[inline]
+    #[inline(always)]
     fn usual(&self, parent: BlockHash, tokens: &[TokenId; USUAL]) -> [u8; 16] {
         let mut message = [0; 16 + 4 * USUAL];
         let (head, body) = message.split_at_mut(16);
@@ -73,13 +73,12 @@ impl BlockHasher for Xxh3 {
     }
 
     fn run(&mut self, tokens: &[TokenId], unit: usize, hashes: &mut Vec<BlockHash>) {
-        let mut hash = |tokens: &[TokenId]| {
-            let hash = self.block(hashes.last().copied(), &Content::plain(tokens));
+        for tokens in tokens.chunks_exact(unit) {
+            let hash = match (hashes.last(), tokens.try_into()) {
+                (Some(&parent), Ok(tokens)) => BlockHash(self.key.usual(parent, tokens)),
+                (parent, _) => self.block(parent.copied(), &Content::plain(tokens)),
+            };
             hashes.push(hash);
-        };
-        match unit {
-            USUAL => tokens.as_chunks::<USUAL>().0.iter().for_each(|tokens| hash(tokens)),
-            _ => tokens.chunks_exact(unit).for_each(hash),
         }
     }
 }
