@@ -30,9 +30,6 @@ pub(crate) struct Prefix<D> {
     version: u64,
 }
 
-/// Blocks that a lookup asks for first.
-const AT_FIRST: usize = 8;
-
 /// Blocks that are asked for before an answer is needed.
 pub(crate) const AT_ONCE: usize = 64;
 
@@ -133,12 +130,13 @@ impl<D: Digest> Prefix<D> {
     ///
     /// The index of a large pool is not in the processor's cache, and one probe waits for two reads of memory. So
     /// many blocks are looked for at once, in three passes that wait for nothing within: where they would be, who is
-    /// there, and whether that is who was meant. It begins with a few, since of many prompts nothing is cached.
-    pub(crate) fn longest(&self, group: GroupId, hashes: &[D], stride: usize, found: &mut Vec<BlockId>) {
+    /// there, and whether that is who was meant. It begins with one, since of many prompts nothing is cached.
+    pub(crate) fn longest(&self, group: GroupId, mut hashes: &[D], stride: usize, found: &mut Vec<BlockId>) {
         let index = &self.index[group.index()];
-        let (first, rest) = hashes.split_at(hashes.len().min(AT_FIRST * stride));
-        for hashes in [first].into_iter().chain(rest.chunks(AT_ONCE * stride)) {
-            let ends = || hashes.iter().skip(stride - 1).step_by(stride);
+        let mut at_once = 1;
+        while hashes.len() >= stride {
+            let (now, later) = hashes.split_at(hashes.len().min(at_once * stride));
+            let ends = || now.iter().skip(stride - 1).step_by(stride);
             self.touch(group, ends().copied());
             let (mut there, mut is_meant) = ([0; AT_ONCE], [false; AT_ONCE]);
             for (there, hash) in there.iter_mut().zip(ends()) {
@@ -152,6 +150,7 @@ impl<D: Digest> Prefix<D> {
                 let Some(block) = block else { return };
                 found.push(block);
             }
+            (hashes, at_once) = (later, AT_ONCE.min(8 * at_once));
         }
     }
 
