@@ -14,7 +14,7 @@ mod emulator;
 
 use common::{Random, close, store};
 use half::{bf16, f16};
-use quayline_gpu_kernels::cuda::HeadNorms;
+use quayline_gpu_kernels::cuda::{HeadNorms, Norm, RowStorage};
 use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle};
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
@@ -356,4 +356,90 @@ fn the_fusion_of_norm_rope_and_append_does_what_the_three_do() {
             }
         }
     });
+}
+
+#[test]
+fn gemma_norms_and_norms_to_one_byte() {
+    each(|dtype, cuda, random| {
+        for (cols, gemma) in [(1, false), (7, true), (64, true), (1000, false), (1032, true), (2050, false)] {
+            let rows = 3;
+            let (x, delta) = (floats(random, dtype, rows * cols), floats(random, dtype, rows * cols));
+            let weight = floats(random, dtype, cols);
+            let w = vector(cuda, &weight);
+            let norm = Norm { weight: &w, eps: 1e-6, gemma };
+            let sum: Vec<f32> = x.iter().zip(&delta).map(|(x, d)| rounded(dtype, x + d)).collect();
+            let exact = |x: &[f32]| -> Vec<f64> {
+                let row = |row: &[f32]| {
+                    let squares: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+                    let factor = 1.0 / (squares / cols as f64 + 1e-6).sqrt();
+                    let offset = if gemma { 1.0 } else { 0.0 };
+                    let times = |(&x, &w): (&f32, &f32)| f64::from(x) * factor * (f64::from(w) + offset);
+                    row.iter().zip(&weight).map(times).collect::<Vec<_>>()
+                };
+                x.chunks(cols).flat_map(row).collect()
+            };
+            let what = format!("{cols} {dtype} gemma {gemma}");
+            let (input, deltas) = (tensor(cuda, rows, cols, &x), tensor(cuda, rows, cols, &delta));
+            let mut out = cuda.tensor(rows, cols).unwrap();
+            cuda.rms_norm_as(&input, norm, &mut out).unwrap();
+            near(dtype, &cuda.read(&out).unwrap(), &exact(&x), &what);
+            let mut residual = tensor(cuda, rows, cols, &x);
+            cuda.add_rms_norm_as(&mut residual, &deltas, norm, &mut out).unwrap();
+            assert_eq!(*cuda.read(&residual).unwrap(), sum, "{what}");
+            near(dtype, &cuda.read(&out).unwrap(), &exact(&sum), &what);
+
+            for storage in
+                [RowStorage::Int8, RowStorage::Fp8, RowStorage::Int8Scaled(0.02), RowStorage::Fp8Scaled(0.01)]
+            {
+                let mut bytes = cuda.quant_tensor(rows, cols, storage).unwrap();
+                let mut residual = tensor(cuda, rows, cols, &x);
+                cuda.rms_norm_quant(&input, norm, &mut bytes).unwrap();
+                let first = cuda.read_quant(&bytes).unwrap();
+                cuda.add_rms_norm_quant(&mut residual, &deltas, norm, &mut bytes).unwrap();
+                assert_eq!(*cuda.read(&residual).unwrap(), sum, "{what} {storage:?}");
+                for ((found, scales), exact) in
+                    [(first, exact(&x)), (cuda.read_quant(&bytes).unwrap(), exact(&sum))]
+                {
+                    for (row, exact) in exact.chunks(cols).enumerate() {
+                        let (top, int) = match storage {
+                            RowStorage::Int8 | RowStorage::Int8Scaled(_) => (127.0, true),
+                            _ => (448.0, false),
+                        };
+                        let largest = exact.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+                        let scale = f64::from(scales[if scales.len() == 1 { 0 } else { row }]);
+                        if matches!(storage, RowStorage::Int8 | RowStorage::Fp8) {
+                            close(scale as f32, largest / top, largest / top * 1e-5, || {
+                                format!("{what} scale")
+                            });
+                        }
+                        for (i, &exact) in exact.iter().enumerate() {
+                            let byte = found[row * cols + i];
+                            let stored = if int { f64::from(byte as i8) } else { e4m3(byte) };
+                            let wanted = (exact / scale).clamp(-top, top);
+                            // Half a step: of whole numbers, or of three bits of fraction.
+                            let half = if int { 0.5 } else { (wanted.abs() / 16.0).max(1.0 / 1024.0) };
+                            let error = half + wanted.abs() * 1e-5 + 1e-6;
+                            assert!(
+                                (stored - wanted).abs() <= error,
+                                "{what} {storage:?} row {row}, {i}: {stored}, wanted {wanted}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let refused = cuda.quant_tensor(1, 8, RowStorage::Fp8Scaled(0.0)).unwrap_err();
+        assert!(refused.to_string().contains("a scale of 0 is not supported"), "{refused}");
+    });
+}
+
+/// What an E4M3 byte is worth.
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+    let size = if exponent == 0 {
+        fraction / 8.0 * 2.0_f64.powi(-6)
+    } else {
+        (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7)
+    };
+    if bits >> 7 == 1 { -size } else { size }
 }

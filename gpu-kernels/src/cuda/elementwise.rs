@@ -1,6 +1,7 @@
 //! Operators whose limit is bytes: `kernels/norm.cu`, `activation.cu` and `gather.cu`.
 
 use super::device::{Address, Memory};
+use super::norm::QuantTensor;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::Error;
@@ -13,6 +14,7 @@ struct NormArgument {
     delta: Address,
     weight: Address,
     out: Address,
+    scales: Address,
     x_stride: u64,
     delta_stride: u64,
     out_stride: u64,
@@ -22,6 +24,8 @@ struct NormArgument {
     eps: f32,
     offset: f32,
     aligned: u32,
+    scale_each: u32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -56,32 +60,66 @@ const BLOCK: usize = 256;
 /// Rows up to this length are a warp's work, longer ones a block's.
 const SHORT: usize = 1024;
 
+/// What an RMSNorm multiplies by, checked.
+#[derive(Clone, Copy)]
+pub(super) struct NormBy {
+    pub(super) weight: Address,
+    pub(super) eps: f32,
+    /// Added to the weights.
+    pub(super) offset: f32,
+}
+
+/// A norm of `x`, still without where it goes.
+fn norm_argument(x: &Tensor, delta: Option<&Tensor>, by: NormBy) -> Result<NormArgument, Error> {
+    Ok(NormArgument {
+        x: x.address(),
+        delta: delta.map_or(0, Tensor::address),
+        weight: by.weight,
+        x_stride: x.stride() as u64,
+        delta_stride: delta.map_or(0, Tensor::stride) as u64,
+        rows: count("rms_norm", "rows", x.rows())?,
+        cols: count("rms_norm", "width of x", x.cols())?,
+        heads: 1,
+        eps: by.eps,
+        offset: by.offset,
+        aligned: u32::from(x.cols().is_multiple_of(8)),
+        ..bytemuck::Zeroable::zeroed()
+    })
+}
+
 impl Cuda {
     /// RMSNorm of rows, after an addition if there is one; `out` has its rows.
     pub(super) fn norm(
         &self,
         x: &Tensor,
         delta: Option<&Tensor>,
-        weight: Address,
-        eps: f32,
+        by: NormBy,
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let argument = NormArgument {
-            x: x.address(),
-            delta: delta.map_or(0, Tensor::address),
-            weight,
             out: out.address(),
-            x_stride: x.stride() as u64,
-            delta_stride: delta.map_or(0, Tensor::stride) as u64,
             out_stride: out.stride() as u64,
-            rows: count("rms_norm", "rows", x.rows())?,
-            cols: count("rms_norm", "width of x", x.cols())?,
-            heads: 1,
-            eps,
-            offset: 0.0,
-            aligned: u32::from(x.cols().is_multiple_of(8)),
+            ..norm_argument(x, delta, by)?
         };
-        self.launch_norm(&argument, x.rows(), x.cols())
+        self.launch_norm("", &argument, x.rows(), x.cols())
+    }
+
+    /// The same, to rows of one byte per element.
+    pub(super) fn norm_to_bytes(
+        &self,
+        x: &Tensor,
+        delta: Option<&Tensor>,
+        by: NormBy,
+        out: &QuantTensor,
+    ) -> Result<(), Error> {
+        let argument = NormArgument {
+            out: out.elements.address(),
+            out_stride: out.cols as u64,
+            scales: out.scales.address(),
+            scale_each: u32::from(out.storage.per_row()),
+            ..norm_argument(x, delta, by)?
+        };
+        self.launch_norm(out.storage.suffix(), &argument, x.rows(), x.cols())
     }
 
     /// RMSNorm of every head on its own, in place.
@@ -98,6 +136,7 @@ impl Cuda {
             delta: 0,
             weight,
             out: x.address(),
+            scales: 0,
             x_stride: x.stride() as u64,
             delta_stride: 0,
             out_stride: x.stride() as u64,
@@ -107,18 +146,26 @@ impl Cuda {
             eps,
             offset: 0.0,
             aligned: u32::from(dim.is_multiple_of(8)),
+            scale_each: 0,
+            unused: 0,
         };
-        self.launch_norm(&argument, x.rows() * heads, dim)
+        self.launch_norm("", &argument, x.rows() * heads, dim)
     }
 
-    fn launch_norm(&self, argument: &NormArgument, rows: usize, cols: usize) -> Result<(), Error> {
+    fn launch_norm(
+        &self,
+        suffix: &str,
+        argument: &NormArgument,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), Error> {
         if cols == 0 {
             return Ok(());
         }
-        let (kernel, rows_per_block) =
-            if cols <= SHORT { ("rms_norm_short", BLOCK / 32) } else { ("rms_norm_long", 1) };
+        let (length, rows_per_block) = if cols <= SHORT { ("short", BLOCK / 32) } else { ("long", 1) };
         let blocks = divide("rms_norm", rows, rows_per_block)?;
-        self.launch("norm", kernel, blocks, BLOCK, BLOCK / 32 * 4, argument)
+        let kernel = format!("rms_norm_{length}_{}{suffix}", self.dtype);
+        self.start("norm", &kernel, blocks, BLOCK, BLOCK / 32 * 4, argument)
     }
 
     /// `out = gelu(gate) · up`, GELU in its tanh form (arXiv 1606.08415): Gemma's half of a layer.

@@ -7,19 +7,19 @@ use crate::{Error, Projection};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct GemmArgument {
-    x: Address,
-    weight: Address,
-    bias: Address,
-    scales: Address,
-    out: Address,
-    x_stride: u64,
-    weight_stride: u64,
-    out_stride: u64,
-    rows: u32,
-    in_cols: u32,
-    out_cols: u32,
-    scale_stride: u32,
+pub(super) struct GemmArgument {
+    pub(super) x: Address,
+    pub(super) weight: Address,
+    pub(super) bias: Address,
+    pub(super) scales: Address,
+    pub(super) out: Address,
+    pub(super) x_stride: u64,
+    pub(super) weight_stride: u64,
+    pub(super) out_stride: u64,
+    pub(super) rows: u32,
+    pub(super) in_cols: u32,
+    pub(super) out_cols: u32,
+    pub(super) scale_stride: u32,
 }
 
 /// Rows up to which reading the weight is what takes time.

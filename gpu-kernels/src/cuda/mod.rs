@@ -16,6 +16,8 @@ mod elementwise;
 mod embedded;
 mod gemm;
 mod latent;
+mod moe;
+mod norm;
 mod plan;
 mod pool;
 mod quant;
@@ -32,6 +34,8 @@ pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
 pub use device::{Address, Device, Launch};
 pub use latent::{LatentAttention, LatentQuery};
+pub use moe::{Router, Routing};
+pub use norm::{Norm, QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, KvStorage, LatentShape};
 pub use quant::{QuantSource, QuantWeight};
@@ -42,6 +46,7 @@ pub use tensor::{Tensor, Weight};
 pub use verify::{Draft, Drafts, Verified};
 
 use device::Memory;
+use elementwise::NormBy;
 
 use crate::error::{at_most, below, multiple, same};
 use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
@@ -217,7 +222,7 @@ impl Ops for Cuda {
         same("rms_norm", "width of the output", out.cols(), x.cols())?;
         out.check_rows("rms_norm", x.rows())?;
         out.set_rows(x.rows());
-        self.norm(x, None, weight, eps, out)
+        self.norm(x, None, NormBy { weight, eps, offset: 0.0 }, out)
     }
 
     fn add_rms_norm(
@@ -234,7 +239,7 @@ impl Ops for Cuda {
         same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
         out.check_rows("add_rms_norm", residual.rows())?;
         out.set_rows(residual.rows());
-        self.norm(residual, Some(delta), weight, eps, out)
+        self.norm(residual, Some(delta), NormBy { weight, eps, offset: 0.0 }, out)
     }
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {

@@ -17,7 +17,7 @@ macro_rules! headers {
     };
 }
 
-headers!("attention.cuh", "device.cuh", "prelude.cuh", "sampling.cuh", "softmax.cuh");
+headers!("attention.cuh", "device.cuh", "gemm.cuh", "prelude.cuh", "sampling.cuh", "softmax.cuh");
 
 /// Gives the names of all programs to a macro.
 macro_rules! programs {
@@ -35,8 +35,10 @@ macro_rules! programs {
             "copy",
             "gather",
             "gemm",
+            "grouped",
             "latent_append",
             "merge",
+            "moe",
             "norm",
             "quant_gemm",
             "rope_append",
