@@ -11,6 +11,7 @@ mod calls;
 mod model;
 mod pair;
 mod plain;
+mod seen;
 mod shelves;
 
 use std::cell::Cell;
@@ -23,15 +24,16 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
 use quayline_kv_cache::evict::{CostAware, Fair, Policy, PolicyName, Slru};
 use quayline_kv_cache::*;
+use seen::must_have_seen;
 
 /// Calls of a run that fits in a few seconds.
-const CALLS: u64 = 12_000;
+const CALLS: u64 = 5_000;
 
 #[test]
 fn the_cache_does_what_the_model_does() {
     let (wanted, made) = (asked("QUAYLINE_ORACLE_CALLS", CALLS), Cell::new(0));
     let seed = asked("QUAYLINE_ORACLE_SEED", 20);
-    // Runs of up to 150 calls, the same ones every time. A failing run is shrunk before it is printed.
+    // Runs of up to 400 calls, the same ones every time. A failing run is shrunk before it is printed.
     let runs = Runs {
         cases: u32::MAX,
         rng_seed: RngSeed::Fixed(seed),
@@ -40,7 +42,7 @@ fn the_cache_does_what_the_model_does() {
     };
     let behind = prop::option::weighted(0.6, tiers());
     let strategy =
-        (shape(), prop::option::weighted(0.8, policy()), behind, prop::collection::vec(call(), 1..150));
+        (shape(), prop::option::weighted(0.8, policy()), behind, prop::collection::vec(call(), 1..400));
     let mut runner = TestRunner::new(runs);
     while made.get() < wanted {
         let once = Runs { cases: 100, ..runner.config().clone() };
@@ -53,6 +55,7 @@ fn the_cache_does_what_the_model_does() {
         assert!(result.is_ok(), "seed {seed}: {}", result.unwrap_err());
     }
     eprintln!("{} calls, seed {seed}", made.get());
+    must_have_seen(OFTEN, SELDOM, wanted >= 100_000);
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test may be asked by its environment to run longer")]
@@ -64,15 +67,82 @@ fn policy() -> impl Strategy<Value = PolicyName> {
     (0..PolicyName::ALL.len()).prop_map(|place| PolicyName::ALL[place])
 }
 
+/// What even a short run brings about.
+const OFTEN: &[&str] = &[
+    "a block is copied on write",
+    "a claim can never be granted",
+    "a claim is granted",
+    "a claim is over its limit",
+    "a claim waits",
+    "a listener begins anew",
+    "a load begins",
+    "a load ends for nobody",
+    "a pin is refused",
+    "a prefix is pinned",
+    "a prefix is shared",
+    "a quota is set",
+    "a sequence waits for content",
+    "a store ends well",
+    "a store is asked",
+    "a tier has no room",
+    "a whole sequence is claimed",
+    "all is forgotten",
+    "external tokens are claimed",
+    "groups share a prefix",
+    "lookahead is claimed",
+    "what was computed is stored",
+];
+
+/// What a hundred thousand calls bring about, each of it.
+const SELDOM: &[&str] = &[
+    "a claim cannot go back",
+    "a claim finds blocks set aside",
+    "a claim meets a load",
+    "a claim waits for the next step",
+    "a job ends after a reset",
+    "a load ends early",
+    "a load ends well",
+    "a load fails in the middle",
+    "a load finds its block still read",
+    "a load finds its content gone",
+    "a load from a disk begins",
+    "a pin expires",
+    "a pin is over the cap",
+    "a prefix with an item is shared",
+    "a sequence cannot go back",
+    "a sequence forks",
+    "a sequence is cut",
+    "a sequence is swapped out",
+    "a sequence waits no longer",
+    "a store fails",
+    "a store is given up",
+    "a store says no",
+    "a store says yes",
+    "a tier gives content up",
+    "a tier is written back",
+    "a tier is written through",
+    "all is forgotten while jobs are at work",
+    "content is promoted",
+    "content outlives its process",
+    "the caller's own load fails",
+    "what is pushed out finds no room",
+    "what is pushed out is saved",
+    "what was offered before is stored",
+];
+
 /// Of what a late block costs more, so that it shows in small pools.
 const DOUBLES_AFTER: u32 = 12;
 
 /// Plays calls with a policy behind quotas, or with LRU alone.
 fn play(shape: &Shape, chosen: Option<PolicyName>, behind: Option<Tiered>, calls: Vec<Call>) {
+    let mut shape = shape.clone();
+    shape.config.report_lost = behind.is_some();
     let (blocks, size) = (shape.config.block_count, shape.config.block_size);
     let Some(chosen) = chosen else {
-        return Pair::new(shape, Lru::new, PlainLru::new(blocks), |_, _, _, _| ()).play(behind, calls);
+        return Pair::new(&shape, Lru::new(blocks), PlainLru::new(blocks), |_, _, _, _| ())
+            .play(behind, calls);
     };
+    let shape = &shape;
     match chosen {
         PolicyName::Lru => fair(shape, Policy::Lru(Lru::new(blocks)), PlainLru::new(blocks), behind, calls),
         PolicyName::LeafFirst => {
@@ -92,7 +162,13 @@ fn play(shape: &Shape, chosen: Option<PolicyName>, behind: Option<Tiered>, calls
     }
 }
 
-fn fair<P: Eviction>(shape: &Shape, policy: Policy, plain: P, behind: Option<Tiered>, calls: Vec<Call>) {
+fn fair<P: Eviction + Clone>(
+    shape: &Shape,
+    policy: Policy,
+    plain: P,
+    behind: Option<Tiered>,
+    calls: Vec<Call>,
+) {
     let blocks = shape.config.block_count;
     let set_quota =
         |cache: &mut KvCache<Xxh3, Fair<Policy>>, model: &mut Model<PlainFair<P>>, tenant, quota| {
@@ -100,5 +176,5 @@ fn fair<P: Eviction>(shape: &Shape, policy: Policy, plain: P, behind: Option<Tie
             model.policy.set_quota(tenant, quota);
         };
     let plain = PlainFair::new(blocks, plain, &[]);
-    Pair::new(shape, |blocks| Fair::new(blocks, policy), plain, set_quota).play(behind, calls);
+    Pair::new(shape, Fair::new(blocks, policy), plain, set_quota).play(behind, calls);
 }

@@ -1,13 +1,15 @@
 //! What the oracle asks: caches of every shape, and calls of every kind.
 
+mod tiers;
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use quayline_kv_cache::kind::{ChunkedLocal, Cross, Full, Recurrent, SlidingWindow};
-use quayline_kv_cache::tier::*;
 use quayline_kv_cache::*;
 
 use super::model::{self, Key, Kind, Shape};
+pub(crate) use tiers::tiers;
 
 /// The keys that sequences are opened with. Some differ only behind a beginning that they share.
 pub(crate) static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
@@ -42,6 +44,13 @@ pub(crate) enum Call {
         tenant: u32,
         tokens: Vec<TokenId>,
         reuse: Reuse,
+    },
+    /// A request comes, as they mostly do: it is opened, finds what it finds, and is computed in one step.
+    Serve {
+        sequence: u64,
+        key: usize,
+        tenant: u32,
+        tokens: Vec<TokenId>,
     },
     Encoder {
         sequence: u64,
@@ -103,6 +112,8 @@ pub(crate) enum Call {
     Evict {
         blocks: Vec<BlockId>,
     },
+    /// The device forgets what it has, the tiers do not.
+    EvictAll,
     EvictHash {
         sequence: u64,
         index: usize,
@@ -156,8 +167,24 @@ pub(crate) enum Call {
         end: u32,
         copy: u32,
     },
+    /// What a sequence has is kept in the nearest tier, and it may give its room back.
+    Swap {
+        sequence: u64,
+        behind: u32,
+        release: bool,
+    },
+    /// A store that others fill says what it has of something it was asked about.
+    Answer {
+        question: usize,
+        present: bool,
+    },
     EndStep,
-    Reset,
+    /// All content is forgotten, by sequences that were closed before or by none.
+    Reset {
+        close: bool,
+    },
+    /// The process ends and begins again. What lies on disks is still there.
+    Restart,
 }
 
 /// What a claim takes for computed.
@@ -165,6 +192,8 @@ pub(crate) enum Call {
 pub(crate) enum From {
     /// Where the sequence stands, or its hit.
     Usual,
+    /// The same, and all known tokens behind it are new.
+    Rest,
     /// The number in the claim, which is often nonsense.
     Claimed,
 }
@@ -179,10 +208,10 @@ pub(crate) fn shape() -> impl Strategy<Value = Shape> {
         1 => (0u32..9).prop_map(|every| Retention::Every(TokenCount(every))),
     ];
     let rest = (
-        2u32..40,
+        prop_oneof![1 => 2u32..12, 5 => 12u32..60],
         prop::bool::weighted(0.9),
         any::<u64>(),
-        prop_oneof![4 => Just(u32::MAX), 1 => 8u32..30],
+        prop_oneof![5 => Just(u32::MAX), 1 => 8u32..50],
         prop_oneof![2 => Just(u32::MAX), 1 => 1u32..9],
         retention,
         prop::bool::weighted(0.15),
@@ -244,7 +273,8 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
     let reuse = prop_oneof![3 => Just(Reuse::ReadWrite), 1 => Just(Reuse::WriteOnly)];
     let external = prop_oneof![5 => Just(0u32), 1 => 1u32..20];
     let lookahead = prop_oneof![3 => Just(0u32), 1 => 0u32..6];
-    let claim = (0u32..40, external, 0u32..12, lookahead, any::<bool>(), 0u32..4).prop_map(
+    let watermark = prop_oneof![4 => Just(0u32), 1 => 1u32..4];
+    let claim = (0u32..40, external, 0u32..12, lookahead, any::<bool>(), watermark).prop_map(
         |(computed, external, new_tokens, lookahead, whole_sequence, watermark)| Claim {
             computed: TokenCount(computed),
             external: TokenCount(external),
@@ -254,8 +284,8 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
             watermark: BlockCount(watermark),
         },
     );
-    let from = prop_oneof![9 => Just(From::Usual), 1 => Just(From::Claimed)];
-    let key = prop_oneof![3 => Just(0), 2 => 1..KEYS.len()];
+    let from = prop_oneof![7 => Just(From::Rest), 7 => Just(From::Usual), 2 => Just(From::Claimed)];
+    let key = || prop_oneof![3 => Just(0), 2 => 1..KEYS.len()];
     let of_sequence = prop_oneof![
         2 => sequence().prop_map(|sequence| Call::Lookup { sequence }),
         1 => sequence().prop_map(|sequence| Call::Withdraw { sequence }),
@@ -281,47 +311,44 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
             .prop_map(|(pin, sequence, count)| Call::PinHashes { pin, sequence, count }),
         2 => pin().prop_map(|pin| Call::Unpin { pin }),
         1 => (0u64..40).prop_map(|now| Call::Expire { now }),
-        2 => (0u32..3, 0u32..20, 0u32..40)
+        2 => (0u32..3, 0u32..20, prop_oneof![Just(u32::MAX), 0u32..60])
             .prop_map(|(tenant, share, limit)| Call::Quota { tenant, share, limit }),
     ];
     let of_tiers = prop_oneof![
         1 => (sequence(), 0u32..3).prop_map(|(sequence, behind)| Call::Computed { sequence, behind }),
         9 => (sequence(), any::<bool>()).prop_map(|(sequence, whole)| Call::Fetch { sequence, whole }),
         1 => sequence().prop_map(|sequence| Call::Load { sequence }),
-        1 => (0u8..3, 0u32..6).prop_map(|(tier, most)| Call::Flush { tier, most }),
+        6 => (0u8..3, 0u32..6).prop_map(|(tier, most)| Call::Flush { tier, most }),
         1 => (0usize..4, 0u32..5).prop_map(|(job, made)| Call::Progress { job, made }),
-        9 => (0usize..4, 0u32..6, 0u32..6).prop_map(|(job, end, copy)| Call::Finish { job, end, copy }),
+        14 => (0usize..4, 0u32..6, 0u32..6).prop_map(|(job, end, copy)| Call::Finish { job, end, copy }),
+        2 => (sequence(), 0u32..3, prop::bool::weighted(0.8))
+            .prop_map(|(sequence, behind, release)| Call::Swap { sequence, behind, release }),
+        5 => (0usize..6, prop::bool::weighted(0.8))
+            .prop_map(|(question, present)| Call::Answer { question, present }),
     ];
     prop_oneof![
-        6 => (sequence(), key, 0u32..3, tokens(30), reuse)
+        14 => (sequence(), key(), 0u32..3, tokens(40))
+            .prop_map(|(sequence, key, tenant, tokens)| Call::Serve { sequence, key, tenant, tokens }),
+        5 => (sequence(), key(), 0u32..3, tokens(30), reuse)
             .prop_map(|(sequence, key, tenant, tokens, reuse)| Call::Open { sequence, key, tenant, tokens, reuse }),
         6 => (sequence(), tokens(6)).prop_map(|(sequence, tokens)| Call::Push { sequence, tokens }),
         14 => (sequence(), claim, from, prop::bool::weighted(0.9))
             .prop_map(|(sequence, claim, from, commit)| Call::Claim { sequence, claim, from, commit }),
         16 => of_sequence,
-        1 => prop::collection::vec((0u32..40).prop_map(BlockId), 0..4).prop_map(|blocks| Call::Evict { blocks }),
+        1 => prop::collection::vec((0u32..60).prop_map(BlockId), 0..4).prop_map(|blocks| Call::Evict { blocks }),
+        4 => Just(Call::EvictAll),
         3 => of_pins,
-        12 => of_tiers,
+        18 => of_tiers,
         4 => Just(Call::EndStep),
-        1 => Just(Call::Reset),
+        1 => prop::bool::weighted(0.2).prop_map(|close| Call::Reset { close }),
+        1 => prop::bool::weighted(0.2).prop_map(|now| if now { Call::Restart } else { Call::EndStep }),
     ]
 }
 
 /// Token lists that often begin alike: counting up, then something else.
 fn tokens(length_max: u32) -> impl Strategy<Value = Vec<TokenId>> {
-    (0..length_max, 0..length_max, 0u32..3).prop_map(|(alike, length, other)| {
+    let alike = prop_oneof![Just(length_max), 0..length_max];
+    (alike, 0..length_max, 0u32..3).prop_map(|(alike, length, other)| {
         (0..length).map(|index| if index < alike { index } else { 1000 * other + index }).collect()
     })
-}
-
-/// One tier or two, in which the device finds everything.
-pub(crate) fn tiers() -> impl Strategy<Value = (Vec<TierConfig>, u32)> {
-    let eviction = prop_oneof![Just(TierEviction::Lru), Just(TierEviction::Arc)];
-    let write = prop_oneof![3 => Just(Write::THROUGH), 1 => Just(Write::After { offers: 2, tracked: 9 })];
-    let tier = (1u32..12, eviction, write).prop_map(|(slots, eviction, write)| TierConfig {
-        eviction,
-        write,
-        ..TierConfig::new(Medium::Host, BlockCount(slots))
-    });
-    (prop::collection::vec(tier, 1..3), 0u32..3)
 }

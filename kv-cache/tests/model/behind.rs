@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quayline_kv_cache::tier::*;
 use quayline_kv_cache::*;
 
-use super::{Kind, Leaving, Loading, Model};
+use super::{Kind, Leaving, Model};
 use crate::shelves::{self, Content, Entry};
 
 /// Tiers, and the jobs under way.
@@ -15,11 +15,23 @@ pub(crate) struct Behind {
     pub(crate) jobs: BTreeMap<JobId, Flight>,
     /// Blocks that jobs read or write, by how many, and how they go.
     kept: BTreeMap<BlockId, (u32, Leaving)>,
-    /// Tokens whose blocks a sequence has offered.
-    offered: BTreeMap<u64, u32>,
-    /// The load of a sequence.
-    loads: BTreeMap<u64, JobId>,
-    load_min: u32,
+    pub(super) afar: BTreeMap<u64, Afar>,
+    /// What blocks held that were handed out since this was last asked.
+    pub(super) lost: Vec<(Content, BlockId)>,
+    pub(super) fetch: Fetch,
+}
+
+/// What is under way for a sequence.
+#[derive(Clone, Default)]
+pub(super) struct Afar {
+    /// Tokens whose blocks it has offered.
+    pub(super) offered: u32,
+    pub(super) load: Option<JobId>,
+    pub(super) waits_since: Option<u64>,
+    pub(super) promoted: bool,
+    pub(super) asked: bool,
+    /// Where what it will find again is kept.
+    pub(super) pinned: Option<Vec<Place>>,
 }
 
 /// A job: its copies, the first of which were reported, and the blocks that it keeps.
@@ -27,38 +39,39 @@ pub(crate) struct Behind {
 pub(crate) struct Flight {
     pub(crate) copies: Vec<(Content, Place, Place)>,
     pub(crate) reported: usize,
-    late: bool,
+    pub(crate) late: bool,
     held: Vec<BlockId>,
     /// Whose load it is, and how many tokens are there after so many leading copies.
-    load: Option<(u64, Vec<u32>)>,
+    pub(crate) load: Option<(u64, Vec<u32>)>,
 }
 
 /// A block that a sequence needs: its content, its first token, and where it goes.
 #[derive(Clone, Copy)]
 pub(crate) struct Needed {
     pub(crate) content: Content,
-    start: u32,
-    leaving: Leaving,
-}
-
-/// What the model expects of a load.
-pub(crate) enum Start {
-    Nothing,
-    Later(BlockId),
-    Gone(u32),
-    Begun(Vec<Needed>, Vec<u32>),
+    pub(super) group: usize,
+    pub(super) start: u32,
+    pub(super) leaving: Leaving,
 }
 
 impl Behind {
-    pub(crate) fn new(configs: &[TierConfig], load_min: u32) -> Behind {
+    pub(crate) fn new(configs: &[TierConfig], fetch: Fetch) -> Behind {
         Behind {
             shelves: shelves::Model::new(configs),
             jobs: BTreeMap::new(),
             kept: BTreeMap::new(),
-            offered: BTreeMap::new(),
-            loads: BTreeMap::new(),
-            load_min,
+            afar: BTreeMap::new(),
+            lost: Vec::new(),
+            fetch,
         }
+    }
+
+    pub(super) fn of(&mut self, id: u64) -> &mut Afar {
+        self.afar.entry(id).or_default()
+    }
+
+    pub(super) fn load_of(&self, id: u64) -> Option<JobId> {
+        self.afar.get(&id).and_then(|afar| afar.load)
     }
 
     pub(super) fn keeps(&self, block: BlockId) -> u32 {
@@ -69,15 +82,14 @@ impl Behind {
     pub(crate) fn note_busy(&mut self) {
         self.shelves.tiers.iter_mut().for_each(|tier| tier.busy.clear());
         for flight in self.jobs.values() {
-            for place in flight.copies[flight.reported..].iter().flat_map(|copy| [copy.1, copy.2]) {
-                if let Place::Tier(place) = place {
-                    self.shelves.tiers[usize::from(place.tier.0)].busy.insert(place.slot);
-                }
-            }
+            let copies = flight.copies[flight.reported..].iter().flat_map(|copy| [copy.1, copy.2]);
+            copies.for_each(|place| self.shelves.note_busy(place));
         }
+        let pinned = self.afar.values().flat_map(|afar| afar.pinned.iter().flatten());
+        pinned.for_each(|&place| self.shelves.note_busy(place));
     }
 
-    fn is_busy(&self, block: BlockId) -> bool {
+    pub(super) fn is_busy(&self, block: BlockId) -> bool {
         let place = Place::Device(block);
         let mut flights = self.jobs.values();
         flights.any(|flight| {
@@ -85,18 +97,19 @@ impl Behind {
         })
     }
 
-    fn is_readable(&self, content: Content) -> bool {
-        matches!(self.shelves.lookup(content), Lookup::Hit(_))
+    /// Whether the device can read it.
+    pub(super) fn is_readable(&self, content: Content) -> bool {
+        self.shelves.is_near(self.shelves.lookup(content))
     }
 }
 
 impl<P: Eviction> Model<P> {
-    fn behind(&mut self) -> &mut Behind {
+    pub(super) fn behind(&mut self) -> &mut Behind {
         self.behind.as_mut().expect("there are tiers")
     }
 
     /// Where all groups have whole blocks.
-    fn whole_blocks(&self, tokens: u32) -> u32 {
+    pub(super) fn whole_blocks(&self, tokens: u32) -> u32 {
         let sizes: Vec<u32> =
             self.groups.iter().filter(|group| group.kind != Kind::Cross).map(|group| group.size).collect();
         let whole = (1..).find(|n| sizes.iter().all(|size| n % size == 0)).expect("sizes have a multiple");
@@ -105,7 +118,7 @@ impl<P: Eviction> Model<P> {
     }
 
     /// How far the blocks of a sequence have names.
-    fn named_to(&self, id: u64) -> u32 {
+    pub(super) fn named_to(&self, id: u64) -> u32 {
         let named = self.sequences[&id].known().saturating_sub(self.config.hash_lookahead.0);
         if self.config.prefix_caching { self.whole_blocks(named / self.unit * self.unit) } else { 0 }
     }
@@ -117,7 +130,7 @@ impl<P: Eviction> Model<P> {
         Some(self.name(group, text))
     }
 
-    fn leaving(&self, id: u64, group: usize, index: u32) -> Leaving {
+    pub(super) fn leaving(&self, id: u64, group: usize, index: u32) -> Leaving {
         let blocks = &self.sequences[&id].tables[group].blocks;
         let at = |index: u32| blocks.get(index as usize).copied();
         Leaving { block: at(index).unwrap_or_default(), index, before: index.checked_sub(1).and_then(at) }
@@ -140,6 +153,7 @@ impl<P: Eviction> Model<P> {
                     let content = self.content_of(id, group, index).expect("it is named");
                     needed.push(Needed {
                         content,
+                        group,
                         start: index * size,
                         leaving: self.leaving(id, group, index),
                     });
@@ -150,7 +164,7 @@ impl<P: Eviction> Model<P> {
     }
 
     /// The full blocks of a sequence between two lengths that others can find.
-    fn findable(&mut self, id: u64, from: u32, to: u32) -> Vec<Needed> {
+    pub(super) fn findable(&mut self, id: u64, from: u32, to: u32) -> Vec<Needed> {
         let mut found = Vec::new();
         for group in 0..self.groups.len() {
             let super::Group { kind, size } = self.groups[group];
@@ -160,95 +174,16 @@ impl<P: Eviction> Model<P> {
                 let leaving = self.leaving(id, group, index);
                 let held = self.whole_content(leaving.block).map(|held| held.text.clone());
                 if held.is_some_and(|text| self.name(group, text) == content) {
-                    found.push(Needed { content, start: index * size, leaving });
+                    found.push(Needed { content, group, start: index * size, leaving });
                 }
             }
         }
         found
     }
 
-    /// What a sequence that has computed `tokens` offers, and what comes of it.
-    pub(crate) fn offer(&mut self, id: u64, tokens: u32) -> Result<(Vec<Needed>, shelves::Plan), Error> {
-        let known = self.get(id)?.known();
-        let (to, from) = (self.whole_blocks(tokens.min(known)), self.behind().offered.get(&id).copied());
-        let from = from.unwrap_or(0);
-        if to <= from {
-            return Ok((Vec::new(), shelves::Plan::Nothing));
-        }
-        let found = self.findable(id, from, to);
-        let items: Vec<_> = found.iter().map(|found| (found.content, found.leaving.block)).collect();
-        let behind = self.behind();
-        let wanted = behind.shelves.wanted(Occasion::Use, &items);
-        behind.offered.insert(id, to);
-        Ok((found, behind.shelves.room_for(0, &wanted).expect("there is a tier")))
-    }
-
-    /// How many tokens behind its hit a sequence may load: the most, by trying all.
-    pub(crate) fn elsewhere(&mut self, id: u64) -> Result<u32, Error> {
-        let from = self.lookup(id)?.tokens.0;
-        let before_last = self.sequences[&id].known().saturating_sub(1);
-        let to = self.whole_blocks(before_last).min(self.named_to(id));
-        let shares = self.groups.iter().any(|group| group.kind != Kind::Cross);
-        if self.sequences[&id].reuse != Reuse::ReadWrite || !shares {
-            return Ok(0);
-        }
-        let (margin, load_min) = (self.margin, self.behind().load_min);
-        for end in (from + 1..=to).rev().filter(|&end| self.whole_blocks(end) == end).collect::<Vec<_>>() {
-            if end + margin > to {
-                continue;
-            }
-            let mut needed: Vec<Needed> = self.needed(id, from, end);
-            for group in 0..self.groups.len() {
-                let super::Group { kind, size } = self.groups[group];
-                let margin_end = if kind == Kind::Full { (end + margin).div_ceil(size) } else { 0 };
-                for index in end / size..margin_end {
-                    let content = self.content_of(id, group, index).expect("it is named");
-                    needed.push(Needed {
-                        content,
-                        start: index * size,
-                        leaving: self.leaving(id, group, index),
-                    });
-                }
-            }
-            let behind = self.behind();
-            if needed.iter().all(|needed| behind.is_readable(needed.content)) {
-                let enough = (end - from) / self.config.block_size.get() >= load_min;
-                return Ok(if enough { end - from } else { 0 });
-            }
-        }
-        Ok(0)
-    }
-
-    /// What a load of all that a sequence waits for comes to.
-    pub(crate) fn start(&mut self, id: u64) -> Result<Start, Error> {
-        let loading = self.get(id)?.loading;
-        let under_way = self.behind().loads.contains_key(&id);
-        let Some(Loading { from, to, .. }) = loading.filter(|_| !under_way) else {
-            return Ok(Start::Nothing);
-        };
-        let to = self.whole_blocks(to).min(self.named_to(id)).max(from);
-        let mut needed = self.needed(id, from, to);
-        needed.sort_by_key(|needed| needed.start);
-        let behind = self.behind();
-        if let Some(busy) = needed.iter().find(|needed| behind.is_busy(needed.leaving.block)) {
-            return Ok(Start::Later(busy.leaving.block));
-        }
-        let is_there =
-            |needed: &&Needed| needed.leaving.block != BlockId::NULL && behind.is_readable(needed.content);
-        let there = needed.iter().take_while(is_there).count();
-        let end = needed.get(there).map_or(to, |gone| gone.start.max(from));
-        needed.truncate(there);
-        if needed.is_empty() {
-            return Ok(Start::Gone(self.load_failed(id, from)?.0));
-        }
-        let tokens = needed.iter().map(|needed| needed.start.max(from)).chain([end]).collect();
-        needed.iter().rev().for_each(|needed| behind.shelves.touch(needed.content));
-        Ok(Start::Begun(needed, tokens))
-    }
-
     /// Whether a job is at work that brings what a sequence waits for.
     pub(crate) fn is_loaded_by_tiers(&self, id: u64) -> bool {
-        self.behind.as_ref().is_some_and(|behind| behind.loads.contains_key(&id))
+        self.behind.as_ref().is_some_and(|behind| behind.load_of(id).is_some())
     }
 
     /// Notes a job that has begun: its slots, and the blocks it keeps.
@@ -274,8 +209,7 @@ impl<P: Eviction> Model<P> {
             behind.kept.entry(leaving.block).or_insert((0, leaving)).0 += 1;
         }
         if let Some((id, _)) = load {
-            behind.loads.insert(id, job);
-            behind.offered.remove(&id);
+            behind.afar.insert(id, Afar { load: Some(job), ..Afar::default() });
         }
         let held = kept.iter().map(|leaving| leaving.block).collect();
         behind.jobs.insert(job, Flight { copies, reported: 0, late: false, held, load });
@@ -306,7 +240,7 @@ impl<P: Eviction> Model<P> {
     pub(crate) fn progress(&mut self, job: JobId, made: usize) {
         self.settle_copies(job, made, |_| true, false);
         let Some((id, tokens)) = self.behind().jobs[&job].load.clone() else { return };
-        if self.behind().loads.get(&id) == Some(&job) && tokens.len() > made + 1 {
+        if self.behind().load_of(id) == Some(job) && tokens.len() > made + 1 {
             let there = self.whole_blocks(tokens[made]);
             if self.sequences[&id].loading.is_some_and(|loading| there > loading.from) {
                 self.loaded(id, there).expect("it is loading");
@@ -336,10 +270,10 @@ impl<P: Eviction> Model<P> {
             let all = (0..copies).filter(is_made).count() as u32;
             return if late { Finished::Late } else { Finished::Moved(BlockCount(all)) };
         };
-        if self.behind().loads.get(&id) != Some(&job) {
+        if self.behind().load_of(id) != Some(job) {
             return Finished::LoadedForNobody;
         }
-        self.behind().loads.remove(&id);
+        self.behind().of(id).load = None;
         let there = tokens[leading];
         let whole = self.sequences[&id].loading.is_some_and(|loading| loading.to == there);
         let computed = if whole {
@@ -358,8 +292,10 @@ impl<P: Eviction> Model<P> {
             let needed = self.needed(id, 0, self.named_to(id));
             let behind = self.behind();
             needed.iter().rev().for_each(|needed| behind.shelves.settle(needed.content));
-            behind.offered.remove(&id);
-            behind.loads.remove(&id);
+            let afar = behind.afar.remove(&id).unwrap_or_default();
+            if !closes {
+                behind.afar.insert(id, Afar { pinned: afar.pinned, ..Afar::default() });
+            }
         }
         if closes { self.close(id) } else { self.release(id) }
     }
@@ -369,6 +305,7 @@ impl<P: Eviction> Model<P> {
         if let (true, Some(behind)) = (idle, &mut self.behind) {
             behind.shelves.reset();
             behind.jobs.values_mut().for_each(|flight| flight.late = true);
+            behind.afar.values_mut().for_each(|afar| afar.pinned = None);
         }
         idle
     }

@@ -24,6 +24,11 @@ impl<P: Eviction> Model<P> {
     pub(super) fn take(&mut self, wanted: Wanted) -> BlockId {
         let block = self.policy.pick(wanted);
         self.evictions += u64::from(self.is_cached(block));
+        let lost = self.whole_content(block).map(|content| (content.group, content.text.clone()));
+        if let (Some((group, text)), true) = (lost, self.behind.is_some()) {
+            let content = self.name(group, text);
+            self.behind().lost.push((content, block));
+        }
         self.content[block.0 as usize].fill(None);
         block
     }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "the pools of this test are tiny")]
 
+pub(crate) mod afar;
 pub(crate) mod behind;
 mod blocks;
 mod claims;
@@ -194,7 +195,7 @@ impl<P: Eviction> Model<P> {
             names: BTreeMap::new(),
             pins: BTreeMap::new(),
             behind: None,
-            content: vec![vec![None; 64]; config.block_count.0 as usize],
+            content: Vec::new(),
             sequences: BTreeMap::new(),
             copies: Vec::new(),
             fresh: Vec::new(),
@@ -214,6 +215,8 @@ impl<P: Eviction> Model<P> {
         if entries.is_empty() {
             model.alignment = unit;
         }
+        let parts = (0..model.groups.len()).map(|group| model.parts(group)).max().unwrap();
+        model.content = vec![vec![None; parts as usize]; model.config.block_count.0 as usize];
         model.margin = if model.config.draft_head { model.alignment } else { 0 };
         model
     }
@@ -357,6 +360,11 @@ impl<P: Eviction> Model<P> {
     /// What the name of the first `end` tokens of a sequence covers, if they are known and those ahead.
     pub(super) fn text(&self, sequence: &Sequence, end: u32) -> Option<Text> {
         sequence.key.text(&sequence.tokens, end, self.config.hash_lookahead.0, self.unit)
+    }
+
+    /// The first `end` tokens of a sequence in full.
+    pub(crate) fn prefix(&self, id: u64, end: u32) -> Option<Text> {
+        self.sequences[&id].key.text(&self.sequences[&id].tokens, end, 0, self.unit)
     }
 
     /// The oldest block of `group` that is found under the name for this.

@@ -1,6 +1,6 @@
 //! Tiers as lists: what should be where, and what goes first. Dumb and obviously right.
 
-#![allow(dead_code, reason = "the oracle asks no shared stores")]
+#![allow(dead_code, reason = "two tests share it, and neither needs all")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,6 +57,18 @@ impl Model {
         let tiers = self.tiers.len();
         let error = TierError::NoTier { tier: TierId(tier), tiers };
         if usize::from(tier) < tiers { Ok(()) } else { Err(error) }
+    }
+
+    /// Whether something was found where the device reads.
+    pub(crate) fn is_near(&self, found: Lookup) -> bool {
+        matches!(found, Lookup::Hit(tier) if !self.tiers[usize::from(tier.0)].config.staged)
+    }
+
+    /// A job is at work on a place, or keeps it.
+    pub(crate) fn note_busy(&mut self, place: Place) {
+        if let Place::Tier(place) = place {
+            self.tiers[usize::from(place.tier.0)].busy.insert(place.slot);
+        }
     }
 
     pub(crate) fn readable(&self) -> BTreeSet<(TierId, Content)> {
@@ -206,8 +218,19 @@ impl Model {
                 next.into_iter().filter(missing).filter(|&key| !self.tiers[here].has(key)).collect()
             }
             Write::After { .. } => {
-                let due = self.tiers[here].due.clone();
-                due.into_iter().filter(|&key| self.tiers[above].ready(key)).take(most).collect()
+                // What comes to the tier above again is due again, behind what was due meanwhile.
+                let mut keys = Vec::new();
+                for key in self.tiers[here].due.clone() {
+                    if keys.len() == most {
+                        break;
+                    }
+                    if self.tiers[above].ready(key) {
+                        keys.push(key);
+                    } else {
+                        self.tiers[here].due.retain(|&due| due != key);
+                    }
+                }
+                keys
             }
         };
         let victims = self.tiers[here].victims(keys.len().saturating_sub(self.tiers[here].free()), |key| {
