@@ -17,6 +17,7 @@ pub(crate) struct Groups {
     pub(crate) alignment: BlockSize,
     /// Tokens at the end of a hit that are computed again all the same.
     pub(crate) margin: TokenCount,
+    lookahead: TokenCount,
     retention: Retention,
 }
 
@@ -71,7 +72,7 @@ impl Groups {
             Retention::Every(TokenCount(0)) => Retention::Prompt,
             other => other,
         };
-        Ok(Groups { all, unit, alignment, margin, retention })
+        Ok(Groups { all, unit, alignment, margin, lookahead: config.hash_lookahead, retention })
     }
 
     #[inline]
@@ -91,14 +92,22 @@ impl Groups {
         self.all.iter().all(|group| group.holds == Holds::Encoder)
     }
 
-    /// The first length of at least `tokens` at which a prefix is to stay usable.
+    /// Where a prompt of `prompt` tokens is found to end, by whoever repeats it and by whoever goes on behind it: the last
+    /// token is computed, the last block has no name before the tokens ahead are known, and a margin is lost.
+    fn ends_of(&self, prompt: TokenCount) -> [TokenCount; 2] {
+        [self.lookahead.get().max(1), 0].map(|unusable| {
+            let usable = self.align(TokenCount(prompt.get().saturating_sub(unusable)));
+            TokenCount(usable.get().saturating_sub(self.margin.get()))
+        })
+    }
+
+    /// The first length of at least `tokens`, and one, at which a prefix is to stay usable.
     fn retained_from(&self, tokens: TokenCount, marks: Landmarks) -> Option<TokenCount> {
+        let tokens = tokens.max(TokenCount(1));
         let next = |step: BlockSize| step.tokens_in(step.blocks_for(tokens));
-        let before_last = TokenCount(marks.prompt.get().saturating_sub(1));
-        let prompt = [self.align(before_last), self.align(marks.prompt), marks.junction]
-            .into_iter()
-            .filter(|&length| length >= tokens)
-            .min();
+        let [repeated, continued] = self.ends_of(marks.prompt);
+        let prompt =
+            [repeated, continued, marks.junction].into_iter().filter(|&length| length >= tokens).min();
         match self.retention {
             Retention::Prompt => prompt,
             Retention::Dense => Some(next(self.alignment)),
@@ -120,7 +129,8 @@ impl Groups {
                     Retention::Every(_) => self.retained_from(computed.plus(TokenCount(1)), marks),
                     _ => None,
                 };
-                let ends = [Some(marks.junction), Some(self.align(marks.prompt)), periodic];
+                let [_, prompt] = self.ends_of(marks.prompt);
+                let ends = [Some(marks.junction), Some(prompt), periodic];
                 ends.into_iter().flatten().filter(|&cut| cut > computed).min()
             }
         };
@@ -141,10 +151,14 @@ impl Groups {
             Holds::EveryToken => true,
             Holds::Encoder => false,
             Holds::State => end == computed && self.retained_from(end, marks) == Some(end),
-            Holds::NeededTokens => self.retained_from(end, marks).is_some_and(|length| {
-                let skipped = group.skipped(length, marks.prompt);
-                end.get() - group.entry.get() < skipped.start || end.get() > skipped.end
-            }),
+            Holds::NeededTokens => {
+                // The margin behind a hit must be there as well.
+                let from = TokenCount(end.get().saturating_sub(self.margin.get()));
+                self.retained_from(from, marks).is_some_and(|length| {
+                    let skipped = group.skipped(length, marks.prompt);
+                    end.get() - group.entry.get() < skipped.start || end.get() > skipped.end
+                })
+            }
         }
     }
 }
@@ -251,7 +265,12 @@ impl Group {
 
     /// Whether `blocks` have a hole where the step of a claim reads or writes.
     pub(crate) fn misses(&self, blocks: &[BlockId], prompt: TokenCount, claim: Claim) -> bool {
-        let is_hole = |index: u32| blocks.get(index as usize) == Some(&BlockId::NULL);
+        let (held, before) = (count(blocks.len()), self.size.blocks_for(claim.computed).get());
+        // Behind what is held is room to be taken, not a hole; what was computed should be held.
+        let is_hole = |index: u32| match blocks.get(index as usize) {
+            Some(&block) => block == BlockId::NULL,
+            None => index < before,
+        };
         match self.holds {
             Holds::EveryToken | Holds::Encoder => false,
             Holds::State => [claim.computed, claim.computed_after()]
@@ -259,7 +278,7 @@ impl Group {
                 .any(|tokens| tokens > TokenCount(0) && is_hole(self.last_block(tokens))),
             Holds::NeededTokens => {
                 let room = claim.computed_after().plus(claim.lookahead);
-                let end = self.size.blocks_for(room).get().min(count(blocks.len()));
+                let end = self.size.blocks_for(room).get().min(held).max(before);
                 let skipped = self.skipped_blocks(claim.computed, prompt);
                 (0..skipped.start.min(end)).chain(skipped.end..end).any(is_hole)
             }

@@ -298,7 +298,7 @@ impl<P: Eviction> Model<P> {
         match kind {
             Kind::Full => true,
             Kind::State => end == computed && self.is_retained(end, sequence),
-            _ => (end..end + 200).any(|length| {
+            _ => (end.saturating_sub(self.margin).max(1)..end + 200).any(|length| {
                 let needed = |token| kind.needs(token, length, sequence.prompt);
                 self.is_retained(length, sequence) && (end - self.entry(group)..end).any(needed)
             }),
@@ -308,7 +308,10 @@ impl<P: Eviction> Model<P> {
     /// Whether a prefix of this length is to stay usable.
     fn is_retained(&self, length: u32, sequence: &Sequence) -> bool {
         let align = |tokens: u32| tokens / self.alignment * self.alignment;
-        let of_prompt = [align(sequence.prompt.saturating_sub(1)), align(sequence.prompt), sequence.junction];
+        let ahead = self.config.hash_lookahead.0.max(1);
+        let ends = [sequence.prompt.saturating_sub(ahead), sequence.prompt];
+        let [repeated, continued] = ends.map(|end| align(end).saturating_sub(self.margin));
+        let of_prompt = [repeated, continued, sequence.junction];
         let periodic = match self.config.retention {
             Retention::Prompt => false,
             Retention::Dense => true,
