@@ -278,8 +278,9 @@ impl<D: Digest> Offload<D> {
     }
 
     /// Offers what the claims since the last call have pushed out of the cache, to a nearest tier that is written back:
-    /// as much of it as there is room for, what was pushed out last first. The copies must be made before the step
-    /// writes, and before a load does. Needs [`Config::report_lost`](crate::Config::report_lost).
+    /// as much of it as there is room for, what was pushed out last first; what a sequence has claimed and not begun to
+    /// [load](Offload::load) makes no room for it. The copies must be made before the step writes, and before a load
+    /// does. Needs [`Config::report_lost`](crate::Config::report_lost).
     ///
     /// # Errors
     /// None, as long as all loads began here.
@@ -290,13 +291,40 @@ impl<D: Digest> Offload<D> {
         let key = |digest, group| BlockKey { digest, group };
         let lost: Vec<_> =
             cache.drain_lost().map(|lost| (key(lost.digest, lost.group), lost.block)).collect();
-        let store = self.tiers.offer(Occasion::Leaving, &lost)?;
+        if lost.is_empty() {
+            return Ok(Store::Nothing);
+        }
+        let claimed = self.claimed(cache);
+        let claimed = if claimed.is_empty() { None } else { self.tiers.pin(&claimed).ok() };
+        let store = self.offer_lost(&lost);
+        if let Some(pin) = claimed {
+            self.tiers.complete(pin, Outcome::All)?;
+        }
+        Ok(store?)
+    }
+
+    fn offer_lost(&mut self, lost: &[(BlockKey<D>, BlockId)]) -> Result<Store, TierError> {
+        let store = self.tiers.offer(Occasion::Leaving, lost)?;
         let Store::NoRoom { free, evictable, .. } = store else { return Ok(store) };
         let room = (free.get() + evictable.get()) as usize;
         if room == 0 {
             return Ok(store);
         }
-        Ok(self.tiers.offer(Occasion::Leaving, &lost[lost.len() - room.min(lost.len())..])?)
+        self.tiers.offer(Occasion::Leaving, &lost[lost.len() - room.min(lost.len())..])
+    }
+
+    /// What sequences have room for, and have not begun to load; as far as it is there.
+    fn claimed<H: BlockHasher<Digest = D>, E: Eviction>(&self, cache: &KvCache<H, E>) -> Vec<BlockKey<D>> {
+        let mut claimed = Vec::new();
+        for view in cache.sequences.iter() {
+            let under_way = self.sequences.get(&view.id).is_some_and(|afar| afar.load.is_some());
+            if let Some(Loading { from, to, .. }) = view.loading.filter(|_| !under_way) {
+                let to = cache.whole_blocks_in(to).min(cache.named_to(view)).max(from);
+                claimed.extend(self.keys(Path { cache, view, from, to }, to));
+            }
+        }
+        claimed.retain(|key| matches!(self.tiers.find(key), Lookup::Hit(_) | Lookup::Pending(_)));
+        claimed
     }
 
     /// Stores the full blocks of a sequence's first `tokens` tokens, wanted or not, and pins them until it loads them

@@ -43,6 +43,21 @@ impl<P: Eviction> Model<P> {
         let behind = self.behind();
         behind.note_busy();
         let lost = std::mem::take(&mut behind.lost);
+        // What was claimed and is about to be loaded stays.
+        for id in self.sequences.keys().copied().collect::<Vec<_>>() {
+            let loading = self.sequences[&id].loading.filter(|_| self.behind().load_of(id).is_none());
+            if let Some(Loading { from, to, .. }) = loading {
+                let to = self.whole_blocks(to).min(self.named_to(id)).max(from);
+                for content in self.keys(id, from, to) {
+                    let behind = self.behind();
+                    if matches!(behind.shelves.lookup(content), Lookup::Hit(_) | Lookup::Pending(_)) {
+                        let place = behind.shelves.nearest(content);
+                        behind.shelves.note_busy(place);
+                    }
+                }
+            }
+        }
+        let behind = self.behind();
         let wanted = behind.shelves.wanted(Occasion::Leaving, &lost);
         match behind.shelves.room_for(0, &wanted).expect("there is a tier") {
             Plan::NoRoom([_, free, evictable]) if free + evictable > 0 => {
