@@ -37,6 +37,27 @@ struct Line {
     last_token_ts: f64,
 }
 
+/// The longest prompt or answer that is taken for one.
+const TOKENS_MAX: u32 = 1 << 22;
+
+impl Line {
+    /// What no engine can have done.
+    fn check(&self) -> Result<(), String> {
+        for (name, tokens) in [("input_toks", self.input_toks), ("output_toks", self.output_toks)] {
+            if !(1..=TOKENS_MAX).contains(&tokens) {
+                return Err(format!("{name} is {tokens}, not 1 to {TOKENS_MAX}"));
+            }
+        }
+        let times = [self.queued_ts, self.first_token_ts, self.last_token_ts];
+        if !times.is_sorted() || !times.iter().all(|time| time.is_finite()) {
+            return Err(format!(
+                "queued_ts, first_token_ts and last_token_ts do not follow each other: {times:?}"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Reads the run, at most its first `limit` requests, if the file is one.
 ///
 /// # Errors
@@ -48,8 +69,9 @@ pub fn read(path: &Path, limit: usize) -> Result<Option<Measured>, String> {
     }
     let mut lines: Vec<Line> = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).take(limit) {
-        let parsed = serde_json::from_str(line);
-        lines.push(parsed.map_err(|error| format!("{}:{}: {error}", path.display(), index + 1))?);
+        let parsed = serde_json::from_str(line).map_err(|error| error.to_string());
+        let parsed = parsed.and_then(|line: Line| line.check().map(|()| line));
+        lines.push(parsed.map_err(|why| format!("{}:{}: {why}", path.display(), index + 1))?);
     }
     lines.sort_by(|a, b| a.arrival_time.total_cmp(&b.arrival_time));
     let Some(first) = lines.first() else { return Ok(None) };
@@ -91,6 +113,8 @@ pub struct Meta {
     #[serde(default)]
     pub kv_cache: CacheSettings,
     #[serde(default)]
+    hardware: Hardware,
+    #[serde(default)]
     resolved_config: ResolvedConfig,
 }
 
@@ -121,6 +145,11 @@ pub struct CacheSettings {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+struct Hardware {
+    device_total_memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 struct ResolvedConfig {
     #[serde(default)]
     scheduler_config: SchedulerConfig,
@@ -143,6 +172,11 @@ impl Meta {
         serde_json::from_str(&text).map_err(|error| of(&error))
     }
 
+    /// Memory of the GPU, as the driver shows it.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.hardware.device_total_memory_bytes
+    }
+
     /// Whether the engine plans a step while the one before runs.
     pub fn async_scheduling(&self) -> Option<bool> {
         self.resolved_config.scheduler_config.async_scheduling
@@ -151,5 +185,33 @@ impl Meta {
     /// Whether prompts are cut into chunks.
     pub fn chunked_prefill(&self) -> Option<bool> {
         self.resolved_config.scheduler_config.enable_chunked_prefill
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_engine_can_have_done_is_no_line_of_a_run() {
+        let line = |text: &str| {
+            let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
+            line.check()
+        };
+        let good = r#"{"input_toks": 9, "output_toks": 4, "arrival_time": 1, "queued_ts": 2, "first_token_ts": 3,
+                       "last_token_ts": 4}"#;
+        assert_eq!(line(good), Ok(()));
+        for (from, to) in [
+            ("\"input_toks\": 9", "\"input_toks\": 0"),
+            ("\"input_toks\": 9", "\"input_toks\": 4000000000"),
+            ("\"output_toks\": 4", "\"output_toks\": 0"),
+            ("\"output_toks\": 4", "\"output_toks\": -4"),
+            ("\"first_token_ts\": 3", "\"first_token_ts\": 1"),
+            ("\"last_token_ts\": 4", "\"last_token_ts\": 2.5"),
+            ("\"queued_ts\": 2", "\"queued_ts\": null"),
+        ] {
+            let wrong = good.replace(from, to);
+            assert!(wrong != good && line(&wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -33,6 +33,9 @@ pub struct Model {
     num_experts: Option<u32>,
 }
 
+const KNOWN: &str =
+    "known are llama-3.1-8b and -70b, qwen3-8b, -14b and -32b, others by their config.json (--model)";
+
 /// Bytes of a weight, an activation, a key or a value: bfloat16.
 const ELEMENT_BYTES: f64 = 2.0;
 
@@ -42,6 +45,20 @@ impl Model {
 
     /// Llama 3.1 with 70 billion parameters.
     pub const LLAMA_3_1_70B: Model = Model::dense(80, 8192, 64, 8, 28_672, 128_256);
+
+    /// Qwen3 with 8 billion parameters.
+    pub const QWEN_3_8B: Model = Model::dense(36, 4096, 32, 8, 12_288, 151_936).heads_of(128);
+
+    /// Qwen3 with 14 billion parameters.
+    pub const QWEN_3_14B: Model = Model::dense(40, 5120, 40, 8, 17_408, 151_936).heads_of(128);
+
+    /// Qwen3 with 32 billion parameters.
+    pub const QWEN_3_32B: Model = Model::dense(64, 5120, 64, 8, 25_600, 151_936).heads_of(128);
+
+    const fn heads_of(mut self, width: u32) -> Model {
+        self.head_dim = Some(width);
+        self
+    }
 
     const fn dense(layers: u32, hidden: u32, heads: u32, kv_heads: u32, ffn: u32, vocab: u32) -> Model {
         let (kv_heads, head_dim, num_experts) = (Some(kv_heads), None, None);
@@ -98,10 +115,11 @@ impl FromStr for Model {
     fn from_str(name: &str) -> Result<Model, String> {
         match name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase().trim_end_matches("-instruct") {
             "llama-3.1-8b" => Ok(Model::LLAMA_3_1_8B),
-            "llama-3.1-70b" => Ok(Model::LLAMA_3_1_70B),
-            _ => read(Path::new(name)).map_err(|why| {
-                format!("{why}; known are llama-3.1-8b and llama-3.1-70b, others by their config.json")
-            }),
+            "llama-3.1-70b" | "llama-3.3-70b" => Ok(Model::LLAMA_3_1_70B),
+            "qwen3-8b" => Ok(Model::QWEN_3_8B),
+            "qwen3-14b" => Ok(Model::QWEN_3_14B),
+            "qwen3-32b" => Ok(Model::QWEN_3_32B),
+            _ => read(Path::new(name)).map_err(|why| format!("{name}: {why}; {KNOWN}")),
         }
     }
 }
@@ -126,6 +144,8 @@ mod tests {
     fn the_shapes_have_the_published_sizes() {
         let billions = |model: &Model| (model.weight_bytes() / 2e8).round() / 10.0;
         assert_eq!((billions(&Model::LLAMA_3_1_8B), billions(&Model::LLAMA_3_1_70B)), (8.0, 70.6));
+        let qwen = [Model::QWEN_3_8B, Model::QWEN_3_14B, Model::QWEN_3_32B];
+        assert_eq!(qwen.map(|model| billions(&model)), [8.2, 14.8, 32.8]);
         assert_eq!(Model::LLAMA_3_1_8B.kv_bytes(), 131_072.0);
     }
 

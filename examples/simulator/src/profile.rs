@@ -36,14 +36,19 @@ struct Row {
 const CONTEXT: std::ops::RangeInclusive<f64> = 64.0..=4096.0;
 
 impl Profile {
-    /// Reads the folder of a profile of `model` on `ranks` GPUs.
+    /// Reads the folder of a profile of `model` on `ranks` GPUs: the one with the tables, or the one above that has a
+    /// folder for each number of GPUs (`tp1`, `tp2`).
     ///
     /// # Errors
     /// When a file is missing, or not in the form, with its name.
     pub fn read(folder: &Path, model: &Model, ranks: u32) -> Result<Profile, String> {
+        let above = folder.join(format!("tp{ranks}"));
+        let folder = if above.is_dir() { &above } else { folder };
         let mut matmul: BTreeMap<u32, f64> = BTreeMap::new();
+        let mut missing = vec!["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
         for row in rows::<3>(folder, "dense.csv", ["layer", "tokens", "time_us"])? {
             let [layer, tokens, time] = row;
+            missing.retain(|product| layer != *product);
             let calls = match layer.as_str() {
                 "embedding" | "final_layernorm" => 0.0,
                 "layernorm" => 2.0,
@@ -51,18 +56,23 @@ impl Profile {
             };
             let tokens =
                 tokens.parse().map_err(|_| format!("dense.csv: {tokens:?} is no number of tokens"))?;
-            *matmul.entry(tokens).or_default() += calls * f64::from(model.layers) * number(&time)? * 1e-6;
+            *matmul.entry(tokens).or_default() +=
+                calls * f64::from(model.layers) * seconds(&time).map_err(in_file("dense.csv"))?;
+        }
+        if let [product, ..] = *missing {
+            return Err(format!("{}: dense.csv: nothing of {product}", folder.display()));
         }
         let names = ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"];
         let mut attention = Vec::new();
         for row in rows(folder, "attention.csv", names)? {
-            let [chunk_tokens, chunk_start, decodes, decode_context, time] = row.map(|field| number(&field));
+            let seconds = seconds(&row[4]).map_err(in_file("attention.csv"))?;
+            let [chunk_tokens, chunk_start, decodes, decode_context, _] = row.map(|field| number(&field));
             attention.push(Row {
-                chunk_tokens: chunk_tokens?,
-                chunk_start: chunk_start?,
-                decodes: decodes?,
-                decode_context: decode_context?,
-                seconds: time? * 1e-6,
+                chunk_tokens: chunk_tokens.map_err(in_file("attention.csv"))?,
+                chunk_start: chunk_start.map_err(in_file("attention.csv"))?,
+                decodes: decodes.map_err(in_file("attention.csv"))?,
+                decode_context: decode_context.map_err(in_file("attention.csv"))?,
+                seconds,
             });
         }
         let matmul = matmul.into_iter().map(|(tokens, seconds)| (f64::from(tokens), seconds)).collect();
@@ -76,6 +86,16 @@ impl Profile {
     pub fn gpu(&self, like: &Gpu) -> Result<Gpu, String> {
         let fitted = self.matmul().zip(self.decode()).zip(self.mixed());
         let ((matmul, decode), mixed) = fitted.ok_or("the profile has too few rows")?;
+        let rates = [
+            matmul.bytes_per_second,
+            matmul.flops_per_second,
+            decode.bytes_per_second,
+            mixed.bytes_per_second,
+            mixed.flops_per_second,
+        ];
+        if !rates.iter().all(|rate| rate.is_finite() && *rate > 0.0) {
+            return Err("by the rows of the profile, more work would take less time".to_owned());
+        }
         Ok(Gpu { matmul, decode, mixed, ..like.clone() })
     }
 
@@ -141,6 +161,20 @@ impl Profile {
     }
 }
 
+/// Names the file that something is wrong with.
+fn in_file(file: &'static str) -> impl Fn(String) -> String {
+    move |why| format!("{file}: {why}")
+}
+
+/// A kernel's time, from microseconds.
+fn seconds(field: &str) -> Result<f64, String> {
+    let microseconds = number(field)?;
+    if microseconds > 0.0 && microseconds.is_finite() {
+        return Ok(microseconds * 1e-6);
+    }
+    Err(format!("{field:?} is no time of a kernel"))
+}
+
 fn number(field: &str) -> Result<f64, String> {
     field.trim().parse().map_err(|_| format!("{field:?} is no number"))
 }
@@ -148,7 +182,8 @@ fn number(field: &str) -> Result<f64, String> {
 /// The named columns of a table, plain or as `.gz`.
 fn rows<const N: usize>(folder: &Path, file: &str, names: [&str; N]) -> Result<Vec<[String; N]>, String> {
     let plain = folder.join(file);
-    let path = if plain.exists() { plain } else { folder.join(format!("{file}.gz")) };
+    let packed = folder.join(format!("{file}.gz"));
+    let path = if packed.exists() && !plain.exists() { packed } else { plain };
     let text = trace::text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split(',').map(str::trim).collect();
@@ -210,6 +245,14 @@ fn solve<const N: usize>(mut left: [[f64; N]; N], mut right: [f64; N]) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_above_zero() {
+        assert!((seconds(" 2.5 ").unwrap() - 2.5e-6).abs() < 1e-12);
+        for wrong in ["0", "-3", "inf", "NaN", "", "many"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_fit_finds_what_made_the_rows() {

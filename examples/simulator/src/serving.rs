@@ -33,7 +33,7 @@ pub(crate) struct Serve {
     /// Kernel times from which the GPU's constants are fitted instead, in the form of LLMServingSim.
     #[arg(long, value_name = "FOLDER")]
     profile: Option<PathBuf>,
-    /// The model: llama-3.1-8b, llama-3.1-70b, or the path of a config.json [default: llama-3.1-8b].
+    /// The model: llama-3.1-8b or -70b, qwen3-8b, -14b or -32b, or the path of a config.json [default: llama-3.1-8b].
     #[arg(long, value_name = "NAME")]
     model: Option<Model>,
     /// vLLM's meta.json, for all of the settings that follow; those given here go before it.
@@ -172,6 +172,9 @@ impl Serve {
         let (asked, found) = (&meta.engine_kwargs, &meta.kv_cache);
         let cost = self.cost(&meta)?;
         let block_tokens = self.block_size.or(found.block_size).unwrap_or(16);
+        if block_tokens == 0 {
+            return Err("a block of no tokens holds nothing".to_owned());
+        }
         let utilization = self.memory_utilization.or(found.gpu_memory_utilization).unwrap_or(0.9);
         // One of the blocks that vLLM counts is its null block.
         let recorded = found.num_gpu_blocks.map(|blocks| blocks.saturating_sub(1));
@@ -207,10 +210,13 @@ impl Serve {
         let named = || meta.model.as_deref().map_or(Ok(Model::LLAMA_3_1_8B), str::parse);
         let model = self.model.clone().map_or_else(named, Ok)?;
         let ranks = self.tensor_parallel.or(meta.engine_kwargs.tensor_parallel_size).unwrap_or(1).max(1);
-        let gpu = match &self.profile {
-            Some(folder) => Profile::read(folder, &model, ranks)?.gpu(&self.gpu)?,
+        let mut gpu = match &self.profile {
+            Some(folder) => Profile::read(folder, &model, ranks)?
+                .gpu(&self.gpu)
+                .map_err(|why| format!("{}: {why}", folder.display()))?,
             None => self.gpu.clone(),
         };
+        gpu.memory_bytes = meta.memory_bytes().map_or(gpu.memory_bytes, |bytes| bytes as f64);
         Ok(Cost { model, gpu, ranks, host: Host::VLLM })
     }
 }
