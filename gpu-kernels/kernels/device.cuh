@@ -10,7 +10,7 @@
 #define UNROLL _Pragma("unroll")
 #define ROLL _Pragma("unroll 1")
 
-extern __shared__ __align__(128) u8 shared_bytes[];
+extern __shared__ __align__(1024) u8 shared_bytes[];
 
 FN u32 thread_index() { return threadIdx.x; }
 FN u32 thread_count() { return blockDim.x; }

@@ -10,7 +10,9 @@ import glob
 import gzip
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,11 @@ HEADERS = sorted(path.name for path in KERNELS.glob("*.cuh"))
 ARCHITECTURES = os.environ.get("QUAYLINE_SM", "sm_80 sm_90a sm_100a").split()
 # As src/cuda/source.rs: what is checked is what is run.
 OPTIONS = ["--std=c++17", "--fmad=false"]
+
+
+def runs_on(source, architecture):
+    """Programs named after Hopper are for it alone."""
+    return not source.name.startswith("hopper_") or architecture == "sm_90a"
 
 
 def library():
@@ -75,6 +82,23 @@ def figures(log):
     ]
 
 
+def hopper_faults(log, code):
+    """What a program for Hopper lacks: products and tile copies among its machine code, and products that run together."""
+    found = [path for path in sys.path for path in glob.glob(f"{path}/nvidia/*/bin/nvdisasm")]
+    if not found:
+        return ["no nvdisasm to look for HGMMA with: pip install nvidia-cuda-nvdisasm"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        listing = subprocess.run([found[0], file.name], capture_output=True, text=True, check=True).stdout
+    counts = {name: len(re.findall(rf"\b{name}\b", listing)) for name in ["HGMMA", "UTMALDG", "USETMAXREG"]}
+    print("  " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    faults = [f"no {name} in the machine code" for name, count in counts.items() if count == 0]
+    if "serialized" in log:
+        faults.append("the compiler makes products wait for each other")
+    return faults
+
+
 def source_hash(source):
     """As `Source::hash` of src/cuda/source.rs."""
     value = 0xCBF29CE484222325
@@ -101,7 +125,7 @@ def prebuild(nvrtc):
         hashes.append(line)
         if line in known and (folder / f"{source.stem}.ptx.gz").exists():
             continue
-        ptx, log = compile_kernel(nvrtc, source, ["--gpu-architecture=compute_80", *OPTIONS])
+        ptx, log = compile_kernel(nvrtc, source, [f"--gpu-architecture={'compute_80' if runs_on(source, 'sm_80') else 'compute_90a'}", *OPTIONS])
         if ptx is None:
             sys.exit(f"{source.name}: {log}")
         # Comments and the empty lines between them are half of it.
@@ -130,7 +154,7 @@ def main():
             options = [f"--gpu-architecture={architecture}", *OPTIONS, "--ptxas-options=-v"]
             return job, compile_kernel(nvrtc, source, options), time.monotonic() - start
         for (source, architecture), (code, log), seconds in pool.map(
-            one, [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+            one, [(source, architecture) for source in sources for architecture in ARCHITECTURES if runs_on(source, architecture)]
         ):
             if code is None:
                 print(f"{source.name} {architecture}: does not compile\n{log}")
@@ -145,6 +169,9 @@ def main():
                 fault = spilled > 0
                 print(f"  {name}: {registers} registers" + (f", {stack} bytes of stack, {spilled} spilled" if stack else ""))
                 faults += fault
+            for fault in hopper_faults(log, code) if source.name.startswith("hopper_") else []:
+                print(f"  {fault}")
+                faults += 1
             for warning in re.findall(r"^.*\bwarning\b.*$", log, re.M):
                 print(f"  {warning}")
                 faults += 1

@@ -729,6 +729,56 @@ fn copied_and_saved_blocks_read_as_their_source() {
     }
 }
 
+/// Prompts by the kernel for Hopper: within the bound, whatever the order of threads.
+fn check_hopper(name: &str, case: &Case) {
+    let mut random = Random::new(name.bytes().map(u64::from).sum());
+    let sequences: Vec<Sequence> =
+        case.lengths.iter().map(|&lengths| case.sequence(&mut random, lengths)).collect();
+    let mut first: Option<(Vec<u32>, Vec<u32>)> = None;
+    for (cuda, emulator) in machines(case.dtype) {
+        emulator.hopper.store(true, Ordering::Relaxed);
+        emulator.shared_bytes_max.store(227 << 10, Ordering::Relaxed);
+        let cuda = cuda.with_fast_prompts(true);
+        let step = step(&cuda, case, &sequences, &mut random);
+        let (out, lse) = attend(&cuda, case, &step);
+        let launches = emulator.hopper_launches.load(Ordering::Relaxed);
+        assert_eq!(launches, u64::from(!emulator::on_gpu()), "{name}: another kernel ran");
+        let found = (bits(&out), bits(&lse));
+        match &first {
+            Some(first) => assert!(*first == found, "{name}: the order of threads shows in the bits"),
+            None => {
+                compare(name, case, &sequences, &out, &lse, &mut random);
+                first = Some(found);
+            }
+        }
+    }
+}
+
+#[test]
+fn hopper_cases_08_and_09_ragged_prompts_and_chunks() {
+    check_hopper("hopper 8", &Case::new((4, 1, 128), 16, &[(1, 1), (2, 2), (40, 40), (129, 129), (3, 70)]));
+    check_hopper("hopper 9", &Case::new((4, 2, 128), 16, &[(17, 300), (64, 140), (1, 1), (70, 139)]));
+}
+
+#[test]
+fn hopper_cases_02_to_07_groups_pages_and_heads() {
+    check_hopper("hopper 2", &Case::new((7, 1, 64), 64, &[(20, 150), (9, 9)]));
+    check_hopper("hopper 4", &Case { dtype: Dtype::F16, ..Case::new((2, 2, 128), 128, &[(70, 257)]) });
+    for dim in [8, 40, 80, 112] {
+        check_hopper("hopper 7", &Case::new((4, 2, dim), 8, &[(30, 77)]));
+    }
+    check_hopper("hopper large pages", &Case::new((4, 2, 64), 256, &[(30, 300)]));
+}
+
+#[test]
+fn hopper_cases_06_10_and_16_windows_sinks_and_nothing_to_see() {
+    let window = Case::new((4, 2, 64), 32, &[(50, 400)]);
+    check_hopper("hopper 6", &Case { window: Some(96), softcap: Some(5.0), ..window });
+    check_hopper("hopper 10", &Case::new((4, 2, 64), 16, &[(35, 2), (17, 0)]));
+    let sinks = Case::new((4, 2, 64), 16, &[(50, 90)]);
+    check_hopper("hopper 16", &Case { window: Some(20), sinks: true, ..sinks });
+}
+
 #[test]
 fn moved_tokens_read_as_their_source() {
     for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {

@@ -50,7 +50,7 @@ impl Default for Scores<'_> {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct AttentionArgument {
+pub(super) struct AttentionArgument {
     q: Address,
     q_rope: Address,
     out: Address,
@@ -87,6 +87,12 @@ struct AttentionArgument {
     scale: f32,
     softcap: f32,
     unused: u32,
+}
+
+impl AttentionArgument {
+    pub(super) fn with_items(self, items: Address) -> Self {
+        Self { items, ..self }
+    }
 }
 
 #[repr(C)]
@@ -329,6 +335,9 @@ impl Call<'_> {
         let cut = self.cut()?;
         let plan = batch.plan(device, cut)?;
         self.launch(argument, self.shape(ROWS_FEW), plan.few())?;
+        if self.takes_hopper() {
+            return self.launch_hopper(layer, argument, cut);
+        }
         self.launch(argument, self.shape(cut.rows_many), plan.many())
     }
 

@@ -31,6 +31,25 @@ impl fmt::Debug for Launch<'_> {
     }
 }
 
+/// A tensor of four dimensions of two-byte elements, as Hopper's memory unit copies boxes of it into panels of 128
+/// bytes a row, permuted. The first dimension is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileMap {
+    /// A multiple of 16.
+    pub start: Address,
+    /// Whether elements are bf16; else f16.
+    pub bf16: bool,
+    /// Elements along each dimension.
+    pub sizes: [u64; 4],
+    /// Bytes from one element to the next along all dimensions but the first: multiples of 16.
+    pub strides: [u64; 3],
+    /// Elements of a box along each dimension: 64 along the first, at most 256 along the others.
+    pub box_sizes: [u32; 4],
+}
+
+/// A [`TileMap`] as a device's kernels take it.
+pub type EncodedTileMap = [u8; 128];
+
 /// A machine that runs the kernels: a GPU behind its driver, or the emulator of the tests.
 ///
 /// All work is in one order, as if on one stream: a call sees what the calls before it wrote.
@@ -40,6 +59,19 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// Shared memory that one block may have, in bytes.
     fn shared_bytes_max(&self) -> u32;
+
+    /// Whether it runs the programs that are made for Hopper alone.
+    fn is_hopper(&self) -> bool {
+        false
+    }
+
+    /// A map for a Hopper kernel.
+    ///
+    /// # Errors
+    /// When the device has no such unit, or refuses the numbers.
+    fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
+        Err(Error::Device { call: "encode", reason: format!("this device copies no tiles: {map:?}") })
+    }
 
     /// Memory at a multiple of 256 bytes; `bytes` is not 0.
     ///

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::io::Read;
+use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresu
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
-use super::device::{Address, Device, Launch};
+use super::device::{Address, Device, EncodedTileMap, Launch, TileMap};
 use super::source::{HEADERS, OPTIONS, SOURCES, Source};
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
@@ -188,6 +189,45 @@ impl Device for Gpu {
 
     fn shared_bytes_max(&self) -> u32 {
         self.shared_bytes_max
+    }
+
+    fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
+    fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
+        self.enter()?;
+        let element = if map.bf16 {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+        } else {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+        };
+        let steps = [1_u32; 4];
+        let mut encoded = MaybeUninit::<sys::CUtensorMap>::zeroed();
+        // SAFETY: a place for one map; sizes, strides, boxes and steps are arrays of the four dimensions, strides
+        // of three.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                encoded.as_mut_ptr(),
+                element,
+                4,
+                map.start as *mut c_void,
+                map.sizes.as_ptr(),
+                map.strides.as_ptr(),
+                map.box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        check("cuTensorMapEncodeTiled", result)?;
+        let mut bytes = [0; 128];
+        const { assert!(size_of::<sys::CUtensorMap>() == 128) };
+        // SAFETY: 128 bytes that were zeros before the driver wrote them.
+        unsafe { ptr::copy_nonoverlapping(encoded.as_ptr().cast::<u8>(), bytes.as_mut_ptr(), 128) };
+        Ok(bytes)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {

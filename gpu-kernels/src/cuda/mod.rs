@@ -15,6 +15,7 @@ mod elementwise;
 #[cfg(any(test, feature = "cuda"))]
 mod embedded;
 mod gemm;
+mod hopper;
 mod latent;
 mod moe;
 mod norm;
@@ -32,7 +33,7 @@ use std::sync::{Arc, Mutex};
 
 pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
-pub use device::{Address, Device, Launch};
+pub use device::{Address, Device, EncodedTileMap, Launch, TileMap};
 pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};
 pub use norm::{Norm, QuantTensor, RowStorage};
@@ -60,6 +61,8 @@ pub struct Cuda {
     dtype: Dtype,
     /// Partial results of attention.
     workspace: Mutex<Arc<Memory>>,
+    /// Prompts take Hopper's kernel where there is one.
+    fast_prompts: bool,
 }
 
 impl Cuda {
@@ -77,7 +80,15 @@ impl Cuda {
             });
         }
         let workspace = Mutex::new(Arc::new(Memory::new(&device, 0)?));
-        Ok(Self { device, dtype, workspace })
+        Ok(Self { device, dtype, workspace, fast_prompts: false })
+    }
+
+    /// Whether attention of prompts (spans of more than 16 rows of a kv head) takes the kernel that is made for
+    /// Hopper, on such a GPU. It sums in another order: with it, a token's bits depend on how its prompt was cut
+    /// into steps. Off at first.
+    #[must_use]
+    pub fn with_fast_prompts(self, fast_prompts: bool) -> Self {
+        Self { fast_prompts, ..self }
     }
 
     /// How activations and weights are stored.

@@ -17,7 +17,17 @@ macro_rules! headers {
     };
 }
 
-headers!("attention.cuh", "device.cuh", "gemm.cuh", "prelude.cuh", "sampling.cuh", "softmax.cuh");
+headers!(
+    "attention.cuh",
+    "device.cuh",
+    "gemm.cuh",
+    "hopper.cuh",
+    "hopper_attention.cuh",
+    "hopper_device.cuh",
+    "prelude.cuh",
+    "sampling.cuh",
+    "softmax.cuh"
+);
 
 /// Gives the names of all programs to a macro.
 macro_rules! programs {
@@ -36,6 +46,8 @@ macro_rules! programs {
             "gather",
             "gemm",
             "grouped",
+            "hopper_attention_bf16",
+            "hopper_attention_f16",
             "latent_append",
             "merge",
             "moe",

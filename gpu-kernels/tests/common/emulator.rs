@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use quayline_gpu_kernels::cuda::{Address, Device, Launch, SOURCES};
+use quayline_gpu_kernels::cuda::{Address, Device, EncodedTileMap, Launch, SOURCES, TileMap};
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
 const RIM: usize = 4096;
@@ -43,6 +43,9 @@ pub(crate) struct Emulator {
     pub(crate) bank_conflicts: AtomicU64,
     /// Memory is zeros that cost nothing until they are touched, and `fill` leaves it so.
     pub(crate) lazy: AtomicBool,
+    /// Programs for Hopper run, and how many did.
+    pub(crate) hopper: AtomicBool,
+    pub(crate) hopper_launches: AtomicU64,
     /// What a block may have: that of the smallest GPUs, unless a test says otherwise.
     pub(crate) shared_bytes_max: AtomicU32,
 }
@@ -62,6 +65,8 @@ impl Emulator {
             descending,
             bank_conflicts: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
+            hopper: AtomicBool::new(false),
+            hopper_launches: AtomicU64::new(0),
             shared_bytes_max: AtomicU32::new(99 << 10),
         }
     }
@@ -84,6 +89,24 @@ impl Device for Emulator {
 
     fn shared_bytes_max(&self) -> u32 {
         self.shared_bytes_max.load(Ordering::Relaxed)
+    }
+
+    fn is_hopper(&self) -> bool {
+        self.hopper.load(Ordering::Relaxed)
+    }
+
+    /// `emulator::Box`.
+    fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
+        let aligned = [map.start].iter().chain(&map.strides).all(|n| n.is_multiple_of(16));
+        if !aligned || map.box_sizes.iter().any(|&n| n == 0 || n > 256) {
+            return Err(failed(format!("a map that the driver refuses: {map:?}")));
+        }
+        let mut encoded = [0; 128];
+        let words = [&[map.start][..], &map.sizes, &map.strides].concat();
+        let boxes = map.box_sizes.map(u32::to_ne_bytes);
+        let bytes = words.into_iter().flat_map(u64::to_ne_bytes).chain(boxes.into_iter().flatten());
+        encoded.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+        Ok(encoded)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {
@@ -144,6 +167,9 @@ impl Device for Emulator {
             return Err(failed(format!("{launch:?}: {}", String::from_utf8_lossy(text))));
         }
         self.bank_conflicts.fetch_add(conflicts, Ordering::Relaxed);
+        if launch.file.starts_with("hopper_") {
+            self.hopper_launches.fetch_add(1, Ordering::Relaxed);
+        }
         self.check_rims(&launch)
     }
 }
@@ -222,7 +248,10 @@ fn build(file: &str) -> Result<PathBuf, Error> {
         .iter()
         .find(|source| source.name == file)
         .ok_or_else(|| failed(format!("no program {file}")))?;
-    let emulator = std::fs::read(kernels.join("emulator/emulator.hpp")).map_err(|e| failed(e.to_string()))?;
+    let mut emulator = Vec::new();
+    for header in ["emulator/emulator.hpp", "emulator/hopper.hpp"] {
+        emulator.extend(std::fs::read(kernels.join(header)).map_err(|e| failed(e.to_string()))?);
+    }
     let hash = emulator.iter().fold(source.hash(), |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let library = folder.join(format!("{file}-{hash:016x}.so"));
     if library.exists() {

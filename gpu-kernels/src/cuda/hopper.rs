@@ -1,0 +1,88 @@
+//! Attention of prompts on Hopper: `kernels/hopper_attention.cuh`.
+
+use super::attention::{AttentionArgument, Call};
+use super::device::TileMap;
+use super::plan::Cut;
+use super::pool::KvStorage;
+use super::{count, divide};
+use crate::{Dtype, Error};
+
+/// Rows of a block, and positions of a tile.
+const ROWS: u32 = 128;
+const TILE: usize = 128;
+/// Elements of a panel's row.
+const PANEL: usize = 64;
+/// A warp group that asks and two that multiply.
+const THREADS: usize = 384;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct HopperArgument {
+    keys: [u8; 128],
+    values: [u8; 128],
+    attention: AttentionArgument,
+    box_rows: u32,
+    unused: [u32; 3],
+}
+
+impl Call<'_> {
+    /// Whether the kernel for Hopper computes this: a cache of the activations' type, heads to 128, pages that a
+    /// tile is made of or a part of, and scores without slopes and masks.
+    pub(super) fn takes_hopper(&self) -> bool {
+        let (dim, block_size) = (self.attention.heads.dim, self.pool.shape.block_size);
+        let pages = block_size.is_multiple_of(8)
+            && (TILE.is_multiple_of(block_size) || block_size.is_multiple_of(TILE));
+        let scores = self.scores.slopes.is_none() && self.scores.mask.is_none();
+        self.cuda.fast_prompts
+            && self.cuda.device.is_hopper()
+            && self.q_rope.is_none()
+            && self.pool.storage == KvStorage::Same
+            && dim.is_multiple_of(8)
+            && dim <= 2 * PANEL
+            && pages
+            && scores
+    }
+
+    /// The spans of many rows.
+    pub(super) fn launch_hopper(
+        &self,
+        layer: usize,
+        argument: AttentionArgument,
+        cut: Cut,
+    ) -> Result<(), Error> {
+        let device = &self.cuda.device;
+        // Whole contexts: with one slot no share is smaller than all.
+        let plan = self.batch.plan(device, Cut { rows_many: ROWS, slots: 1, ..cut })?;
+        let work = plan.many();
+        if work.items_len == 0 {
+            return Ok(());
+        }
+        let (shape, layout) = (self.pool.shape, self.pool.layout);
+        let box_rows = shape.block_size.min(TILE);
+        let map = |which| TileMap {
+            start: self.pool.plane(layer, which),
+            bf16: shape.dtype == Dtype::Bf16,
+            sizes: [shape.head_dim, shape.block_size, shape.kv_heads, shape.blocks].map(|n| n as u64),
+            strides: [layout.token, layout.head, layout.page].map(|elements| elements as u64 * 2),
+            #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
+            box_sizes: [PANEL as u32, box_rows as u32, 1, 1],
+        };
+        let argument = HopperArgument {
+            keys: device.encode(&map(0))?,
+            values: device.encode(&map(1))?,
+            attention: argument.with_items(work.items),
+            box_rows: count("attention", "rows of a box", box_rows)?,
+            unused: [0; 3],
+        };
+        let panels = self.attention.heads.dim.div_ceil(PANEL);
+        // Queries, two stages of K and of V, and six barriers.
+        let shared = panels * 128 * TILE * (1 + 4) + 6 * 8;
+        let (file, suffix) = match shape.dtype {
+            Dtype::F16 => ("hopper_attention_f16", "f16"),
+            _ => ("hopper_attention_bf16", "bf16"),
+        };
+        let kernel = format!("hopper_attention_{}_{suffix}", panels * PANEL);
+        let blocks = divide("attention", work.items_len * self.attention.heads.kv, 1)?;
+        self.cuda.start(file, &kernel, blocks, THREADS, shared, &argument)
+    }
+}
