@@ -250,6 +250,35 @@ fn bits_do_not_depend_on_company_chunks_blocks_pages_or_threads() {
 }
 
 #[test]
+fn a_context_cut_among_threads_gives_the_bits_of_one_thread_and_of_a_prompt() {
+    for seed in 300..304 {
+        let mut random = Random::new(seed);
+        let dim = random.pick(&[16, 40, 64]);
+        let heads = random.pick(&[Heads { query: 1, kv: 1, dim }, Heads { query: 10, kv: 2, dim }]);
+        let window = random.pick(&[None, None, Some(700)]);
+        let dtype = random.pick(&[Dtype::F32, Dtype::Bf16, Dtype::F16]);
+        let case = Case { heads, window, dtype, block_size: random.pick(&[16, 48, 7]) };
+        let tokens = random.pick(&[513, 1024, 1537, 2200]);
+        let prompt = Sequence::random(&mut random, heads, tokens, 50);
+        let last = Sequence { queries: 1, ..prompt.clone() };
+        let width = heads.query * heads.dim;
+        for isa in common::isas() {
+            let whole = attend(&common::cpu(1, isa), case, std::slice::from_ref(&prompt), &mut random);
+            for threads in [1, 2, 3, 7] {
+                let cpu = common::cpu(threads, isa);
+                let short = Sequence::random(&mut random, heads, 20, 1);
+                let out = attend(&cpu, case, &[short, last.clone()], &mut random);
+                let at = || format!("seed {seed} {cpu:?} {case:?}, {tokens} tokens");
+                assert_eq!(bits(&out[1]), bits(&whole[0][49 * width..]), "{}", at());
+                let (head, i) = (random.below(heads.query), random.below(dim));
+                let exact = exact(case, &last, tokens - 1, head);
+                close(out[1][head * dim + i], exact[i], 1e-5, at);
+            }
+        }
+    }
+}
+
+#[test]
 fn queries_without_context_and_rows_without_span_are_zero() {
     for cpu in cpus() {
         let heads = Heads { query: 2, kv: 1, dim: 4 };

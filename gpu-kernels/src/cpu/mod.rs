@@ -284,11 +284,7 @@ impl Ops for Cpu {
         if let Some(top) = batch.slot_top {
             below("append", "slot", usize::try_from(top).unwrap_or(usize::MAX), blocks * block_size)?;
         }
-        let shapes = (pool.shape, pool.layout);
-        for (which, x) in [k, v].into_iter().enumerate() {
-            let plane = pool.plane_mut(layer, which);
-            append::append(&self.workers, self.isa, plane, shapes, &batch.slots, x.data());
-        }
+        append::append((&self.workers, self.isa), pool, layer, &batch.slots, k.data(), v.data());
         Ok(())
     }
 
@@ -316,7 +312,8 @@ impl Ops for Cpu {
         }
         out.set_rows(q.rows());
         let step = Step { pool, layer, batch, q: q.data(), attention };
-        attention::attention(&self.workers, self.isa, step, out.data_mut());
+        let mut memory = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        attention::attention((&self.workers, self.isa), &mut memory, step, out.data_mut());
         Ok(())
     }
 

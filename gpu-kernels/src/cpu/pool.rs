@@ -1,12 +1,17 @@
 //! The paged memory of keys and values.
 
+use super::lanes::WIDTH;
 use super::tensor::{LINE, first_line, wish_huge_pages, zeroed};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Error, KvShape};
 
-/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded with zeros to a
-/// multiple of 16 so that kernels never meet a tail.
+/// K and V of all layers: for each layer K then V, each `[block][kv head]`, with `dim` padded with zeros to a multiple of
+/// 16 so that kernels never meet a tail.
+///
+/// V of a head is `[token][dim]`. K of a head lies in panels of sixteen tokens, as weights do (`panels.rs`): of
+/// each pair of elements there is a line for the sixteen, so that scores are summed with lanes along tokens and
+/// nothing has to be turned. Where sixteen do not divide a block, its tokens are one panel, with shorter or longer lines.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,
@@ -52,7 +57,7 @@ impl Layout {
 
 /// A head's length in memory.
 pub(crate) fn padded(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(16)
+    head_dim.next_multiple_of(WIDTH)
 }
 
 impl KvPool {
@@ -69,6 +74,12 @@ impl KvPool {
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// Tokens of a panel of K.
+    #[inline(always)]
+    pub(crate) fn lanes(&self) -> usize {
+        if self.shape.block_size.is_multiple_of(WIDTH) { WIDTH } else { self.shape.block_size }
     }
 
     /// Bytes that one block takes over all layers.

@@ -192,42 +192,6 @@ impl Lanes for Avx512 {
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi32(upper), _mm512_loadu_si512(at.cast())))
         }
     }
-    /// Pairs of bf16 travel as one, so there is half as much to turn as after widening.
-    #[inline(always)]
-    unsafe fn turn_bf16(self, rows: &[*const u8; 16]) -> [__m512; 16] {
-        // SAFETY: the caller's promise, and the token proves the features.
-        unsafe {
-            // Two rows to a register, such that the last step puts all sixteen in order.
-            let mut a = [_mm512_setzero_si512(); 8];
-            for (i, a) in a.iter_mut().enumerate() {
-                let (low, high) = (rows[i + i / 4 * 4], rows[i + i / 4 * 4 + 4]);
-                let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
-                *a = _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()));
-            }
-            // Within quarters: 4 x 4 blocks of pairs of four registers.
-            for i in [0, 4] {
-                let t0 = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-                let t1 = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-                let t2 = _mm512_unpacklo_epi32(a[i + 2], a[i + 3]);
-                let t3 = _mm512_unpackhi_epi32(a[i + 2], a[i + 3]);
-                a[i] = _mm512_unpacklo_epi64(t0, t2);
-                a[i + 1] = _mm512_unpackhi_epi64(t0, t2);
-                a[i + 2] = _mm512_unpacklo_epi64(t1, t3);
-                a[i + 3] = _mm512_unpackhi_epi64(t1, t3);
-            }
-            let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-            let mut out = [_mm512_setzero_ps(); 16];
-            for j in 0..4 {
-                let near = _mm512_shuffle_i32x4::<0x88>(a[j], a[4 + j]);
-                let far = _mm512_shuffle_i32x4::<0xdd>(a[j], a[4 + j]);
-                out[2 * j] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(near));
-                out[2 * j + 1] = _mm512_castsi512_ps(_mm512_and_si512(near, upper));
-                out[8 + 2 * j] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(far));
-                out[8 + 2 * j + 1] = _mm512_castsi512_ps(_mm512_and_si512(far, upper));
-            }
-            out
-        }
-    }
     #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> __m512 {
         // SAFETY: the caller's promise, and the token proves the feature.

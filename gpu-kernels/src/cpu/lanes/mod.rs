@@ -106,18 +106,6 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 32 bf16 are readable at `at`, at any alignment.
     unsafe fn load_seconds_bf16(self, at: *const u8) -> Self::F;
-    /// Sixteen rows of sixteen bf16, turned: element `i` of every row is in vector `i`.
-    /// # Safety
-    /// 16 bf16 are readable at each row, at any alignment.
-    #[inline(always)]
-    unsafe fn turn_bf16(self, rows: &[*const u8; 16]) -> [Self::F; 16] {
-        let mut block = [self.splat(0.0); 16];
-        for (vector, &row) in block.iter_mut().zip(rows) {
-            // SAFETY: the caller's promise.
-            *vector = unsafe { self.load_bf16(row) };
-        }
-        self.transpose(block)
-    }
     /// # Safety
     /// 16 f32 are writable at `at`, at any alignment.
     unsafe fn store(self, at: *mut f32, a: Self::F);
@@ -180,17 +168,21 @@ pub(crate) trait Element: Copy {
         unsafe { Self::load(lanes, at) }
     }
 
-    /// Sixteen rows of sixteen elements, turned: element `i` of every row is in vector `i`.
+    /// Lanes `lane..lane + count` of a line with `width` of them become the first of a line with sixteen.
     /// # Safety
-    /// 16 elements are readable at each row, at any alignment.
+    /// `width` pairs of elements are readable at `line`, `lane + count` is at most `width`, and `count` at most 16.
     #[inline(always)]
-    unsafe fn turn<L: Lanes>(lanes: L, rows: &[*const u8; 16]) -> [L::F; 16] {
-        let mut block = [lanes.splat(0.0); 16];
-        for (vector, &row) in block.iter_mut().zip(rows) {
-            // SAFETY: the caller's promise.
-            *vector = unsafe { Self::load(lanes, row) };
+    unsafe fn part_of_line(
+        line: *const u8,
+        (lane, count, width): (usize, usize, usize),
+        to: &mut [u8; 2 * WIDTH * 4],
+    ) {
+        for half in 0..2 {
+            let from = line.wrapping_add((half * width + lane) * Self::BYTES);
+            let to = to[half * WIDTH * Self::BYTES..].as_mut_ptr();
+            // SAFETY: the caller's promise; sixteen elements of at most four bytes fit in each half.
+            unsafe { std::ptr::copy_nonoverlapping(from, to, count * Self::BYTES) };
         }
-        lanes.transpose(block)
     }
 
     /// The first `n < 16` elements, zeros behind them.
@@ -244,10 +236,15 @@ impl Element for AsBf16 {
         // SAFETY: the caller's promise.
         if SECOND { unsafe { lanes.load_seconds_bf16(at) } } else { unsafe { lanes.load_firsts_bf16(at) } }
     }
+    /// Pairs lie beside each other.
     #[inline(always)]
-    unsafe fn turn<L: Lanes>(lanes: L, rows: &[*const u8; 16]) -> [L::F; 16] {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.turn_bf16(rows) }
+    unsafe fn part_of_line(
+        line: *const u8,
+        (lane, count, _): (usize, usize, usize),
+        to: &mut [u8; 2 * WIDTH * 4],
+    ) {
+        // SAFETY: the caller's promise; sixteen pairs of four bytes fit.
+        unsafe { std::ptr::copy_nonoverlapping(line.wrapping_add(lane * 4), to.as_mut_ptr(), count * 4) };
     }
 }
 

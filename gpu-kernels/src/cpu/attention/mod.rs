@@ -1,0 +1,359 @@
+//! Causal attention over blocks.
+//!
+//! Every query head reduces over the positions of its sequence in segments of 512 that start at absolute position 0, and
+//! within them in chunks of 64, both in ascending order, with the online softmax (arXiv 1805.02867): a running maximum, a
+//! running sum and a running weighted sum of values, of the segment and then of all before it. A score is summed over
+//! the head's elements in order; a value element over the positions of a segment in order. None of this knows the block
+//! size, the other queries, the chunking of the prompt or the threads, so neither do the bits.
+//!
+//! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group). Where they are few, as
+//! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
+//! turn, which lie beside each other in every block: then memory is read in long runs. For many queries both are
+//! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
+//! found is merged in order.
+
+mod pages;
+mod scores;
+mod state;
+mod values;
+
+use super::Isa;
+use super::batch::Batch;
+use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, WIDTH, dispatch};
+use super::out::SharedOut;
+use super::pool::KvPool;
+use super::scratch::Scratch;
+use super::workers::Workers;
+use crate::{Attention, Dtype, Span};
+
+use pages::{Chunk, Pages, Places};
+use state::{State, Sums, soften};
+use values::{InPlace, Widened, add_values};
+
+/// Positions that are reduced together.
+const CHUNK: usize = 64;
+/// Positions whose sums are complete before they meet those of other segments.
+const SEGMENT: usize = 8 * CHUNK;
+/// Up to so many rows read K and V where they lie, those of one group of heads with one token; more rows read them from
+/// scratch, widened once.
+const FEW: usize = 8;
+/// Query rows (token x head of the group) that share a pass over K and V.
+const ROWS_MAX: usize = 48;
+
+/// What attention reads. All shapes and blocks are checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub(crate) pool: &'a KvPool,
+    pub(crate) layer: usize,
+    pub(crate) batch: &'a Batch,
+    /// `[tokens, query heads * dim]`
+    pub(crate) q: &'a [f32],
+    pub(crate) attention: Attention,
+}
+
+/// `out` has the shape of `q`. `memory` is to work in.
+pub(crate) fn attention(
+    (workers, isa): (&Workers, Isa),
+    memory: &mut Scratch,
+    step: Step<'_>,
+    out: &mut [f32],
+) {
+    let Step { batch, attention, .. } = step;
+    clear_uncovered(batch, attention.heads.query * attention.heads.dim, out);
+    let out = SharedOut::new(out);
+    let mut tiles = tiles(workers.threads(), batch, &attention);
+    let size = cut(workers.threads(), step.pool.layout.token_stride, &mut tiles);
+    let [sums] = memory.take([size]);
+    let sums = SharedOut::new(sums);
+    let mut pieces: Vec<_> =
+        tiles.iter().flat_map(|tile| (0..tile.parts).map(move |part| (tile, part))).collect();
+    // The longest first, so that none of them starts when the others are nearly done.
+    pieces.sort_by_key(|(tile, _)| std::cmp::Reverse(tile.cost / tile.parts));
+    workers.run(pieces.len(), &|index, scratch| {
+        let (tile, part) = pieces[index];
+        dispatch(isa, Run { step, out, tile, part, sums, scratch });
+    });
+    let cut: Vec<_> = tiles.iter().filter(|tile| tile.parts > 1).collect();
+    if !cut.is_empty() {
+        workers.run(cut.len(), &|index, scratch| {
+            dispatch(isa, Merge { step, out, tile: cut[index], sums, scratch });
+        });
+    }
+}
+
+/// Rows that belong to no span get zeros.
+fn clear_uncovered(batch: &Batch, width: usize, out: &mut [f32]) {
+    let mut row = 0;
+    for span in &batch.spans {
+        out[row * width..span.query_start as usize * width].fill(0.0);
+        row = (span.query_start + span.query_len) as usize;
+    }
+    out[row * width..].fill(0.0);
+}
+
+/// Queries of some kv heads of one span: of each head, rows `row..row + rows` of `query_len x group`, token by token.
+struct Tile {
+    span: Span,
+    /// The span's number.
+    index: usize,
+    kv_head: usize,
+    /// Heads that lie one after the other in every block, so that memory is read in longer runs.
+    kv_heads: usize,
+    row: usize,
+    /// Rows of each head.
+    rows: usize,
+    /// Positions `low..high` are seen by somebody.
+    low: usize,
+    high: usize,
+    /// Positions times rows: how long it takes.
+    cost: usize,
+    /// Into how many pieces its segments are cut.
+    parts: usize,
+    /// Where the sums of its first segment lie, if there are several pieces.
+    sums: usize,
+}
+
+fn tiles(threads: usize, batch: &Batch, attention: &Attention) -> Vec<Tile> {
+    let heads = attention.heads;
+    let group = heads.query / heads.kv;
+    // Every thread gets at least two tiles, if there are so many heads.
+    let heads_max = (batch.spans.len() * heads.kv / (2 * threads)).clamp(1, heads.kv);
+    let mut tiles = Vec::new();
+    for (index, &span) in batch.spans.iter().enumerate() {
+        let all = span.query_len as usize * group;
+        for row in (0..all).step_by(ROWS_MAX) {
+            let rows = ROWS_MAX.min(all - row);
+            let (low, _) = seen(span, attention, row / group);
+            let (_, high) = seen(span, attention, (row + rows - 1) / group);
+            let step = heads_max.min(ROWS_MAX / rows);
+            for kv_head in (0..heads.kv).step_by(step) {
+                let kv_heads = step.min(heads.kv - kv_head);
+                let cost = high.saturating_sub(low) * (rows + 8) * kv_heads;
+                tiles.push(Tile {
+                    span,
+                    index,
+                    kv_head,
+                    kv_heads,
+                    row,
+                    rows,
+                    low,
+                    high,
+                    cost,
+                    parts: 1,
+                    sums: 0,
+                });
+            }
+        }
+    }
+    tiles
+}
+
+/// The first position that a query token of the span sees, and the one after its last.
+fn seen(span: Span, attention: &Attention, token: usize) -> (usize, usize) {
+    let end = (span.context_len as usize + token + 1).saturating_sub(span.query_len as usize);
+    (attention.window.map_or(0, |window| end.saturating_sub(window as usize)), end)
+}
+
+/// Cuts what is too long for one thread. Answers how much memory the sums take that have to be merged.
+fn cut(threads: usize, wide: usize, tiles: &mut [Tile]) -> usize {
+    let share = tiles.iter().map(|tile| tile.cost).sum::<usize>().div_ceil(2 * threads).max(1);
+    let mut size = 0;
+    for tile in tiles.iter_mut().filter(|_| threads > 1) {
+        let segments = tile.segments();
+        tile.parts = tile.cost.div_ceil(share).clamp(1, segments.len().max(1));
+        if tile.parts > 1 {
+            tile.sums = size;
+            size += segments.len() * tile.sums_len(wide);
+        }
+    }
+    size
+}
+
+impl Tile {
+    /// The segments that somebody sees something of.
+    fn segments(&self) -> std::ops::Range<usize> {
+        self.low / SEGMENT..self.high.div_ceil(SEGMENT)
+    }
+
+    fn rows_all(&self) -> usize {
+        self.rows * self.kv_heads
+    }
+
+    /// Elements that hold the sums of a segment.
+    fn sums_len(&self, wide: usize) -> usize {
+        self.rows_all() * wide + 2 * ROWS_MAX
+    }
+
+    /// Where a row lies in `q` and in `out`.
+    #[inline(always)]
+    fn place(&self, row: usize, Attention { heads, .. }: &Attention) -> usize {
+        let group = heads.query / heads.kv;
+        let (kv_head, row) = (self.kv_head + row / self.rows, self.row + row % self.rows);
+        let (token, head) = (row / group, kv_head * group + row % group);
+        ((self.span.query_start as usize + token) * heads.query + head) * heads.dim
+    }
+}
+
+/// One piece of a tile.
+struct Run<'a> {
+    step: Step<'a>,
+    out: SharedOut,
+    tile: &'a Tile,
+    part: usize,
+    /// Sums of the segments of tiles that are cut.
+    sums: SharedOut,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Run<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { step, out, tile, part, sums, scratch } = self;
+        let Step { pool, q, attention, .. } = step;
+        let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
+        let (wide, rows) = (pool.layout.token_stride, tile.rows_all());
+        let [query, value, weight, all, keys, values] =
+            scratch.take([rows * wide, rows * wide, rows * CHUNK, rows * wide, wide * CHUNK, CHUNK * wide]);
+        let mut state = State {
+            seen: [(0, 0); ROWS_MAX],
+            sums: Sums::new(value),
+            fade: [1.0; ROWS_MAX + WIDTH],
+            query,
+            weight,
+        };
+        for row in 0..rows {
+            state.seen[row] = seen(tile.span, &attention, (tile.row + row % tile.rows) / group);
+            let (to, behind) = state.query[row * wide..][..wide].split_at_mut(dim);
+            for (to, from) in to.iter_mut().zip(&q[tile.place(row, &attention)..][..dim]) {
+                *to = from * attention.scale;
+            }
+            behind.fill(0.0);
+        }
+        let mut all = Sums::new(all);
+        let segments = tile.segments();
+        let edge = |part: usize| segments.start + part * segments.len() / tile.parts;
+        for segment in edge(part)..edge(part + 1) {
+            state.sums.clear();
+            let of = (tile.low.max(segment * SEGMENT), tile.high.min((segment + 1) * SEGMENT));
+            self::segment(lanes, step, tile, &mut state, [&mut *keys, &mut *values], of);
+            if tile.parts == 1 {
+                all.merge(lanes, &state.sums, rows, wide);
+            } else {
+                let start = tile.sums + (segment - segments.start) * tile.sums_len(wide);
+                // SAFETY: inside the sums, and of this segment of this tile alone.
+                state.sums.save(unsafe { sums.slice(start, tile.sums_len(wide)) });
+            }
+        }
+        if tile.parts == 1 {
+            finish(tile, &step, &all, out);
+        }
+    }
+}
+
+/// All pieces of a tile become one.
+struct Merge<'a> {
+    step: Step<'a>,
+    out: SharedOut,
+    tile: &'a Tile,
+    sums: SharedOut,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Merge<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { step, out, tile, sums, scratch } = self;
+        let (wide, rows) = (step.pool.layout.token_stride, tile.rows_all());
+        let [all] = scratch.take([rows * wide]);
+        let mut all = Sums::new(all);
+        let len = tile.sums_len(wide);
+        for segment in 0..tile.segments().len() {
+            // SAFETY: inside the sums, and this task alone reads those of this tile.
+            let saved = unsafe { sums.slice(tile.sums + segment * len, len) };
+            all.merge(lanes, &Sums::saved(saved), rows, wide);
+        }
+        finish(tile, &step, &all, out);
+    }
+}
+
+/// Divides by the sums.
+fn finish(tile: &Tile, Step { pool, attention, .. }: &Step<'_>, all: &Sums<'_>, out: SharedOut) {
+    let wide = pool.layout.token_stride;
+    for row in 0..tile.rows_all() {
+        // SAFETY: this tile alone writes the `dim` elements of its rows, and `out` has the shape of `q`.
+        let to = unsafe { out.slice(tile.place(row, attention), attention.heads.dim) };
+        let scale = if all.total[row] == 0.0 { 0.0 } else { 1.0 / all.total[row] };
+        for (to, from) in to.iter_mut().zip(&all.value[row * wide..]) {
+            *to = from * scale;
+        }
+    }
+}
+
+/// Positions `low..high`, all of one segment, for all heads of a tile.
+#[inline(always)]
+fn segment<L: Lanes>(
+    lanes: L,
+    step: Step<'_>,
+    tile: &Tile,
+    state: &mut State<'_>,
+    [keys, values]: [&mut [f32]; 2],
+    (low, high): (usize, usize),
+) {
+    let Step { pool, layer, batch, attention, .. } = step;
+    let (dim, wide) = (attention.heads.dim, pool.layout.token_stride);
+    let pages = Pages { pool, table: batch.table(tile.index) };
+    let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
+    let start = low / CHUNK * CHUNK;
+    let nowhere = Places { panels: [0; CHUNK / WIDTH], rows: [0; CHUNK] };
+    let (mut here, mut next) = (nowhere, nowhere);
+    if start < high {
+        pages.places(start, valid(start), &mut here);
+    }
+    for chunk in (start..high).step_by(CHUNK) {
+        if chunk + CHUNK < high {
+            pages.places(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
+        }
+        for index in 0..tile.kv_heads {
+            let head = |index: usize, at| pages.head(layer, tile.kv_head + index, at);
+            let last = index + 1 == tile.kv_heads;
+            let of_chunk = Chunk {
+                here: head(index, &here),
+                next: if last { head(0, &next) } else { head(index + 1, &here) },
+            };
+            let rows = (index * tile.rows, (index + 1) * tile.rows);
+            let few = tile.rows <= FEW;
+            match pool.shape.dtype {
+                _ if few && pages.in_panels() => match pool.shape.dtype {
+                    Dtype::F32 => scores::in_place::<L, AsF32>(lanes, state, of_chunk, rows, (wide, dim)),
+                    Dtype::Bf16 => scores::in_place::<L, AsBf16>(lanes, state, of_chunk, rows, (wide, dim)),
+                    Dtype::F16 => scores::in_place::<L, AsF16>(lanes, state, of_chunk, rows, (wide, dim)),
+                },
+                dtype => {
+                    let of = (chunk, valid(chunk));
+                    match dtype {
+                        Dtype::F32 => pages.widen_keys::<L, AsF32>(lanes, of, of_chunk, keys),
+                        Dtype::Bf16 => pages.widen_keys::<L, AsBf16>(lanes, of, of_chunk, keys),
+                        Dtype::F16 => pages.widen_keys::<L, AsF16>(lanes, of, of_chunk, keys),
+                    }
+                    scores::of_widened(lanes, state, keys, rows, wide, dim);
+                }
+            }
+            soften(lanes, state, chunk, rows);
+            let of = (chunk, rows, wide);
+            match pool.shape.dtype {
+                Dtype::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&of_chunk), of),
+                Dtype::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&of_chunk), of),
+                Dtype::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&of_chunk), of),
+                dtype => {
+                    match dtype {
+                        Dtype::F32 => pages.widen_values::<L, AsF32>(lanes, valid(chunk), of_chunk, values),
+                        Dtype::Bf16 => pages.widen_values::<L, AsBf16>(lanes, valid(chunk), of_chunk, values),
+                        Dtype::F16 => pages.widen_values::<L, AsF16>(lanes, valid(chunk), of_chunk, values),
+                    }
+                    add_values(lanes, state, Widened { values, wide }, of);
+                }
+            }
+        }
+        here = next;
+    }
+}

@@ -1,0 +1,162 @@
+//! Where a chunk of positions lies in the cache.
+
+use super::{CHUNK, Element, KvPool, Lanes, WIDTH};
+
+/// The cached K and V of one span.
+pub(super) struct Pages<'a> {
+    pub(super) pool: &'a KvPool,
+    pub(super) table: &'a [u32],
+}
+
+/// Where a chunk lies in K and in V: bytes from the first of a head ([`Pages::head`]), whichever it is.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    /// The panel of each sixteen positions, if blocks are made of whole ones ([`Pages::in_panels`]).
+    pub(super) panels: [usize; CHUNK / WIDTH],
+    /// The row of V of each position.
+    pub(super) rows: [usize; CHUNK],
+}
+
+/// A chunk of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    /// The first panel of K and the first row of V of the head.
+    pub(super) keys: *const u8,
+    pub(super) values: *const u8,
+    pub(super) at: &'a Places,
+}
+
+/// A head's chunk on its way into registers, while the next one is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk<'a> {
+    pub(super) here: Of<'a>,
+    pub(super) next: Of<'a>,
+}
+
+impl Pages<'_> {
+    /// The chunk at `at` of a head.
+    #[inline(always)]
+    pub(super) fn head<'a>(&self, layer: usize, head: usize, at: &'a Places) -> Of<'a> {
+        let bytes = head * self.pool.layout.head_stride * self.pool.shape.dtype.bytes();
+        let plane = |which| self.pool.plane(layer, which).as_ptr().wrapping_add(bytes);
+        Of { keys: plane(0), values: plane(1), at }
+    }
+
+    /// Whether every sixteen positions are a panel of their own.
+    #[inline(always)]
+    pub(super) fn in_panels(&self) -> bool {
+        self.pool.shape.block_size.is_multiple_of(WIDTH)
+    }
+
+    /// Positions `chunk + valid.0 .. chunk + valid.1`; where nobody looks, the first stands in.
+    #[inline(always)]
+    pub(super) fn places(&self, chunk: usize, valid: (usize, usize), places: &mut Places) {
+        let (layout, block_size) = (self.pool.layout, self.pool.shape.block_size);
+        let bytes = self.pool.shape.dtype.bytes();
+        let (mut block, mut token) = ((chunk + valid.0) / block_size, (chunk + valid.0) % block_size);
+        let mut position = valid.0;
+        while position < valid.1 {
+            // The tokens of a block lie one after the other.
+            let count = (block_size - token).min(valid.1 - position);
+            let page = self.table[block] as usize * layout.page_stride * bytes;
+            let first = page + token * layout.token_stride * bytes;
+            for (i, row) in places.rows[position..position + count].iter_mut().enumerate() {
+                *row = first + i * layout.token_stride * bytes;
+            }
+            if self.in_panels() {
+                for panel in position / WIDTH..(position + count).div_ceil(WIDTH) {
+                    let token = token / WIDTH + panel - position / WIDTH;
+                    places.panels[panel] = page + token * WIDTH * layout.token_stride * bytes;
+                }
+            }
+            position += count;
+            (block, token) = (block + 1, 0);
+        }
+        let Places { panels, rows } = places;
+        let (first, panel) = (rows[valid.0], panels[valid.0 / WIDTH]);
+        rows[..valid.0].fill(first);
+        rows[valid.1..].fill(first);
+        panels[..valid.0 / WIDTH].fill(panel);
+        panels[valid.1.div_ceil(WIDTH)..].fill(panel);
+    }
+
+    /// K of a chunk, widened to `[dim][64]` for blocks of any size. What nobody sees is left as it was, or holds what
+    /// the cache holds.
+    #[inline(always)]
+    pub(super) fn widen_keys<L: Lanes, E: Element>(
+        &self,
+        lanes: L,
+        (chunk, valid): (usize, (usize, usize)),
+        Chunk { here, next }: Chunk<'_>,
+        keys: &mut [f32],
+    ) {
+        let (layout, block_size, width) = (self.pool.layout, self.pool.shape.block_size, self.pool.lanes());
+        let (pairs, line) = (self.pool.shape.head_dim.div_ceil(2), 2 * width * E::BYTES);
+        assert!(keys.len() >= 2 * pairs * CHUNK, "scratch holds a chunk");
+        let mut position = valid.0;
+        while position < valid.1 {
+            let (block, token) = ((chunk + position) / block_size, (chunk + position) % block_size);
+            let lane = token % width;
+            let count = WIDTH.min(width - lane).min(valid.1 - position);
+            let page = self.table[block] as usize * layout.page_stride;
+            let panel = here.keys.wrapping_add((page + (token - lane) * layout.token_stride) * E::BYTES);
+            let ask = next.keys.wrapping_add(next.at.panels[position / WIDTH]);
+            let mut part = [0; 2 * WIDTH * 4];
+            for pair in 0..pairs {
+                let mut at = panel.wrapping_add(pair * line);
+                if self.in_panels() {
+                    (0..line).step_by(64).for_each(|part| {
+                        lanes.prefetch_far(ask.wrapping_add(pair * line + part));
+                    });
+                }
+                if (count, width) != (WIDTH, WIDTH) {
+                    // SAFETY: the line has `width` pairs of elements, and `lane + count` is at most that.
+                    unsafe { E::part_of_line(at, (lane, count, width), &mut part) };
+                    at = part.as_ptr();
+                }
+                // SAFETY: a line for every pair of elements, in the panel or in `part`.
+                let first = unsafe { E::half_line::<L, false>(lanes, at) };
+                // SAFETY: as above.
+                let second = unsafe { E::half_line::<L, true>(lanes, at) };
+                for (element, half) in (2 * pair..).zip([first, second]) {
+                    let to = &mut keys[element * CHUNK..][..CHUNK];
+                    if position + WIDTH <= CHUNK {
+                        // What this writes too much is written again, or nobody sees it.
+                        // SAFETY: sixteen positions are left.
+                        unsafe { lanes.store(to[position..].as_mut_ptr(), half) };
+                    } else {
+                        let mut all = [0.0; WIDTH];
+                        // SAFETY: sixteen elements.
+                        unsafe { lanes.store(all.as_mut_ptr(), half) };
+                        to[position..position + count].copy_from_slice(&all[..count]);
+                    }
+                }
+            }
+            position += count;
+        }
+    }
+
+    /// V of a chunk, widened to `[64][wide]`.
+    #[inline(always)]
+    pub(super) fn widen_values<L: Lanes, E: Element>(
+        &self,
+        lanes: L,
+        valid: (usize, usize),
+        Chunk { here, next }: Chunk<'_>,
+        values: &mut [f32],
+    ) {
+        let wide = self.pool.layout.token_stride;
+        assert!(values.len() >= CHUNK * wide, "scratch holds a chunk");
+        for position in valid.0..valid.1 {
+            for d in (0..wide).step_by(WIDTH) {
+                let at = here.values.wrapping_add(here.at.rows[position] + d * E::BYTES);
+                // SAFETY: rows are valid and `wide` elements long.
+                let vector = unsafe { E::load(lanes, at) };
+                lanes.prefetch_far(next.values.wrapping_add(next.at.rows[position] + d * E::BYTES));
+                let to = values.as_mut_ptr().wrapping_add(position * wide + d);
+                // SAFETY: asserted above.
+                unsafe { lanes.store(to, vector) };
+            }
+        }
+    }
+}
