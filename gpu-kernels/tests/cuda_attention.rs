@@ -729,6 +729,80 @@ fn copied_and_saved_blocks_read_as_their_source() {
     }
 }
 
+/// One step of append and attention over tensors that stay: by itself, or recorded.
+#[test]
+fn case_20_a_recorded_step_is_replayed_for_other_contexts() {
+    for (cuda, emulator) in machines(Dtype::Bf16) {
+        let mut random = Random::new(23);
+        let (block_size, blocks, rows, heads) = (16, 60, 8, Heads { query: 4, kv: 2, dim: 64 });
+        let shape = KvShape { layers: 1, blocks, block_size, kv_heads: 2, head_dim: 64, dtype: Dtype::Bf16 };
+        let mut pool = cuda.kv_pool(shape).unwrap();
+        let all: Vec<i64> = (0..(blocks * block_size) as i64).collect();
+        let old: Vec<f32> = (0..all.len() * 128).map(|_| random.float()).collect();
+        append(&cuda, &mut pool, block_size, &all, &old, &old);
+        let attention = Attention { heads, scale: 0.125, window: None };
+        let tables: Vec<u32> = (0..rows as u32 * 30).map(|i| i % 60).collect();
+        let spans = |contexts: [u32; 8]| {
+            (0..).zip(contexts).map(|(row, context_len)| Span { query_start: row, query_len: 1, context_len })
+        };
+        let x = |random: &mut Random, cols: usize| -> Vec<f32> {
+            (0..rows * cols).map(|_| bf16::from_f32(random.float()).to_f32()).collect()
+        };
+        let slots = |live: i64| -> Vec<i64> { (0..8).map(|i| if i < live { i * 7 } else { -1 }).collect() };
+        let input = |contexts: [u32; 8], slots: Vec<i64>| (spans(contexts).collect::<Vec<_>>(), slots);
+        let as_batch = |(spans, slots): &(Vec<Span>, Vec<i64>)| -> BatchInput<'static> {
+            BatchInput {
+                positions: &[0; 8],
+                slots: slots.clone().leak(),
+                spans: spans.clone().leak(),
+                block_tables: tables.clone().leak(),
+                block_size,
+            }
+        };
+        let mut batch = cuda.fixed_batch(as_batch(&input([5; 8], slots(8)))).unwrap();
+        let mut q = write(&cuda, rows, 256, &x(&mut random, 256));
+        let mut k = write(&cuda, rows, 128, &x(&mut random, 128));
+        let mut out = cuda.tensor(rows, 256).unwrap();
+        let run = |cuda: &Cuda, pool: &mut KvPool, batch: &_, q: &Tensor, k: &Tensor, out: &mut Tensor| {
+            cuda.append(pool, 0, batch, k, k)?;
+            cuda.attention(pool, 0, batch, q, attention, out)
+        };
+        run(&cuda, &mut pool, &batch, &q, &k, &mut out).unwrap();
+        // SAFETY: all that it uses lives to the end of this round.
+        let graph = unsafe { cuda.capture(|cuda| run(cuda, &mut pool, &batch, &q, &k, &mut out)) }.unwrap();
+        for (contexts, live) in
+            [([5; 8], 8), ([470, 3, 17, 300, 1, 0, 0, 0], 5), ([1, 0, 0, 0, 0, 0, 0, 480], 8)]
+        {
+            let step = input(contexts, slots(live));
+            batch.refill(as_batch(&step)).unwrap();
+            cuda.write(&mut q, &x(&mut random, 256)).unwrap();
+            cuda.write(&mut k, &x(&mut random, 128)).unwrap();
+            cuda.write(&mut out, &vec![f32::NAN; rows * 256]).unwrap();
+            graph.replay().unwrap();
+            let replayed = bits(&cuda.read(&out).unwrap());
+            // The same step, not recorded; appending again changes nothing.
+            let fresh = cuda.batch(as_batch(&step)).unwrap();
+            run(&cuda, &mut pool, &fresh, &q, &k, &mut out).unwrap();
+            assert!(replayed == bits(&cuda.read(&out).unwrap()), "{contexts:?} {emulator:?}");
+        }
+        // Not for other spans, and not for blocks and slots that the pool lacks.
+        let mut wrong = input([5; 8], slots(8));
+        wrong.0[7].query_len = 0;
+        assert!(matches!(
+            batch.refill(as_batch(&wrong)),
+            Err(Error::Shape { dimension: "queries of a span", found: 0, expected: 1, .. })
+        ));
+        let beyond = input([5; 8], vec![(blocks * block_size) as i64; 8]);
+        assert!(matches!(
+            batch.refill(as_batch(&beyond)),
+            Err(Error::TooLarge { dimension: "slot", found: 960, max: 959, .. })
+        ));
+        // SAFETY: nothing is recorded.
+        let refused = unsafe { cuda.capture(|cuda| cuda.read(&q).map(drop)) }.unwrap_err();
+        assert!(refused.to_string().contains("may not download 4096 bytes"), "{refused}");
+    }
+}
+
 /// Prompts by the kernel for Hopper: within the bound, whatever the order of threads.
 fn check_hopper(name: &str, case: &Case) {
     let mut random = Random::new(name.bytes().map(u64::from).sum());

@@ -322,6 +322,7 @@ impl Call<'_> {
         if let Some(top) = batch.host.block_top {
             below("attention", "block", top as usize, self.pool.shape.blocks)?;
         }
+        batch.limit(self.pool.shape.blocks, usize::MAX, usize::MAX);
         out.set_rows(q.rows());
         if batch.has_uncovered_rows() {
             device.fill(out.address(), 0, out.rows() * out.stride() * 2)?;

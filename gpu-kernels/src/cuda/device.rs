@@ -50,6 +50,10 @@ pub struct TileMap {
 /// A [`TileMap`] as a device's kernels take it.
 pub type EncodedTileMap = [u8; 128];
 
+/// The number that a device gave to what it recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Recording(pub u64);
+
 /// A machine that runs the kernels: a GPU behind its driver, or the emulator of the tests.
 ///
 /// All work is in one order, as if on one stream: a call sees what the calls before it wrote.
@@ -72,6 +76,30 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
         Err(Error::Device { call: "encode", reason: format!("this device copies no tiles: {map:?}") })
     }
+
+    /// Records what `step` launches and fills, which then does not happen yet. Until it returns, memory cannot be
+    /// had and bytes cannot be copied: what is recorded keeps to its addresses.
+    ///
+    /// # Errors
+    /// The step's own, and when the device cannot record.
+    fn capture(&self, step: &mut dyn FnMut() -> Result<(), Error>) -> Result<Recording, Error> {
+        let _not_run = step;
+        Err(Error::Device { call: "capture", reason: "this device cannot record".to_owned() })
+    }
+
+    /// Does again what was recorded.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Safety
+    /// All addresses of the recorded launches lie in live memory of this device.
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {
+        Err(Error::Device { call: "replay", reason: format!("nothing is recorded as {recording:?}") })
+    }
+
+    /// Forgets a recording.
+    fn forget(&self, _recording: Recording) {}
 
     /// Memory at a multiple of 256 bytes; `bytes` is not 0.
     ///
@@ -141,6 +169,12 @@ impl Memory {
             device.upload(memory.address, bytes)?;
         }
         Ok(memory)
+    }
+
+    /// Other bytes, as many as before.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        assert!(bytes.len() == self.bytes, "{} bytes in the place of {}", bytes.len(), self.bytes);
+        if bytes.is_empty() { Ok(()) } else { self.device.upload(self.address, bytes) }
     }
 
     pub(crate) fn address(&self) -> Address {

@@ -10,13 +10,14 @@ use std::io::Read;
 use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
-use super::device::{Address, Device, EncodedTileMap, Launch, TileMap};
+use super::device::{Address, Device, EncodedTileMap, Launch, Recording, TileMap};
 use super::source::{HEADERS, OPTIONS, SOURCES, Source};
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
@@ -47,6 +48,11 @@ struct Gpu {
     driver: i32,
     cache: Option<Cache>,
     modules: Mutex<HashMap<&'static str, Module>>,
+    /// What was recorded, by its number.
+    graphs: Mutex<HashMap<Recording, sys::CUgraphExec>>,
+    /// A recording is under way.
+    capturing: AtomicBool,
+    recorded: AtomicU64,
 }
 
 /// A loaded program and the kernels that were asked of it.
@@ -115,6 +121,9 @@ impl Gpu {
             driver,
             cache: Cache::of_user(),
             modules: Mutex::default(),
+            graphs: Mutex::default(),
+            capturing: AtomicBool::new(false),
+            recorded: AtomicU64::new(0),
         };
         gpu.enter()?;
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -127,6 +136,27 @@ impl Gpu {
     fn enter(&self) -> Result<(), Error> {
         // SAFETY: a context that is retained for as long as we live.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// An error while a recording is under way.
+    fn not_recording(&self, what: &str, bytes: usize) -> Result<(), Error> {
+        if self.capturing.load(Ordering::Relaxed) {
+            return Err(failed("capture", &format!("a recorded step may not {what} {bytes} bytes")));
+        }
+        Ok(())
+    }
+
+    /// What a stream recorded, ready to run.
+    fn instantiate(&self, graph: sys::CUgraph) -> Result<Recording, Error> {
+        let mut ready = ptr::null_mut();
+        // SAFETY: a place for one handle, and a graph that was just recorded.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut ready, graph, 0) };
+        // SAFETY: the graph is ours, and what was made of it does not need it.
+        let _gone = unsafe { sys::cuGraphDestroy(graph) };
+        check("cuGraphInstantiate", made)?;
+        let recording = Recording(self.recorded.fetch_add(1, Ordering::Relaxed));
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner).insert(recording, ready);
+        Ok(recording)
     }
 
     /// The kernel of a name, loading its program if this is the first of it.
@@ -230,7 +260,46 @@ impl Device for Gpu {
         Ok(bytes)
     }
 
+    fn capture(&self, step: &mut dyn FnMut() -> Result<(), Error>) -> Result<Recording, Error> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: our stream.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) })?;
+        self.capturing.store(true, Ordering::Relaxed);
+        let done = step();
+        self.capturing.store(false, Ordering::Relaxed);
+        let mut graph = ptr::null_mut();
+        // SAFETY: our stream, which records, and a place for one handle.
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &raw mut graph) };
+        if done.is_err() && !graph.is_null() {
+            // SAFETY: a graph that nobody else has.
+            let _gone = unsafe { sys::cuGraphDestroy(graph) };
+        }
+        done?;
+        check("cuStreamEndCapture", ended)?;
+        self.instantiate(graph)
+    }
+
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {
+        self.enter()?;
+        let graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = graphs.get(&recording).copied();
+        let ready =
+            ready.ok_or_else(|| failed("replay", &format!("nothing is recorded as {recording:?}")))?;
+        // SAFETY: a graph of ours; its addresses are the caller's promise.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(ready, self.stream) })
+    }
+
+    fn forget(&self, recording: Recording) {
+        let ready = self.graphs.lock().unwrap_or_else(PoisonError::into_inner).remove(&recording);
+        if let (Some(ready), Ok(())) = (ready, self.enter()) {
+            // SAFETY: ours, and nobody has it any more; a launch under way goes on.
+            let _gone = unsafe { sys::cuGraphExecDestroy(ready) };
+        }
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {
+        self.not_recording("allocate", bytes)?;
         self.enter()?;
         let mut address = 0;
         // SAFETY: a place for one address.
@@ -254,6 +323,7 @@ impl Device for Gpu {
     }
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<(), Error> {
+        self.not_recording("upload", from.len())?;
         self.enter()?;
         let source = from.as_ptr().cast::<c_void>();
         // Memory that is not pinned is staged before the call returns.
@@ -262,6 +332,7 @@ impl Device for Gpu {
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
+        self.not_recording("download", to.len())?;
         self.enter()?;
         let target = to.as_mut_ptr().cast::<c_void>();
         // SAFETY: as above, and the target is a slice that outlives the wait below.
@@ -306,6 +377,10 @@ impl Drop for Gpu {
             let _done = unsafe { sys::cuStreamSynchronize(self.stream) };
             // SAFETY: as above, and nobody uses it after us.
             let _gone = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        }
+        for (_, ready) in self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+            // SAFETY: made by us, and nothing of it runs any more.
+            let _gone = unsafe { sys::cuGraphExecDestroy(ready) };
         }
         for module in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
             // SAFETY: loaded by us, and no kernel of it runs any more.

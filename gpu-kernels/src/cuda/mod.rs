@@ -15,6 +15,7 @@ mod elementwise;
 #[cfg(any(test, feature = "cuda"))]
 mod embedded;
 mod gemm;
+mod graph;
 mod hopper;
 mod latent;
 mod moe;
@@ -33,7 +34,8 @@ use std::sync::{Arc, Mutex};
 
 pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
-pub use device::{Address, Device, EncodedTileMap, Launch, TileMap};
+pub use device::{Address, Device, EncodedTileMap, Launch, Recording, TileMap};
+pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};
 pub use norm::{Norm, QuantTensor, RowStorage};
@@ -119,6 +121,15 @@ impl Cuda {
     /// As [`Ops::kv_pool`], and when a dimension is above what the kernels take.
     pub fn latent_pool(&self, shape: LatentShape, storage: KvStorage) -> Result<KvPool, Error> {
         KvPool::latents(&self.device, self.dtype, shape, storage)
+    }
+
+    /// A step whose work has room for any contexts, so that a [`Graph`] of it can be replayed for others: see
+    /// [`Batch::refill`].
+    ///
+    /// # Errors
+    /// As [`Ops::batch`].
+    pub fn fixed_batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
+        Batch::new(&self.device, input, true)
     }
 
     /// Launches a kernel that exists once for each type of activations.
@@ -215,7 +226,7 @@ impl Ops for Cuda {
     }
 
     fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
-        Batch::new(&self.device, input)
+        Batch::new(&self.device, input, false)
     }
 
     fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {

@@ -93,8 +93,8 @@ pub struct Plan {
 #[must_use]
 pub fn plan(spans: &[Span], cut: Cut) -> Plan {
     let mut tiles = Vec::with_capacity(spans.len());
-    for (index, span) in spans.iter().enumerate() {
-        tiles.extend(tiles_of(index, span, cut));
+    for (index, span) in (0..).zip(spans) {
+        cut_rows(index, span, cut, &mut tiles);
     }
     let all: u64 = tiles.iter().map(|tile| u64::from(tile.chunks())).sum::<u64>() * u64::from(cut.kv_heads);
     let share = u32::try_from(all.div_ceil(u64::from(cut.slots.max(1)))).unwrap_or(u32::MAX).max(1);
@@ -107,10 +107,42 @@ pub fn plan(spans: &[Span], cut: Cut) -> Plan {
         work.add(tile, share);
     }
     for work in [&mut plan.few, &mut plan.many] {
-        work.items
-            .sort_unstable_by_key(|item| (Reverse(item.chunk_last - item.chunk_first), item.span, item.row));
+        longest_first(&mut work.items);
     }
     plan
+}
+
+/// Lengths up to which items are counted, not compared.
+const COUNTED: usize = 4096;
+
+/// Puts items in the order of their length, the longest first, and equal ones as they come.
+fn longest_first(items: &mut Vec<Item>) {
+    let length = |item: &Item| (item.chunk_last - item.chunk_first) as usize;
+    let (mut least, mut most) = (usize::MAX, 0);
+    for item in &*items {
+        (least, most) = (least.min(length(item)), most.max(length(item)));
+    }
+    if least >= most {
+        return;
+    }
+    if most - least > COUNTED {
+        items.sort_by_key(|item| Reverse(length(item)));
+        return;
+    }
+    let mut starts = vec![0_u32; most - least + 2];
+    for item in &*items {
+        starts[most - length(item) + 1] += 1;
+    }
+    for i in 1..starts.len() {
+        starts[i] += starts[i - 1];
+    }
+    let mut ordered = items.clone();
+    for item in &*items {
+        let place = &mut starts[most - length(item)];
+        ordered[*place as usize] = *item;
+        *place += 1;
+    }
+    *items = ordered;
 }
 
 impl Work {
@@ -150,21 +182,28 @@ impl Tile {
     }
 }
 
-/// The tiles of a span.
-fn tiles_of(index: usize, span: &Span, cut: Cut) -> impl Iterator<Item = Tile> {
+/// Adds the tiles of a span.
+fn cut_rows(index: u32, span: &Span, cut: Cut, tiles: &mut Vec<Tile>) {
     let all = span.query_len * cut.group;
     let tile_rows = if all <= ROWS_FEW { ROWS_FEW } else { cut.rows_many };
-    let (span, index) = (*span, u32::try_from(index).unwrap_or(u32::MAX));
-    (0..all).step_by(tile_rows as usize).map(move |row| {
+    let mut row = 0;
+    while row < all {
         let rows = tile_rows.min(all - row);
-        // One past the position of the query of a row; 0 when it lies before the context.
-        let reach = |row: u32| (span.context_len + row / cut.group + 1).saturating_sub(span.query_len);
-        let high = if cut.causal { reach(row + rows - 1) } else { span.context_len };
-        let low = if cut.window == 0 { 0 } else { reach(row).saturating_sub(cut.window) };
+        // Most spans are one tile, which needs no division.
+        let (first_token, last_token) = if rows == all {
+            (0, span.query_len - 1)
+        } else {
+            (row / cut.group, (row + rows - 1) / cut.group)
+        };
+        // One past the position of a token; 0 when it lies before the context.
+        let reach = |token: u32| (span.context_len + token + 1).saturating_sub(span.query_len);
+        let high = if cut.causal { reach(last_token) } else { span.context_len };
+        let low = if cut.window == 0 { 0 } else { reach(first_token).saturating_sub(cut.window) };
         let last = high.div_ceil(CHUNK);
         let first = (low / CHUNK).min(last);
-        Tile { span: index, query_start: span.query_start, row, rows, tile_rows, first, last }
-    })
+        tiles.push(Tile { span: index, query_start: span.query_start, row, rows, tile_rows, first, last });
+        row += rows;
+    }
 }
 
 #[cfg(test)]

@@ -181,6 +181,7 @@ impl Cuda {
         same("rope", "width of k", k.cols(), heads.kv * heads.dim)?;
         same("rope", "rows of q", q.rows(), batch.tokens())?;
         same("rope", "rows of k", k.rows(), batch.tokens())?;
+        batch.limit(usize::MAX, usize::MAX, table.positions);
         match batch.host.position_top {
             Some(top) => below("rope", "position", top as usize, table.positions),
             None => Ok(()),
@@ -216,6 +217,7 @@ impl Cuda {
             same("append", width, tensor.cols(), shape.kv_heads * shape.head_dim)?;
             same("append", rows, tensor.rows(), batch.tokens())?;
         }
+        batch.limit(usize::MAX, shape.blocks * shape.block_size, usize::MAX);
         match batch.host.slot_top {
             Some(top) => {
                 let slot = usize::try_from(top).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use quayline_gpu_kernels::cuda::{Address, Device, EncodedTileMap, Launch, SOURCES, TileMap};
+use quayline_gpu_kernels::cuda::{Address, Device, EncodedTileMap, Launch, Recording, SOURCES, TileMap};
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
 const RIM: usize = 4096;
@@ -35,7 +35,16 @@ pub(crate) fn cuda(dtype: Dtype, descending: bool) -> Option<(Cuda, Arc<Emulator
     Some((Cuda::on(device, dtype).expect("a type of two bytes"), emulator))
 }
 
+/// What a recording does, in order.
+enum Act {
+    Fill(Address, u8, usize),
+    Launch { file: &'static str, kernel: String, numbers: [u32; 3], argument: Vec<u8> },
+}
+
 pub(crate) struct Emulator {
+    /// What is being recorded, and what was.
+    recording: Mutex<Option<Vec<Act>>>,
+    recorded: Mutex<BTreeMap<Recording, Vec<Act>>>,
     memory: Mutex<BTreeMap<Address, Vec<u64>>>,
     /// Fibres and blocks run in descending order.
     descending: bool,
@@ -61,6 +70,8 @@ impl Emulator {
 
     fn idle(descending: bool) -> Self {
         Self {
+            recording: Mutex::default(),
+            recorded: Mutex::default(),
             memory: Mutex::default(),
             descending,
             bank_conflicts: AtomicU64::new(0),
@@ -69,6 +80,14 @@ impl Emulator {
             hopper_launches: AtomicU64::new(0),
             shared_bytes_max: AtomicU32::new(99 << 10),
         }
+    }
+
+    /// An error while a recording is under way.
+    fn not_recording(&self, what: &str, bytes: usize) -> Result<(), Error> {
+        if self.recording.lock().expect("no panic").is_some() {
+            return Err(failed(format!("a recorded step may not {what} {bytes} bytes")));
+        }
+        Ok(())
     }
 
     fn check_rims(&self, launch: &Launch<'_>) -> Result<(), Error> {
@@ -109,7 +128,39 @@ impl Device for Emulator {
         Ok(encoded)
     }
 
+    fn capture(&self, step: &mut dyn FnMut() -> Result<(), Error>) -> Result<Recording, Error> {
+        *self.recording.lock().expect("no panic") = Some(Vec::new());
+        let done = step();
+        let acts = self.recording.lock().expect("no panic").take().unwrap_or_default();
+        done?;
+        let mut recorded = self.recorded.lock().expect("no panic");
+        let recording = Recording(recorded.len() as u64);
+        recorded.insert(recording, acts);
+        Ok(recording)
+    }
+
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {
+        let recorded = self.recorded.lock().expect("no panic");
+        for act in &recorded[&recording] {
+            match act {
+                Act::Fill(to, byte, bytes) => self.fill(*to, *byte, *bytes)?,
+                Act::Launch { file, kernel, numbers: [blocks, threads, shared_bytes], argument } => {
+                    let (blocks, threads, shared_bytes) = (*blocks, *threads, *shared_bytes);
+                    let launch = Launch { file, kernel, blocks, threads, shared_bytes, argument };
+                    // SAFETY: as the caller promises.
+                    unsafe { self.launch(launch) }?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, recording: Recording) {
+        self.recorded.lock().expect("no panic").remove(&recording).expect("a recording is forgotten once");
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Address, Error> {
+        self.not_recording("allocate", bytes)?;
         let (len, rim) = (bytes.div_ceil(8) + 2 * RIM / 8 + 32, RIM / 8);
         let mut words = if self.lazy.load(Ordering::Relaxed) { vec![0; len] } else { vec![u64::MAX; len] };
         words[..rim + 32].fill(u64::MAX);
@@ -127,6 +178,10 @@ impl Device for Emulator {
     }
 
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Error> {
+        if let Some(acts) = &mut *self.recording.lock().expect("no panic") {
+            acts.push(Act::Fill(to, byte, bytes));
+            return Ok(());
+        }
         if byte == 0 && self.lazy.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -136,18 +191,29 @@ impl Device for Emulator {
     }
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<(), Error> {
+        self.not_recording("upload", from.len())?;
         // SAFETY: as above.
         unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
         Ok(())
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
+        self.not_recording("download", to.len())?;
         // SAFETY: as above.
         unsafe { (from as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), Error> {
+        if let Some(acts) = &mut *self.recording.lock().expect("no panic") {
+            acts.push(Act::Launch {
+                file: launch.file,
+                kernel: launch.kernel.to_owned(),
+                numbers: [launch.blocks, launch.threads, launch.shared_bytes],
+                argument: launch.argument.to_vec(),
+            });
+            return Ok(());
+        }
         let run = kernel(launch.file, launch.kernel)?;
         let mut complaint = [0_u8; 512];
         let mut conflicts = 0;
