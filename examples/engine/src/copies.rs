@@ -16,6 +16,7 @@ impl Engine {
     pub(crate) fn move_blocks(&mut self) {
         if let Some(host) = &mut self.memory.host {
             host.carry_out(self.model.ops(), &mut self.pool);
+            host.spill(&mut self.memory.cache);
         }
         self.copy_on_write();
     }

@@ -13,6 +13,7 @@ use crate::active::Active;
 use crate::adapt::PagedMemory;
 use crate::ahead::Ahead;
 use crate::beam::{Searches, is_beam};
+use crate::block_file;
 use crate::drafts::Speculation;
 use crate::error::{LoadError, Refusal};
 use crate::files::ModelFiles;
@@ -110,7 +111,14 @@ impl Engine {
         .map_err(|error| refused("kv", &error))?;
         let block_bytes = model.ops().kv_block_bytes(model.kv_shape(1, block_size as usize, sizes.dtype))?;
         let host = sizes.host_blocks(options, block_bytes)?;
-        let host = host.map(|(offloading, blocks)| HostTier::new(offloading, blocks, block_bytes));
+        let disk = match (&options.offloading_disk, &host) {
+            (Some(disk), Some(_)) => Some(block_file::open(files, options, disk, block_bytes)?),
+            (Some(_), None) => {
+                return Err(refused("kv_offloading_disk_size", &"needs host memory in front of it"));
+            }
+            (None, _) => None,
+        };
+        let host = host.map(|(offloading, blocks)| HostTier::new(offloading, blocks, block_bytes, disk));
         let config = sizes.batching(options, block_bytes as u64);
         let batcher = Batcher::with_order(config, Sizes::order(options))
             .map_err(|error| refused("max_num_batched_tokens", &error))?;

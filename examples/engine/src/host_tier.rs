@@ -1,15 +1,18 @@
-//! Host memory behind the cache: what was computed is kept there when the device needs its room, and comes back.
+//! Host memory behind the cache, and a file behind that: what was computed is kept there when the device needs its room,
+//! and comes back.
 
 use std::collections::BTreeSet;
 
 use quayline_gpu_kernels::Ops;
 use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
-    TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
+    TierEviction, TierId, TierStats, TierViolation, Tiers, Transfer, Write,
 };
 use quayline_kv_cache::{BlockCount, BlockHasher, KvCache, SequenceId, Tick, TokenCount, Xxh3};
 
+use crate::block_file::{BlockFile, Key, Opened};
 use crate::options::{Offloading, OffloadingWrite};
+use crate::snapshot::DiskUse;
 
 /// The tier, its bytes, and the copies that the next step begins with.
 ///
@@ -22,6 +25,7 @@ pub(crate) struct HostTier {
     slots: Vec<Box<[u8]>>,
     block_bytes: usize,
     moves: Vec<Move>,
+    disk: Option<Disk>,
     /// Who was swapped out and needs what lies here.
     swapped: BTreeSet<SequenceId>,
     saved_blocks: u64,
@@ -29,20 +33,47 @@ pub(crate) struct HostTier {
 }
 
 /// One block to copy.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Move {
-    Save { block: u32, slot: u32 },
-    Load { slot: u32, block: u32 },
+    Save {
+        block: u32,
+        slot: u32,
+    },
+    Load {
+        slot: u32,
+        block: u32,
+    },
+    /// What was read from the file.
+    Put {
+        bytes: Box<[u8]>,
+        slot: u32,
+    },
 }
 
-/// The only tier.
+/// The file, and what it has done.
+#[derive(Debug)]
+struct Disk {
+    file: BlockFile,
+    saved_blocks: u64,
+    loaded_blocks: u64,
+    failed_blocks: u64,
+}
+
+/// The tier of the host.
 const HOST: TierId = TierId(0);
+
+/// The tier of the file.
+const DISK: TierId = TierId(1);
+
+/// The most blocks that are written to the file between two steps, so that nobody waits long for it.
+const SPILLED_MAX: BlockCount = BlockCount(64);
 
 /// Blocks and sequences are those of this engine's own cache.
 const OWN: &str = "the tier is asked about what the cache has";
 
 impl HostTier {
-    pub(crate) fn new(options: &Offloading, slots: u32, block_bytes: usize) -> Self {
+    /// The host's memory in so many slots, and a file with what it was found to hold, if there is one.
+    pub(crate) fn new(options: &Offloading, slots: u32, block_bytes: usize, disk: Option<Opened>) -> Self {
         let config = TierConfig {
             eviction: if options.arc { TierEviction::Arc } else { TierEviction::Lru },
             write: match options.write {
@@ -54,7 +85,19 @@ impl HostTier {
             },
             ..TierConfig::new(Medium::Host, BlockCount(slots))
         };
-        let tiers = Tiers::new(&[config], 0).expect("a tier with slots that the device reads");
+        // What lies in the file is read into the host's memory first, and checked.
+        let behind = disk.as_ref().map(|disk| TierConfig {
+            staged: true,
+            eviction: config.eviction,
+            ..TierConfig::new(Medium::Disk, BlockCount(disk.slots))
+        });
+        let configs: Vec<TierConfig> = [Some(config), behind].into_iter().flatten().collect();
+        let mut tiers = Tiers::new(&configs, 0).expect("a tier with slots that the device reads");
+        let disk = disk.map(|Opened { file, held, .. }| {
+            let origin = tiers.origin(DISK).expect("there is a second tier");
+            tiers.restore(DISK, origin, held).expect("each name and slot once, in an empty tier");
+            Disk { file, saved_blocks: 0, loaded_blocks: 0, failed_blocks: 0 }
+        });
         let one = BlockCount(1);
         let fetch = Fetch { load_min: one, promote_min: one, patience: Patience::BestEffort };
         Self {
@@ -62,6 +105,7 @@ impl HostTier {
             slots: (0..slots).map(|_| Box::default()).collect(),
             block_bytes,
             moves: Vec::new(),
+            disk,
             swapped: BTreeSet::new(),
             saved_blocks: 0,
             loaded_blocks: 0,
@@ -70,10 +114,54 @@ impl HostTier {
 
     /// Tokens that could be loaded behind what the device has of a sequence that holds no room.
     pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> u32 {
-        match self.offload.external(cache, sequence, Tick(0)).expect(OWN).advice {
-            Advice::Load(tokens) => tokens.get(),
-            Advice::Compute | Advice::Wait { .. } => 0,
+        loop {
+            let found = self.offload.external(cache, sequence, Tick(0)).expect(OWN);
+            match (found.begun, found.advice) {
+                (Some(job), _) => self.bring_near(cache, job),
+                (None, Advice::Load(tokens)) => return tokens.get(),
+                (None, Advice::Compute | Advice::Wait { .. }) => return 0,
+            }
         }
+    }
+
+    /// Reads from the file what a job promotes, now: what it does not deliver is not counted on.
+    fn bring_near(&mut self, cache: &mut KvCache, job: JobId) {
+        let disk = self.disk.as_mut().expect("only what the file has is promoted");
+        let mut bad = Vec::new();
+        for (index, transfer) in (0..).zip(self.offload.tiers().transfers(job).expect(OWN)) {
+            let (Place::Tier(from), Place::Tier(to)) = (transfer.from, transfer.to) else {
+                unreachable!("a promotion is from tier to tier");
+            };
+            match disk.file.read(from.slot, &transfer.key) {
+                Some(bytes) => self.moves.push(Move::Put { bytes, slot: to.slot }),
+                None => bad.push(index),
+            }
+        }
+        let read = self.offload.tiers().transfers(job).expect(OWN).len() - bad.len();
+        disk.loaded_blocks += read as u64;
+        disk.failed_blocks += bad.len() as u64;
+        let outcome = if bad.is_empty() { Outcome::All } else { Outcome::AllBut(&bad) };
+        self.offload.complete(cache, job, outcome).expect(OWN);
+    }
+
+    /// Writes to the file what came to the host's memory. All copies on the list were made. Where the file takes no more
+    /// (the drive is full), nothing is lost but what it would have kept.
+    pub(crate) fn spill(&mut self, cache: &mut KvCache) {
+        let Some(disk) = &mut self.disk else { return };
+        let flushed = self.offload.tiers_mut().flush(DISK, SPILLED_MAX).expect("there is a second tier");
+        let Store::Begun { job, copies, .. } = flushed else { return };
+        let write = |transfer: &Transfer<Key>| {
+            let (Place::Tier(from), Place::Tier(to)) = (transfer.from, transfer.to) else {
+                unreachable!("a flush is from tier to tier");
+            };
+            disk.file.write(to.slot, &transfer.key, &self.slots[from.slot as usize]).is_ok()
+        };
+        let transfers = self.offload.tiers().transfers(job).expect(OWN);
+        let written = transfers.iter().map(write).take_while(|&written| written).count();
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        disk.saved_blocks += u64::from(written);
+        disk.failed_blocks += u64::from(copies.get() - written);
+        self.offload.complete(cache, job, Outcome::First(written)).expect(OWN);
     }
 
     /// Room was granted. Saves what that pushes out of the device, if it is written back, and loads what was claimed as
@@ -138,7 +226,11 @@ impl HostTier {
 
     /// Forgets everything, here and in the cache; false, and nothing changes, while somebody needs it.
     pub(crate) fn reset(&mut self, cache: &mut KvCache) -> bool {
-        self.swapped.is_empty() && self.offload.reset(cache)
+        let forgotten = self.swapped.is_empty() && self.offload.reset(cache);
+        if let (true, Some(disk)) = (forgotten, &mut self.disk) {
+            disk.failed_blocks += u64::from(disk.file.clear().is_err());
+        }
+        forgotten
     }
 
     /// Makes the copies on the list.
@@ -154,6 +246,7 @@ impl HostTier {
                     ops.save_block(pool, block, bytes).expect(fits);
                     self.saved_blocks += 1;
                 }
+                Move::Put { bytes, slot } => self.slots[slot as usize] = bytes,
                 Move::Load { slot, block } => {
                     ops.load_block(pool, block, &self.slots[slot as usize]).expect(fits);
                     self.loaded_blocks += 1;
@@ -177,6 +270,21 @@ impl HostTier {
         self.offload.tiers().stats(HOST).expect("there is one tier")
     }
 
+    /// What the file holds and did, if there is one.
+    pub(crate) fn disk_use(&self) -> Option<DiskUse> {
+        let disk = self.disk.as_ref()?;
+        let stats = self.offload.tiers().stats(DISK).expect("there is a second tier");
+        let bytes = self.block_bytes as u64;
+        Some(DiskUse {
+            blocks: stats.free.get() + stats.ready.get() + stats.writing.get() + stats.gone.get(),
+            used: stats.ready.get(),
+            saved_bytes: disk.saved_blocks * bytes,
+            loaded_bytes: disk.loaded_blocks * bytes,
+            failed_blocks: disk.failed_blocks,
+            evictions: stats.evictions,
+        })
+    }
+
     /// Bytes copied to the tier, and from it.
     pub(crate) fn copied_bytes(&self) -> (u64, u64) {
         let bytes = self.block_bytes as u64;
@@ -195,7 +303,7 @@ impl HostTier {
                 (Place::Tier(from), Place::Device(block)) => {
                     Move::Load { slot: from.slot, block: block.get() }
                 }
-                _ => unreachable!("there is one tier"),
+                _ => unreachable!("the device reads and writes the host's memory"),
             });
         }
         self.offload.complete(cache, job, Outcome::All).expect(OWN)

@@ -4,6 +4,7 @@ mod active;
 mod adapt;
 mod ahead;
 mod beam;
+mod block_file;
 mod bundled;
 mod chat;
 mod config;
@@ -54,14 +55,16 @@ pub use input::StepArrays;
 pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{
-    FailedLoads, KvDtype, KvSize, Offloading, OffloadingWrite, Options, Order, Preemption, Speeds,
+    FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Order, Preemption,
+    Speeds,
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
 pub use snapshot::{
-    BlockUse, Blocks, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot, StepShape, Totals, WaitReason,
+    BlockUse, Blocks, DiskUse, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot, StepShape, Totals,
+    WaitReason,
 };
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};

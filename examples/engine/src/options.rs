@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 
 use crate::drafts::Speculation;
 
@@ -31,6 +32,8 @@ pub struct Options {
     pub prefix_caching: bool,
     /// Host memory behind the cache; needs `prefix_caching`, since content lies there under the hash of its tokens.
     pub offloading: Option<Offloading>,
+    /// A file behind the host memory, which it needs: what lies there is found after a restart.
+    pub offloading_disk: Option<OffloadingDisk>,
     /// What becomes of the keys and values of a request that yields its room.
     pub preemption: Preemption,
     /// What becomes of a request whose tokens another engine should have delivered.
@@ -71,6 +74,7 @@ impl Default for Options {
             long_prefill_token_threshold: 0,
             prefix_caching: true,
             offloading: None,
+            offloading_disk: None,
             preemption: Preemption::default(),
             failed_loads: FailedLoads::default(),
             handover_ticks_max: None,
@@ -104,6 +108,16 @@ impl Offloading {
     pub fn new(bytes: u64) -> Self {
         Self { bytes, write: OffloadingWrite::Through, arc: false }
     }
+}
+
+/// A file of blocks behind host memory. What comes to host memory is written to it in time; what host memory has given up
+/// is read from it, checked, before anybody counts on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffloadingDisk {
+    /// The directory that it lies in. It is made if there is none. Engines do not share one at a time.
+    pub directory: PathBuf,
+    /// How large the file gets.
+    pub bytes: u64,
 }
 
 /// Which blocks are written to host memory.

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub prefix: PrefixUse,
     /// Host memory behind the cache, if there is some.
     pub host: Option<HostUse>,
+    /// The file behind it, if there is one.
+    pub disk: Option<DiskUse>,
     /// Counters since the start.
     pub totals: Totals,
     /// The composition of the last step that ran anything.
@@ -110,6 +112,23 @@ pub struct HostUse {
     pub saved_bytes: u64,
     /// Bytes copied back.
     pub loaded_bytes: u64,
+    /// Blocks given up for others.
+    pub evictions: u64,
+}
+
+/// A file behind host memory: what lies there, and what it did since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Blocks that it can hold.
+    pub blocks: u32,
+    /// Blocks that it holds.
+    pub used: u32,
+    /// Bytes written to it.
+    pub saved_bytes: u64,
+    /// Bytes read from it.
+    pub loaded_bytes: u64,
+    /// Blocks that could not be written, or that were not read as they had been written.
+    pub failed_blocks: u64,
     /// Blocks given up for others.
     pub evictions: u64,
 }

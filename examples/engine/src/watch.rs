@@ -5,6 +5,7 @@ use quayline_kv_cache::{self as kv_cache, BlockId};
 
 use crate::adapt::sequence;
 use crate::engine::Engine;
+use crate::host_tier::HostTier;
 use crate::request::RequestId;
 use crate::snapshot::{BlockUse, Blocks, HostUse, PrefixUse, RequestState, Snapshot, StepShape};
 
@@ -29,6 +30,7 @@ impl Engine {
                 bytes: self.sizes.bytes,
             },
             host: self.host_use(),
+            disk: self.memory.host.as_ref().and_then(HostTier::disk_use),
             prefix: PrefixUse { queries: stats.first.tokens, hits: stats.first.hit_tokens },
             totals: self.totals,
             last_step: self.last_step,

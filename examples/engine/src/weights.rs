@@ -18,6 +18,8 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use crate::error::LoadError;
 use crate::files::{Content, ModelFiles};
 
@@ -171,6 +173,19 @@ impl Weights {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|stored| stored.range.len() as u64).sum()
+    }
+
+    /// A number that other weights do not have: of every tensor its name, shape, format, and beginning.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        const SAMPLE: usize = 4096;
+        let mut hash = Xxh3::new();
+        for (name, Stored { shard, dtype, shape, range }) in &self.tensors {
+            hash.update(format!("{name} {dtype:?} {shape:?}").as_bytes());
+            let bytes = self.shards[*shard].content.bytes();
+            hash.update(&(*bytes).as_ref()[range.start..range.end.min(range.start + SAMPLE)]);
+        }
+        hash.digest()
     }
 
     /// Ends the loading of a model: what nobody took has no place in it. What was read of the files is given back

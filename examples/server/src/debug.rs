@@ -121,6 +121,11 @@ fn shown(app: &App) -> Value {
             "swapped_tokens": host.swapped_tokens, "saved_bytes": host.saved_bytes,
             "loaded_bytes": host.loaded_bytes, "evictions": host.evictions,
         })),
+        "disk": view.snapshot.disk.map(|disk| json!({
+            "blocks": disk.blocks, "used": disk.used, "saved_bytes": disk.saved_bytes,
+            "loaded_bytes": disk.loaded_bytes, "failed_blocks": disk.failed_blocks,
+            "evictions": disk.evictions,
+        })),
         "last_step": {
             "prefill_requests": last_step.prefill_requests, "prefill_tokens": last_step.prefill_tokens,
             "decode_requests": last_step.decode_requests, "preempted": last_step.preempted,

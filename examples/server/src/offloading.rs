@@ -1,10 +1,11 @@
 //! Host memory behind the cache on the command line, and the speeds that decide who is moved there.
 
 use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use quayline_engine::{Engine, Offloading, OffloadingWrite, Options, Preemption, Speeds};
+use quayline_engine::{Engine, Offloading, OffloadingDisk, OffloadingWrite, Options, Preemption, Speeds};
 
 /// Host memory behind the cache.
 #[derive(Debug, Clone, Args)]
@@ -13,6 +14,12 @@ pub(crate) struct OffloadingFlags {
     /// GiB of host memory for blocks that the cache has no room for; 0 is none
     #[arg(long, visible_alias = "swap-space", default_value_t = 0.0, value_parser = gibibytes)]
     kv_offloading_size: f64,
+    /// A directory for a file of blocks behind the host memory; what lies there is found after a restart
+    #[arg(long, requires = "kv_offloading_disk_size")]
+    kv_offloading_disk_path: Option<PathBuf>,
+    /// GiB that this file may take
+    #[arg(long, requires = "kv_offloading_disk_path", value_parser = gibibytes)]
+    kv_offloading_disk_size: Option<f64>,
     /// What looks after it
     #[arg(long, value_enum, default_value_t = Backend::Native)]
     kv_offloading_backend: Backend,
@@ -58,7 +65,8 @@ impl OffloadingFlags {
     /// Adds what these flags say.
     pub(crate) fn add_to(&self, options: Options) -> Options {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2^50")]
-        let bytes = (self.kv_offloading_size * f64::from(1 << 30)) as u64;
+        let bytes = |gibibytes: f64| (gibibytes * f64::from(1 << 30)) as u64;
+        let disk = self.kv_offloading_disk_path.clone().zip(self.kv_offloading_disk_size);
         let Backend::Native = self.kv_offloading_backend;
         let write = match NonZeroU32::new(self.kv_offloading_store_threshold) {
             None => OffloadingWrite::Back,
@@ -67,7 +75,14 @@ impl OffloadingFlags {
         };
         let arc = self.kv_offloading_eviction_policy == Eviction::Arc;
         Options {
-            offloading: (self.kv_offloading_size > 0.0).then_some(Offloading { bytes, write, arc }),
+            offloading: (self.kv_offloading_size > 0.0).then(|| Offloading {
+                bytes: bytes(self.kv_offloading_size),
+                write,
+                arc,
+            }),
+            offloading_disk: disk
+                .filter(|&(_, size)| size > 0.0)
+                .map(|(directory, size)| OffloadingDisk { directory, bytes: bytes(size) }),
             preemption: match self.preemption_mode {
                 Mode::Cheaper => Preemption::Cheaper(Speeds::default()),
                 Mode::Recompute => Preemption::Recompute,
