@@ -152,6 +152,20 @@ impl Engine {
         Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect() })
     }
 
+    /// Whether what a request computed is kept for another engine.
+    #[must_use]
+    pub fn is_handing_over(&self, id: RequestId) -> bool {
+        self.memory.elsewhere.handing_over.contains_key(&SequenceId(id.0))
+    }
+
+    /// The numbers of the blocks that are kept of a request for another engine; `None` if none are.
+    #[must_use]
+    pub fn handed_blocks(&self, id: RequestId) -> Option<Vec<u32>> {
+        let sequence = SequenceId(id.0);
+        let kept = self.is_handing_over(id).then(|| self.memory.cache.table(sequence).ok());
+        Some(kept??.blocks().iter().map(|block| block.get()).collect())
+    }
+
     /// What a request handed over has been fetched, or nobody wants it: its blocks are free. False if nothing of this
     /// id is handed over.
     pub fn handed_over(&mut self, id: RequestId) -> bool {

@@ -131,7 +131,7 @@ impl Drop for Watched {
 }
 
 /// 32 hexadecimal digits that no other request has.
-fn fresh_id() -> String {
+pub(crate) fn fresh_id() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
 }

@@ -9,6 +9,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use quayline_engine::LoadError;
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
@@ -28,6 +29,7 @@ use crate::config::{ContentFormat, Flags};
 use crate::engine::{self, GivenUp, Handle};
 use crate::metrics::Metrics;
 pub(crate) use crate::model::Model;
+use crate::transfer::{self, Transfers};
 use crate::{access, debug, model, page, probe};
 
 /// The server's state and settings.
@@ -38,6 +40,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keys: Keys,
     pub(crate) bodies: Bodies,
+    /// Where prompts are read for other servers, or others read them.
+    pub(crate) transfers: Option<Transfers>,
     /// Names that the model answers to; the first is the one in metrics.
     pub(crate) names: Vec<String>,
     /// Where the model came from.
@@ -113,6 +117,7 @@ pub(crate) fn start(flags: Flags) -> Result<Started, LoadError> {
         metrics,
         keys: Keys::new(flags.keys()),
         bodies: Bodies::default(),
+        transfers: flags.transfers(),
         names: flags.names(&files),
         root: files.directory().map_or(files.name().to_owned(), |path| path.display().to_string()),
         model: OnceLock::new(),
@@ -298,7 +303,10 @@ pub(crate) fn routes(
         .routes(routes!(page::index))
         .routes(routes!(page::docs))
         .routes(routes!(page::openapi));
-    let (router, mut document) = open.merge(guarded).split_for_parts();
+    let (mut router, mut document) = open.merge(guarded).split_for_parts();
+    if app.transfers.is_some() {
+        router = router.route("/kv_transfer/{key}", get(transfer::give).delete(transfer::release));
+    }
     if !root_path.is_empty() {
         document.servers = Some(vec![utoipa::openapi::Server::new(root_path)]);
     }

@@ -12,6 +12,7 @@ use crate::foreign;
 use crate::offloading::OffloadingFlags;
 use crate::residency::ResidencyFlags;
 use crate::speculative::SpeculativeConfig;
+use crate::transfer::{TransferConfig, Transfers};
 
 /// Serves a language model over the OpenAI API.
 #[derive(Debug, Clone, Parser)]
@@ -170,6 +171,10 @@ pub(crate) struct Flags {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1), help_heading = "Engine")]
     tensor_parallel_size: u32,
 
+    /// Read prompts for other servers, or let others read them:
+    /// {"kv_connector": "HttpConnector", "kv_role": "kv_both"}
+    #[arg(long, value_parser = json::<TransferConfig>, value_name = "JSON", help_heading = "Engine")]
+    kv_transfer_config: Option<TransferConfig>,
     #[command(flatten)]
     residency: ResidencyFlags,
     #[command(flatten)]
@@ -321,7 +326,14 @@ impl Flags {
             seed: self.seed,
             ..base
         };
-        self.offloading.add_to(options)
+        let options = self.offloading.add_to(options);
+        self.kv_transfer_config.iter().fold(options, |options, transfer| transfer.add_to(options))
+    }
+
+    /// This server's end of transfers, if it has one.
+    pub(crate) fn transfers(&self) -> Option<Transfers> {
+        let config = self.kv_transfer_config.clone()?;
+        Some(Transfers::new(config, &self.host, self.port))
     }
 
     /// Sampling defaults: `--override-generation-config` over `--generation-config`.

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use quayline_engine::{Engine, Grammar, Refusal, RequestId, RequestState, Tick};
+use quayline_engine::{Engine, Grammar, Parcel, Refusal, RequestId, RequestState, Tick};
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use self::job::{GivenUp, Job, Part, Ticket, Wait};
@@ -38,6 +38,24 @@ enum Command {
         reply: oneshot::Sender<Vec<(u32, RequestState)>>,
     },
     ResetPrefixCache(oneshot::Sender<bool>),
+    Fetch {
+        key: String,
+        start: u32,
+        tokens: u32,
+        reply: oneshot::Sender<Option<Parcel>>,
+    },
+    Kept {
+        key: String,
+        reply: oneshot::Sender<Option<Vec<u32>>>,
+    },
+    Release {
+        key: String,
+        reply: oneshot::Sender<bool>,
+    },
+    Deliver {
+        id: RequestId,
+        parcel: Option<Parcel>,
+    },
     /// So many more steps, and then none; `None` is as many as there are.
     #[cfg(test)]
     Allow(Option<u32>),
@@ -62,6 +80,10 @@ impl std::fmt::Debug for Command {
             Self::Withdraw(_) => "Withdraw",
             Self::Explain { .. } => "Explain",
             Self::ResetPrefixCache(_) => "ResetPrefixCache",
+            Self::Fetch { .. } => "Fetch",
+            Self::Kept { .. } => "Kept",
+            Self::Release { .. } => "Release",
+            Self::Deliver { .. } => "Deliver",
             #[cfg(test)]
             Self::Allow(_) => "Allow",
             Self::Stop => "Stop",
@@ -75,23 +97,49 @@ impl Handle {
     /// # Errors
     /// `Ok(Err)` is the engine's refusal, `Err` says that there is no engine any more.
     pub(crate) async fn submit(&self, job: Job) -> Result<Result<Ticket, Refusal>, GivenUp> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Submit { job, reply }).map_err(|_| GivenUp)?;
         // Should the caller go away while it waits, the ticket is dropped in the channel and cancels.
-        answer.await.map_err(|_| GivenUp)
+        self.ask(|reply| Command::Submit { job, reply }).await
     }
 
     /// How the choices of a job stand that have not ended; none if there is no such job.
     pub(crate) async fn explain(&self, name: String) -> Result<Vec<(u32, RequestState)>, GivenUp> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Explain { name, reply }).map_err(|_| GivenUp)?;
-        answer.await.map_err(|_| GivenUp)
+        self.ask(|reply| Command::Explain { name, reply }).await
     }
 
     /// Drops all cached prefixes; false when requests still hold blocks.
     pub(crate) async fn reset_prefix_cache(&self) -> Result<bool, GivenUp> {
+        self.ask(Command::ResetPrefixCache).await
+    }
+
+    /// Blocks that are kept under a key for another server; `None` if they are not.
+    pub(crate) async fn fetch(
+        &self,
+        key: String,
+        start: u32,
+        tokens: u32,
+    ) -> Result<Option<Parcel>, GivenUp> {
+        self.ask(|reply| Command::Fetch { key, start, tokens, reply }).await
+    }
+
+    /// The numbers of the blocks that are kept under a key.
+    pub(crate) async fn kept(&self, key: String) -> Result<Option<Vec<u32>>, GivenUp> {
+        self.ask(|reply| Command::Kept { key, reply }).await
+    }
+
+    /// Frees what is kept under a key; false if nothing is.
+    pub(crate) async fn release(&self, key: String) -> Result<bool, GivenUp> {
+        self.ask(|reply| Command::Release { key, reply }).await
+    }
+
+    /// Brings a request the blocks that it waits for; `None` is the news that they will not come.
+    pub(crate) fn deliver(&self, id: RequestId, parcel: Option<Parcel>) {
+        // When the engine is gone, nobody waits.
+        let _ = self.commands.send(Command::Deliver { id, parcel });
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, GivenUp> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::ResetPrefixCache(reply)).map_err(|_| GivenUp)?;
+        self.commands.send(command(reply)).map_err(|_| GivenUp)?;
         answer.await.map_err(|_| GivenUp)
     }
 

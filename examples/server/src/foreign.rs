@@ -83,7 +83,6 @@ const NAMES: &[&str] = &[
     "io-processor-plugin",
     "kv-events-config",
     "kv-sharing-fast-prefill",
-    "kv-transfer-config",
     "limit-mm-per-prompt",
     "load-format",
     "log-config-file",

@@ -20,6 +20,7 @@ mod shutdown;
 mod speculative;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::io::Write;
 use std::process::ExitCode;

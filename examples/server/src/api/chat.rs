@@ -89,6 +89,9 @@ pub(crate) struct ChatCompletion {
     prompt_logprobs: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    kv_transfer_params: Option<Value>,
 }
 
 /// One answer.
@@ -199,6 +202,7 @@ pub(crate) async fn create(
         cache_salt,
         arrived: tag.arrived,
         counts_answers: true,
+        half: generation::half(&app, &shared)?,
     };
     let generation = plan.submit(&app, &model, in_flight, &writer.head).await?;
     if shared.stream == Some(true) {
@@ -302,6 +306,7 @@ impl Answer {
                 prompt_logprobs = prompt_logprobs.or(output.prompt_logprobs);
             }
         }
+        let kv_transfer_params = generation.transfer_params(app).await;
         let choices = (0..).zip(drafts).map(|(index, draft)| self.choice(index, draft)).collect();
         let prompt_logprobs = prompt_logprobs.map(|logprobs| self.writer().prompt(&logprobs));
         let Head { id, created, model, system_fingerprint } = self.head;
@@ -315,6 +320,7 @@ impl Answer {
             system_fingerprint,
             prompt_logprobs,
             prompt_token_ids: self.prompt_ids,
+            kv_transfer_params,
         })
     }
 

@@ -73,6 +73,9 @@ pub(crate) struct Completion {
     #[schema(value_type = Option<Usage>)]
     usage: ChunkUsage,
     system_fingerprint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    kv_transfer_params: Option<Value>,
 }
 
 /// One answer, or what is new in it.
@@ -127,6 +130,7 @@ pub(crate) async fn create(
     if beams.is_some() && tried > n {
         return Err(ApiError::field("best_of", "is n in a beam search"));
     }
+    let half = generation::half(&app, &shared)?;
     let (priority, cache_salt) = (shared.priority(limits)?, shared.cache_salt()?);
 
     let answer = Answer {
@@ -159,6 +163,7 @@ pub(crate) async fn create(
         cache_salt,
         arrived: tag.arrived,
         counts_answers: !scores_only,
+        half,
     };
     let generation = plan.submit(&app, &model, in_flight, &answer.head).await?;
     if shared.stream == Some(true) {
@@ -296,7 +301,8 @@ impl Answer {
     fn write(&self, choices: Vec<CompletionChoice>, usage: ChunkUsage) -> Completion {
         let Head { id, created, model, system_fingerprint } = self.head.clone();
         let object = "text_completion";
-        Completion { id, object, created, model, choices, usage, system_fingerprint }
+        let kv_transfer_params = None;
+        Completion { id, object, created, model, choices, usage, system_fingerprint, kv_transfer_params }
     }
 
     async fn collect(self, app: &App, mut generation: Generation) -> Result<Response, ApiError> {
@@ -317,7 +323,9 @@ impl Answer {
             choices.into_iter().filter_map(|(draft, choice)| Some((draft.likelihood.mean(), choice?)));
         let choices = best(answers.collect(), self.n, self.tried);
         let usage = generation.tally.usage();
-        Ok(axum::Json(self.write(choices, Some(Some(usage)))).into_response())
+        let kv_transfer_params = generation.transfer_params(app).await;
+        let answer = self.write(choices, Some(Some(usage)));
+        Ok(axum::Json(Completion { kv_transfer_params, ..answer }).into_response())
     }
 }
 

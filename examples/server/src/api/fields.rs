@@ -95,6 +95,9 @@ pub(crate) struct Shared {
     /// Becomes part of the answer's `id`.
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     pub(crate) request_id: Option<String>,
+    /// Which half of the work is another server's; with `--kv-transfer-config`.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) kv_transfer_params: Option<Value>,
     /// Cached prefixes are shared only among equal salts.
     cache_salt: Option<String>,
     /// What the answer must be, in OpenAI's words.
@@ -440,7 +443,6 @@ const IDLE: &[Idle] = &[
     ("early_stopping", off, "is not supported: a beam search goes on to the end"),
     ("stream_interval", |v| *v == 1, "can only be 1: each step is one event"),
     ("vllm_xargs", empty, UNSUPPORTED),
-    ("kv_transfer_params", empty, UNSUPPORTED),
     ("mm_processor_kwargs", empty, UNSUPPORTED),
     ("logits_processors", empty, UNSUPPORTED),
     ("repetition_detection", empty, UNSUPPORTED),

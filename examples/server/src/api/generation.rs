@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use quayline_engine::{Finish, FinishReason, Sampling, StopReason};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::api::error::ApiError;
 use crate::api::fields::Shared;
@@ -12,6 +13,7 @@ use crate::api::structured::Wanted;
 use crate::api::usage::Tally;
 use crate::app::{App, InFlight, Model};
 use crate::engine::{GivenUp, Job, Ticket, Wait};
+use crate::transfer::{self, Half};
 
 /// Most answers to one request: prompts times `n`.
 const CHOICES_MAX: usize = 1024;
@@ -40,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) arrived: Instant,
     /// False when answers only exist to score the prompt.
     pub(crate) counts_answers: bool,
+    /// What is left to another server.
+    pub(crate) half: Option<Half>,
 }
 
 /// A request in the engine, and the proof that it counts as running.
@@ -48,6 +52,8 @@ pub(crate) struct Generation {
     pub(crate) ticket: Ticket,
     pub(crate) tally: Tally,
     pub(crate) choices: usize,
+    /// The key under which its blocks are kept for another server.
+    kept: Option<String>,
     /// Held until the last byte is written: a server that drains waits for it.
     #[expect(dead_code, reason = "it counts by being there")]
     pub(crate) in_flight: InFlight,
@@ -61,7 +67,7 @@ impl Plan {
     /// The engine's refusal; what is wrong with the grammar.
     pub(crate) async fn submit(
         self,
-        app: &App,
+        app: &Arc<App>,
         model: &Arc<Model>,
         in_flight: InFlight,
         head: &Head,
@@ -71,9 +77,14 @@ impl Plan {
             let message = format!("asks for {choices} answers, prompts times n; {CHOICES_MAX} is the most");
             return Err(ApiError::field("n", message));
         }
+        if self.half.is_some() && (choices > 1 || self.beams.is_some()) {
+            let message = "can share the work for one answer to one prompt";
+            return Err(ApiError::field("kv_transfer_params", message));
+        }
         let lengths = self.prompts.iter().map(|prompt| prompt.len() as u64).collect();
         let tally = Tally::new(lengths, self.n, app.prompt_tokens_details, self.counts_answers);
-        let job = Job {
+        let (mut kept, mut pull) = (None, None);
+        let mut job = Job {
             name: head.id.clone(),
             prompts: self.choices().collect(),
             grammar: match &self.wanted {
@@ -85,14 +96,29 @@ impl Plan {
             n: self.n,
             beams: self.beams,
             arrived: self.arrived,
+            hands_over: None,
+            pulls: None,
         };
+        match self.half {
+            None => {}
+            Some(Half::Prefill(key)) => {
+                kept = Some(key.clone());
+                job.hands_over = Some(key);
+            }
+            Some(Half::Decode(remote)) => {
+                let (wanted, load) = oneshot::channel();
+                job.pulls = Some(wanted);
+                pull = Some(transfer::pull(Arc::clone(app), remote, load));
+            }
+        }
         let compiles = matches!(job.grammar, Wait::Compiling);
         let ticket = app.engine.submit(job).await.map_err(|GivenUp| given_up(app))??;
+        pull.map(tokio::spawn);
         let ticket = match self.wanted {
             Some(wanted) if compiles => begin(ticket, wanted, model).await?,
             _ => ticket,
         };
-        Ok(Generation { ticket, tally, choices, in_flight })
+        Ok(Generation { ticket, tally, choices, kept, in_flight })
     }
 
     /// Choice `p * n + i` is the `i`th answer to prompt `p`; a seed is spread so that they differ.
@@ -104,6 +130,33 @@ impl Plan {
             })
         })
     }
+}
+
+impl Generation {
+    /// What the other server is told that goes on; `None` if none does, or nothing was kept for it.
+    pub(crate) async fn transfer_params(&self, app: &App) -> Option<Value> {
+        let (key, transfers) = (self.kept.as_ref()?, app.transfers.as_ref()?);
+        let blocks = app.engine.kept(key.clone()).await.ok()??;
+        Some(transfers.params(key, &blocks))
+    }
+}
+
+/// Which half of a request is this server's; `None` is all of it.
+///
+/// # Errors
+/// 400 for what makes no sense, or is not done here.
+pub(crate) fn half(app: &App, shared: &Shared) -> Result<Option<Half>, ApiError> {
+    const FIELD: &str = "kv_transfer_params";
+    let Some(params) = shared.kv_transfer_params.as_ref() else { return Ok(None) };
+    if params.as_object().is_some_and(serde_json::Map::is_empty) {
+        return Ok(None);
+    }
+    let none = || ApiError::field(FIELD, "is not supported without --kv-transfer-config");
+    let half = app.transfers.as_ref().ok_or_else(none)?.half(params)?;
+    if shared.stream == Some(true) && matches!(half, Some(Half::Prefill(_))) {
+        return Err(ApiError::field(FIELD, "with do_remote_decode are answered at the end, not in a stream"));
+    }
+    Ok(half)
 }
 
 /// Checks the model's name and begins the answer.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use quayline_engine::{Grammar, Output, RequestId, Sampling};
-use tokio::sync::mpsc;
+use quayline_engine::{Grammar, Load, Output, RequestId, Sampling};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Command;
 
@@ -35,6 +35,10 @@ pub(crate) struct Job {
     pub(crate) beams: Option<f32>,
     /// When the server received it.
     pub(crate) arrived: Instant,
+    /// Another server goes on, and fetches the blocks under this key.
+    pub(crate) hands_over: Option<String>,
+    /// Another server has the prompt's blocks: this one is told which are wanted.
+    pub(crate) pulls: Option<oneshot::Sender<Load>>,
 }
 
 /// What every answer of a job must be.

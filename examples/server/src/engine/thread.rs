@@ -2,18 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{Beams, Engine, Output, Refusal, Request, RequestId, RequestState};
+use quayline_engine::{
+    Beams, DeliveryError, Engine, Load, Output, Parcel, Refusal, Request, RequestId, RequestState,
+};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::job::{Job, Part, Ticket, Wait};
 use super::view::{Rates, SNAPSHOT_EVERY, View};
 use super::{Command, STEPS_UNREAD_MAX, tick};
 use crate::metrics::{EngineMetrics, Timeline};
 use crate::offloading::Speedometer;
+
+/// How often an idle engine looks whether leases are over.
+const LEASES_EVERY: Duration = Duration::from_millis(200);
+
+/// What an idle engine waited for.
+enum Next {
+    Command(Command),
+    Time,
+    /// Nobody can say anything any more.
+    Nobody,
+}
 
 /// Owns the engine and all that is in it.
 pub(super) struct EngineThread {
@@ -29,6 +42,8 @@ pub(super) struct EngineThread {
     published: Instant,
     rates: Rates,
     speed: Option<Speedometer>,
+    /// Whose blocks other servers may fetch, by their keys.
+    kept: BTreeMap<String, RequestId>,
     #[cfg(test)]
     steps_allowed: Option<u32>,
 }
@@ -38,6 +53,8 @@ struct Live {
     job: u64,
     choice: u32,
     timeline: Timeline,
+    /// Who brings its blocks from another server.
+    pulls: Option<oneshot::Sender<Load>>,
 }
 
 /// One job in the engine: where its parts go, and those of the step under way.
@@ -73,6 +90,7 @@ impl EngineThread {
             published: origin,
             rates: Rates::default(),
             speed,
+            kept: BTreeMap::new(),
             #[cfg(test)]
             steps_allowed: None,
         }
@@ -87,9 +105,11 @@ impl EngineThread {
                 if !self.engine.has_work() {
                     self.audit();
                 }
-                match commands.recv() {
-                    Ok(Command::Stop) | Err(_) => return,
-                    Ok(command) => self.obey(command),
+                match self.next_command(commands) {
+                    Next::Command(Command::Stop) | Next::Nobody => return,
+                    Next::Command(command) => self.obey(command),
+                    // A step without work looks at the time: leases may be over.
+                    Next::Time => self.step(&mut outputs),
                 }
             }
             while let Ok(command) = commands.try_recv() {
@@ -101,6 +121,19 @@ impl EngineThread {
             if self.can_step() {
                 self.step(&mut outputs);
             }
+        }
+    }
+
+    /// Waits for a command; not for ever while blocks are kept for other servers.
+    fn next_command(&mut self, commands: &Receiver<Command>) -> Next {
+        self.kept.retain(|_, id| self.requests.contains_key(id) || self.engine.is_handing_over(*id));
+        if self.kept.is_empty() {
+            return commands.recv().map_or(Next::Nobody, Next::Command);
+        }
+        match commands.recv_timeout(LEASES_EVERY) {
+            Ok(command) => Next::Command(command),
+            Err(RecvTimeoutError::Timeout) => Next::Time,
+            Err(RecvTimeoutError::Disconnected) => Next::Nobody,
         }
     }
 
@@ -139,9 +172,46 @@ impl EngineThread {
                 self.publish();
                 let _ = reply.send(done);
             }
+            Command::Fetch { key, start, tokens, reply } => {
+                let id = self.kept.get(&key);
+                let _ = reply.send(id.and_then(|&id| self.engine.fetch(id, start, tokens)));
+            }
+            Command::Kept { key, reply } => {
+                let _ = reply.send(self.kept.get(&key).and_then(|&id| self.engine.handed_blocks(id)));
+            }
+            Command::Release { key, reply } => {
+                let id = self.kept.remove(&key);
+                let released = id.is_some_and(|id| self.engine.handed_over(id));
+                self.publish();
+                let _ = reply.send(released);
+            }
+            Command::Deliver { id, parcel } => self.deliver(id, parcel),
             #[cfg(test)]
             Command::Allow(steps) => self.steps_allowed = steps,
             Command::Stop => unreachable!("the loop ends before"),
+        }
+    }
+
+    /// Blocks came from another server, or will not come.
+    fn deliver(&mut self, id: RequestId, parcel: Option<Parcel>) {
+        let taken = parcel.map(|parcel| self.engine.deliver(id, &parcel));
+        match taken {
+            Some(Ok(())) | Some(Err(DeliveryError::NotAwaited(_))) => {}
+            Some(Err(error)) => {
+                tracing::warn!(%error, "blocks of another server do not fit");
+                self.go_without(id);
+            }
+            None => self.go_without(id),
+        }
+    }
+
+    fn go_without(&mut self, id: RequestId) {
+        let mut outputs = Vec::new();
+        // One that was cancelled meanwhile goes on nowhere.
+        let _ = self.engine.not_delivered(id, &mut outputs);
+        let now = Instant::now();
+        for output in outputs {
+            self.note(output, now).into_iter().for_each(|job| self.send(job));
         }
     }
 
@@ -165,6 +235,11 @@ impl EngineThread {
                 cache_salt: job.cache_salt.clone(),
                 sample_of: ids.get(first).copied(),
                 beams: job.beams.map(search),
+                hands_over: job.hands_over.is_some(),
+                remote_tokens: match job.pulls {
+                    Some(_) => u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+                    None => 0,
+                },
                 arrival: tick(self.origin, now),
                 ..Request::new(id, Arc::clone(prompt))
             };
@@ -189,7 +264,9 @@ impl EngineThread {
         Ok(self.open(key, job, ids))
     }
 
-    fn open(&mut self, key: u64, job: Job, ids: Vec<RequestId>) -> Ticket {
+    fn open(&mut self, key: u64, mut job: Job, ids: Vec<RequestId>) -> Ticket {
+        // Whoever hands over or pulls is alone in its job.
+        self.kept.extend(job.hands_over.take().zip(ids.first().copied()));
         let (sender, parts) = mpsc::channel(STEPS_UNREAD_MAX);
         for ((choice, id), (prompt, sampling)) in (0..).zip(&ids).zip(&job.prompts) {
             let timeline = Timeline {
@@ -205,7 +282,7 @@ impl EngineThread {
                 max_tokens: sampling.max_tokens,
                 n: job.n,
             };
-            self.requests.insert(*id, Live { job: key, choice, timeline });
+            self.requests.insert(*id, Live { job: key, choice, timeline, pulls: job.pulls.take() });
         }
         let unfinished = ids.len();
         let open =
@@ -261,6 +338,12 @@ impl EngineThread {
             self.metrics.step(tokens);
             if let Some(speed) = &mut self.speed {
                 speed.note(&mut self.engine, now - begun);
+            }
+        }
+        for load in self.engine.loads() {
+            let pulls = self.requests.get_mut(&load.id).and_then(|live| live.pulls.take());
+            if pulls.is_none_or(|pulls| pulls.send(load).is_err()) {
+                self.go_without(load.id);
             }
         }
         let mut touched = Vec::new();
@@ -340,7 +423,10 @@ impl EngineThread {
         }
         assert!(self.requests.is_empty() && self.jobs.is_empty(), "an idle engine has no requests");
         let blocks = self.engine.snapshot().blocks;
-        assert_eq!(blocks.used, 0, "an idle engine holds no blocks");
+        assert!(
+            blocks.used == 0 || !self.kept.is_empty(),
+            "an idle engine holds blocks for other servers only"
+        );
         let audit = self.engine.check();
         assert!(audit.is_ok(), "the engine's own audit failed: {audit:?}");
     }

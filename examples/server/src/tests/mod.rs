@@ -8,3 +8,4 @@ mod shapes;
 mod streams;
 mod structured;
 mod support;
+mod transfer;

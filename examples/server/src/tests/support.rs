@@ -120,7 +120,14 @@ impl Server {
 
     /// Serves on loopback until the sender says true or is dropped.
     pub(super) async fn listen(&self) -> (SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.listen_at(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    /// The same, where it was said.
+    pub(super) fn listen_at(
+        &self,
+        listener: TcpListener,
+    ) -> (SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
         let address = listener.local_addr().unwrap();
         let (close, closing) = watch::channel(false);
         let router = self.router.clone();
