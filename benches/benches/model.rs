@@ -15,7 +15,7 @@ use quayline_benches::bandwidth::read_gigabytes_per_second;
 use quayline_benches::machine::resident;
 use quayline_benches::random::Random;
 use quayline_benches::statistics::percentile;
-use quayline_engine::{Engine, KvSize, ModelFiles, Options, Request, RequestId, Sampling, Tick};
+use quayline_engine::{Engine, KvSize, ModelFiles, Options, Request, RequestId, Rounding, Sampling, Tick};
 use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
@@ -37,6 +37,9 @@ struct Arguments {
     /// Runs; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Round the matrices to int8 or int4.
+    #[arg(long, value_parser = ["int8", "int4"])]
+    quantization: Option<String>,
     /// Threads; by default one per core.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -63,6 +66,10 @@ fn main() {
         // Prompts come together: what a step may take of them beside those who generate is not measured here.
         mixed_prefill_tokens: 512,
         threads: arguments.threads,
+        quantization: arguments.quantization.as_deref().map(|to| match to {
+            "int8" => Rounding::Int8,
+            _ => Rounding::Int4,
+        }),
         max_num_seqs: 64,
         max_model_len: Some(
             u32::try_from(arguments.prefill.max(arguments.prompt + arguments.new as usize)).unwrap() + 65,

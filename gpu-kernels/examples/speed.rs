@@ -13,7 +13,8 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, Ops, Projection, Span, WeightBytes, WeightSource,
+    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, Ops, Projection, Rounding, Span, WeightBytes,
+    WeightSource,
 };
 
 fn main() {
@@ -23,7 +24,9 @@ fn main() {
         for threads in [1, 2] {
             let cpu =
                 Cpu::new(NonZeroUsize::new(threads), Some(isa)).expect("the instruction set is available");
-            linear(&cpu, &wanted);
+            for rounding in [None, Some(Rounding::Int8), Some(Rounding::Int4)] {
+                linear(&cpu, rounding, &wanted);
+            }
             attention(&cpu, &wanted);
         }
     }
@@ -158,10 +161,16 @@ fn multiply_add_256(rounds: usize) -> f32 {
     all
 }
 
-fn linear(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
+fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) {
+    // Bytes of a weight: two, one, or a half and the scales.
+    let (stored, bytes_each) = match rounding {
+        None => ("bf16", 2.0),
+        Some(Rounding::Int8) => ("int8", 1.0),
+        Some(Rounding::Int4) => ("int4", 0.5 * 17.0 / 16.0),
+    };
     for (k, n, copies) in [(288, 768, 1), (768, 2048, 40), (2048, 5632, 8), (5632, 2048, 8), (896, 4864, 20)]
     {
-        let name = |m: usize| format!("linear/{k}x{n}/m={m}/{}-{}t", cpu.isa(), cpu.threads());
+        let name = |m: usize| format!("linear/{k}x{n}/m={m}/{stored}/{}-{}t", cpu.isa(), cpu.threads());
         let sizes = [1, 2, 3, 4, 8, 16, 32, 128, 512].into_iter().filter(|&m| wanted(&name(m)));
         if sizes.clone().count() == 0 {
             continue;
@@ -174,7 +183,10 @@ fn linear(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
                 let range = copy * k * n * 2..(copy + 1) * k * n * 2;
                 let source =
                     WeightSource { bytes: Arc::clone(&shared), range, dtype: Dtype::Bf16, shape: vec![n, k] };
-                cpu.weight(source).expect("the range fits")
+                match rounding {
+                    None => cpu.weight(source).expect("the range fits"),
+                    Some(rounding) => cpu.weight_rounded(source, rounding).expect("the range fits"),
+                }
             })
             .collect();
         for m in sizes {
@@ -187,11 +199,11 @@ fn linear(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
                 let mut projections = [Projection { weight: &weights[copy], bias: None, out: &mut out }];
                 cpu.linear(&x, &mut projections).expect("shapes agree");
             });
-            let gb = (k * n * 2) as f64 / seconds / 1e9;
+            let gb = (k * n) as f64 * bytes_each / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
             let peak = peak(cpu.threads(), cpu.isa());
             println!(
-                "{:36} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
+                "{:41} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 name(m),
                 seconds * 1e6
             );

@@ -19,5 +19,8 @@ pub use cpu::{Cpu, Isa};
 pub use cuda::Cuda;
 pub use dtype::Dtype;
 pub use error::Error;
-pub use ops::{Attention, BatchInput, Ops, Projection, Span, WeightBytes, WeightSource};
+pub use ops::{
+    Attention, BatchInput, Int4Layout, Int4Source, Ops, Projection, Rounding, Span, WeightBytes, WeightPart,
+    WeightSource,
+};
 pub use shape::{Heads, KvShape, RopeStyle};

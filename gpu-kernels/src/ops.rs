@@ -33,6 +33,63 @@ impl fmt::Debug for WeightSource {
     }
 }
 
+/// A part of a buffer.
+#[derive(Clone)]
+pub struct WeightPart {
+    /// The buffer, shared by all weights of a file.
+    pub bytes: WeightBytes,
+    /// The part of it.
+    pub range: Range<usize>,
+}
+
+impl fmt::Debug for WeightPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeightPart").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+/// A matrix `[rows, cols]` (`[out, in]`) of 4-bit integers as a checkpoint stores it: `weight = scale · (value - zero)`,
+/// with a scale and a zero point for every `group` elements of `in` of every output. Little-endian words of eight
+/// integers; scales are f16, `[cols / group, rows]`.
+#[derive(Clone, Debug)]
+pub struct Int4Source {
+    /// In which order the integers lie.
+    pub layout: Int4Layout,
+    /// Outputs, a multiple of 8.
+    pub rows: usize,
+    /// Inputs, a multiple of `group`.
+    pub cols: usize,
+    /// Elements of `in` with one scale, a multiple of 8.
+    pub group: usize,
+    /// The integers, `qweight`.
+    pub values: WeightPart,
+    /// The zero points, `qzeros`.
+    pub zeros: WeightPart,
+    /// The scales, `scales`.
+    pub scales: WeightPart,
+}
+
+/// How 4-bit integers lie in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Int4Layout {
+    /// AWQ's GEMM form: values `[cols, rows / 8]` and zero points `[cols / group, rows / 8]`, of eight outputs in the
+    /// order 0 2 4 6 1 3 5 7 from the lowest bits on.
+    Awq,
+    /// GPTQ: values `[cols / 8, rows]`, eight elements of `in` in a word; zero points `[cols / group, rows / 8]` less one.
+    Gptq,
+    /// GPTQ's second version: the same, with zero points as they are.
+    GptqV2,
+}
+
+/// Integers to which [`Ops::weight_rounded`] rounds, ties to even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// Eight bits, one scale for each output, zero point 0.
+    Int8,
+    /// Four bits, one f16 scale for each 128 elements of `in` of each output, zero point 8.
+    Int4,
+}
+
 /// One matrix product of [`Ops::linear`]: `out = x · weightᵀ + bias`.
 pub struct Projection<'a, O: Ops + ?Sized> {
     /// `[out, in]`.
@@ -128,6 +185,25 @@ pub trait Ops {
     /// When the range does not hold exactly the shape's elements, the shape has not one or two dimensions, or the
     /// memory cannot be had.
     fn weight(&self, source: WeightSource) -> Result<Self::Weight, Error>;
+
+    /// Takes a matrix and keeps it in small integers; a vector is kept as it is. Cost: one pass over the bytes.
+    ///
+    /// # Errors
+    /// As [`Ops::weight`], and where integers are not computed with.
+    fn weight_rounded(&self, source: WeightSource, rounding: Rounding) -> Result<Self::Weight, Error> {
+        let _ = source;
+        Err(no_integers("weight_rounded", format!("{rounding:?}")))
+    }
+
+    /// Takes a matrix of 4-bit integers from its bytes. Products have the sums that the integers, scales and zero
+    /// points say, without rounding activations.
+    ///
+    /// # Errors
+    /// When the parts do not hold exactly what the shape needs, a dimension is no multiple of 8 or of the group, the
+    /// memory cannot be had, or integers are not computed with.
+    fn weight_int4(&self, source: &Int4Source) -> Result<Self::Weight, Error> {
+        Err(no_integers("weight_int4", format!("{:?}", source.layout)))
+    }
 
     /// Takes a matrix that only [`Ops::embed`] reads, and no product: it may be used where it lies, so that memory
     /// holds the rows that are used.
@@ -298,4 +374,8 @@ pub trait Ops {
     /// # Errors
     /// When they are no whole number of rows, or too many.
     fn write(&self, x: &mut Self::Tensor, elements: &[f32]) -> Result<(), Error>;
+}
+
+fn no_integers(operator: &'static str, found: String) -> Error {
+    Error::Unsupported { operator, what: "a matrix of integers", found, supported: "bf16, f16 and f32" }
 }

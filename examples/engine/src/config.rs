@@ -4,9 +4,13 @@
 //! transformers 5 (`rope_parameters`, `dtype`) are understood. Whatever would change the arithmetic and is
 //! not computed here is refused by name: a wrong answer without a word is worse than none.
 
+mod quantization;
+
 use std::fmt;
 
 use serde_json::{Map, Value};
+
+pub use quantization::Quantization;
 
 /// The architectures that have a forward pass, as `config.json` spells them.
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
@@ -161,6 +165,8 @@ pub struct ModelConfig {
     pub windows: Vec<Option<u32>>,
     /// Rotary embedding.
     pub rope: RopeConfig,
+    /// How its matrices were made small, if they were.
+    pub quantization: Option<Quantization>,
     /// The token that starts a sequence, if the model has one.
     pub bos_token_id: Option<u32>,
     /// The tokens that end one. `generation_config.json` may name more.
@@ -215,6 +221,7 @@ impl ModelConfig {
             tied_embeddings: fields.flag("tie_word_embeddings", false)?,
             windows: windows(fields, architecture, layers)?,
             rope,
+            quantization: Quantization::from_fields(fields)?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
         })
@@ -290,7 +297,6 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture, ConfigError> {
 /// Fields that change the arithmetic in ways that no forward pass here follows.
 fn refuse_what_is_not_computed(fields: &Fields<'_>) -> Result<(), ConfigError> {
     const PRESENT: &[(&str, &str)] = &[
-        ("quantization_config", "a quantised checkpoint"),
         ("compression_config", "a compressed checkpoint"),
         ("num_local_experts", "a mixture of experts"),
         ("num_experts", "a mixture of experts"),

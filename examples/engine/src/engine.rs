@@ -92,7 +92,8 @@ impl Engine {
         let weights = files.weights()?.take("model.embed_tokens.weight", &embedding)?;
         let sizes = Sizes::new(options, &config, weights.dtype)?;
         let cpu = Cpu::new(options.threads, None)?;
-        let model = Model::load(cpu, files, sizes.step_limits(options, config.vocab))?;
+        let limits = sizes.step_limits(options, config.vocab);
+        let model = Model::load_rounded(cpu, files, limits, options.quantization)?;
         let block_size = options.block_size.get();
         let pool = model.kv_pool(sizes.blocks as usize + 1, block_size as usize, sizes.dtype)?;
         let refused =

@@ -10,9 +10,10 @@
 
 use std::mem;
 
-use quayline_gpu_kernels::{Attention, Error, Heads, Ops, Projection};
+use quayline_gpu_kernels::{Attention, Error, Heads, Int4Layout, Int4Source, Ops, Projection, Rounding};
+use safetensors::Dtype;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Quantization};
 use crate::error::LoadError;
 use crate::weights::Weights;
 
@@ -21,6 +22,8 @@ pub(crate) struct Loader<'a, O> {
     pub(crate) ops: &'a O,
     pub(crate) weights: &'a mut Weights,
     pub(crate) config: &'a ModelConfig,
+    /// To what matrices of floats are rounded.
+    pub(crate) rounding: Option<Rounding>,
 }
 
 impl<O: Ops> Loader<'_, O> {
@@ -29,7 +32,33 @@ impl<O: Ops> Loader<'_, O> {
     }
 
     pub(crate) fn matrix(&mut self, name: &str, out: usize, into: usize) -> Result<O::Weight, LoadError> {
-        Ok(self.ops.weight(self.weights.take(name, &[out, into])?)?)
+        let source = self.weights.take(name, &[out, into])?;
+        Ok(match self.rounding {
+            Some(rounding) => self.ops.weight_rounded(source, rounding)?,
+            None => self.ops.weight(source)?,
+        })
+    }
+
+    /// A matrix that is integers in the files.
+    fn integers(
+        &mut self,
+        prefix: &str,
+        (rows, cols): (usize, usize),
+        Quantization { layout, group }: Quantization,
+    ) -> Result<O::Weight, LoadError> {
+        let group = group.unwrap_or(cols);
+        let groups = cols.div_ceil(group);
+        let mut part = |name: &str, shape: [usize; 2], dtype| {
+            self.weights.take_part(&format!("{prefix}.{name}"), &shape, dtype)
+        };
+        let shape = if layout == Int4Layout::Awq { [cols, rows / 8] } else { [cols / 8, rows] };
+        let values = part("qweight", shape, Dtype::I32)?;
+        let zeros = part("qzeros", [groups, rows / 8], Dtype::I32)?;
+        let scales = part("scales", [groups, rows], Dtype::F16)?;
+        if layout != Int4Layout::Awq {
+            self.weights.take_order(&format!("{prefix}.g_idx"), cols, group)?;
+        }
+        Ok(self.ops.weight_int4(&Int4Source { layout, rows, cols, group, values, zeros, scales })?)
     }
 
     /// A matrix that is only looked up in, row by row.
@@ -38,7 +67,12 @@ impl<O: Ops> Loader<'_, O> {
     }
 
     fn linear(&mut self, prefix: &str, out: usize, into: usize, bias: bool) -> Result<Linear<O>, LoadError> {
-        let weight = self.matrix(&format!("{prefix}.weight"), out, into)?;
+        let weight = match self.config.quantization {
+            Some(how) if self.weights.contains(&format!("{prefix}.qweight")) => {
+                self.integers(prefix, (out, into), how)?
+            }
+            _ => self.matrix(&format!("{prefix}.weight"), out, into)?,
+        };
         let bias = if bias { Some(self.vector(&format!("{prefix}.bias"), out)?) } else { None };
         Ok(Linear { weight, bias })
     }

@@ -42,7 +42,9 @@ mod watch;
 mod weights;
 
 pub use chat::Chat;
-pub use config::{Architecture, ConfigError, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
+pub use config::{
+    Architecture, ConfigError, GenerationConfig, ModelConfig, Quantization, RopeConfig, RopeScaling,
+};
 pub use constraint::{Constraint, ConstraintError};
 pub use detokenize::TextStream;
 pub use drafts::Speculation;
@@ -59,6 +61,7 @@ pub use options::{
     Speeds,
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
+pub use quayline_gpu_kernels::Rounding;
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};

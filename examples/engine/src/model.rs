@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use quayline_gpu_kernels::{BatchInput, Dtype, Error, KvShape, Ops, Projection, RopeStyle, Span};
+use quayline_gpu_kernels::{BatchInput, Dtype, Error, KvShape, Ops, Projection, RopeStyle, Rounding, Span};
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -73,6 +73,20 @@ impl<O: Ops> Model<O> {
     /// When the configuration is not computed here, a tensor is missing, misshapen, of another number format or
     /// left over, a file is damaged, or memory for the activations cannot be had.
     pub fn load(ops: O, files: &ModelFiles, limits: StepLimits) -> Result<Self, LoadError> {
+        Self::load_rounded(ops, files, limits, None)
+    }
+
+    /// The same, with the matrices that products are made with rounded to integers, if any are given. Those that are
+    /// integers in the files are kept as they are.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and where `ops` does not compute with integers.
+    pub fn load_rounded(
+        ops: O,
+        files: &ModelFiles,
+        limits: StepLimits,
+        rounding: Option<Rounding>,
+    ) -> Result<Self, LoadError> {
         let mut config = files.config()?;
         let mut weights = files.weights()?;
         let positions = limits.positions.clamp(1, config.positions_max);
@@ -81,7 +95,7 @@ impl<O: Ops> Model<O> {
         forget_windows_beyond(&mut config, positions);
 
         let weight_bytes = weights.bytes();
-        let mut loader = Loader { ops: &ops, weights: &mut weights, config: &config };
+        let mut loader = Loader { ops: &ops, weights: &mut weights, config: &config, rounding };
         const EMBEDDING: &str = "model.embed_tokens.weight";
         const HEAD: &str = "lm_head.weight";
         let own_head = !config.tied_embeddings || loader.weights.contains(HEAD);

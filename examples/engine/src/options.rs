@@ -4,6 +4,8 @@ use std::num::NonZeroUsize;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
+use quayline_gpu_kernels::Rounding;
+
 use crate::drafts::Speculation;
 
 /// How an engine is set up. The defaults serve a laptop.
@@ -15,6 +17,8 @@ pub struct Options {
     pub kv: KvSize,
     /// Number format of cached keys and values.
     pub kv_dtype: KvDtype,
+    /// Integers to which matrices of floats are rounded when they are loaded; `None` keeps them.
+    pub quantization: Option<Rounding>,
     /// Longest sequence, prompt and output together; `None` is the model's own limit.
     pub max_model_len: Option<u32>,
     /// Most requests in one step.
@@ -66,6 +70,7 @@ impl Default for Options {
             block_size: const { NonZeroU32::new(16).expect("16 is not 0") },
             kv: KvSize::Auto,
             kv_dtype: KvDtype::Auto,
+            quantization: None,
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 256,

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use quayline_gpu_kernels::{Dtype, WeightSource};
+use quayline_gpu_kernels::{Dtype, WeightPart, WeightSource};
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
@@ -73,6 +73,28 @@ pub enum WeightsError {
         name: String,
         /// Its format in the file.
         found: String,
+    },
+    /// A tensor of a quantised matrix is stored in another number format than its form says.
+    #[error("tensor {name} is stored as {found}, this form of quantisation has {expected}")]
+    Part {
+        /// The tensor.
+        name: String,
+        /// Its format in the file.
+        found: String,
+        /// The format it should have.
+        expected: String,
+    },
+    /// A quantised matrix has its inputs in another order than activations come in.
+    #[error(
+        "tensor {name} puts input {input} into group {group}: reordered matrices (desc_act) are not supported"
+    )]
+    Reordered {
+        /// The tensor.
+        name: String,
+        /// The first input that is out of order.
+        input: usize,
+        /// The group that it was put into.
+        group: i32,
     },
     /// The same tensor name occurs twice.
     #[error("tensor {name} occurs twice: in {first} and in {second}")]
@@ -145,6 +167,58 @@ impl Weights {
     /// # Errors
     /// When it is missing, or has another shape, or a number format that is not computed here.
     pub fn take(&mut self, name: &str, expected: &[usize]) -> Result<WeightSource, WeightsError> {
+        let stored = self.find(name, expected)?;
+        let dtype = match stored.dtype {
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::F32 => Dtype::F32,
+            other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
+        };
+        let bytes = self.shards[stored.shard].content.bytes();
+        let source = WeightSource { bytes, range: stored.range.clone(), dtype, shape: stored.shape.clone() };
+        self.taken.insert(name.to_owned());
+        Ok(source)
+    }
+
+    /// A tensor `name` of a quantised matrix, which must have exactly this shape and number format.
+    ///
+    /// # Errors
+    /// When it is missing, or has another shape or format.
+    pub fn take_part(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+        dtype: safetensors::Dtype,
+    ) -> Result<WeightPart, WeightsError> {
+        let stored = self.find(name, expected)?;
+        if stored.dtype != dtype {
+            let (found, expected) = (format!("{:?}", stored.dtype), format!("{dtype:?}"));
+            return Err(WeightsError::Part { name: name.into(), found, expected });
+        }
+        let part =
+            WeightPart { bytes: self.shards[stored.shard].content.bytes(), range: stored.range.clone() };
+        self.taken.insert(name.to_owned());
+        Ok(part)
+    }
+
+    /// The tensor that says which group each of `inputs` belongs to, if there is one: it must say what follows from
+    /// their order.
+    ///
+    /// # Errors
+    /// When it says something else, or has another shape or format.
+    pub fn take_order(&mut self, name: &str, inputs: usize, group: usize) -> Result<(), WeightsError> {
+        if !self.contains(name) {
+            return Ok(());
+        }
+        let part = self.take_part(name, &[inputs], safetensors::Dtype::I32)?;
+        let groups = (*part.bytes).as_ref()[part.range].as_chunks().0.iter().copied().map(i32::from_le_bytes);
+        match groups.enumerate().find(|&(input, found)| usize::try_from(found) != Ok(input / group)) {
+            Some((input, group)) => Err(WeightsError::Reordered { name: name.into(), input, group }),
+            None => Ok(()),
+        }
+    }
+
+    fn find(&self, name: &str, expected: &[usize]) -> Result<&Stored, WeightsError> {
         let Some(stored) = self.tensors.get(name) else {
             return Err(WeightsError::Missing { name: name.into(), expected: expected.into() });
         };
@@ -152,15 +226,7 @@ impl Weights {
             let found = stored.shape.clone();
             return Err(WeightsError::Shape { name: name.into(), found, expected: expected.into() });
         }
-        let dtype = match stored.dtype {
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::F32 => Dtype::F32,
-            other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
-        };
-        self.taken.insert(name.to_owned());
-        let bytes = self.shards[stored.shard].content.bytes();
-        Ok(WeightSource { bytes, range: stored.range.clone(), dtype, shape: stored.shape.clone() })
+        Ok(stored)
     }
 
     /// Whether there is a tensor of this name.

@@ -225,6 +225,27 @@ fn what_is_not_computed_is_refused_by_name() {
         ("architectures", json!(["GPTNeoXForCausalLM"]), "GPTNeoXForCausalLM is not supported"),
         ("architectures", json!("LlamaForCausalLM"), "architecture LlamaForCausalLM"),
         ("quantization_config", json!({"quant_method": "fp8"}), "a quantised checkpoint"),
+        ("quantization_config", json!({"quant_method": "awq", "bits": 3}), "quantization_config.bits is 3"),
+        (
+            "quantization_config",
+            json!({"quant_method": "awq", "bits": 4, "version": "gemv"}),
+            "version is gemv",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "bits": 4, "desc_act": true}),
+            "desc_act is true",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 12}),
+            "group_size is 12",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
+            "checkpoint_format is marlin",
+        ),
         ("num_local_experts", json!(8), "a mixture of experts"),
         ("attn_logit_softcapping", json!(50.0), "soft-capping of attention scores"),
         ("final_logit_softcapping", json!(30.0), "soft-capping of logits"),

@@ -21,6 +21,12 @@ pub(crate) fn embed(workers: &Workers, isa: Isa, table: Rows<'_>, tokens: &[u32]
                     panels.read_row(token as usize, unsafe { out.slice(row * cols, cols) });
                 }
             }
+            Rows::Integers(integers) => {
+                for (row, &token) in (from..to).zip(tokens) {
+                    // SAFETY: this piece alone writes the row.
+                    integers.read_row(token as usize, unsafe { out.slice(row * cols, cols) });
+                }
+            }
             Rows::InPlace(table) => match table.dtype {
                 Dtype::F32 => dispatch(isa, Embed::<AsF32>::new(table, tokens, from, out)),
                 Dtype::Bf16 => dispatch(isa, Embed::<AsBf16>::new(table, tokens, from, out)),

@@ -23,7 +23,7 @@ use super::{Isa, SharedOut};
 use crate::Dtype;
 
 /// Lines between the one that is multiplied and the one that is asked for, where memory is the limit.
-const AHEAD: usize = 32;
+pub(super) const AHEAD: usize = 32;
 /// Pairs of elements that several tiles pass over before they go on.
 const DEPTH: usize = 512;
 /// Groups of panels that a piece should have at least.
@@ -46,26 +46,26 @@ pub(crate) struct Product<'a> {
 /// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is
 /// nothing.
 #[derive(Clone, Copy)]
-struct Tiles<'a> {
+pub(super) struct Tiles<'a> {
     x: &'a [f32],
     /// Rows of a tile.
-    rows: usize,
+    pub(super) rows: usize,
     /// Tiles.
     count: usize,
     /// Pairs of elements in a row.
-    pairs: usize,
+    pub(super) pairs: usize,
 }
 
 /// A run of panels of one product against a run of tiles: what one thread does at a time.
 #[derive(Clone, Copy)]
-struct Piece {
-    product: usize,
+pub(super) struct Piece {
+    pub(super) product: usize,
     /// Panels `from..to`.
-    from: usize,
-    to: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
     /// The first tile, and how many.
-    tile: usize,
-    tiles: usize,
+    pub(super) tile: usize,
+    pub(super) tiles: usize,
 }
 
 /// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
@@ -82,10 +82,10 @@ pub(crate) fn linear(
         return;
     }
     let count = rows.div_ceil(Registers::of(isa).rows_max());
-    let tiles = Tiles { x, rows: rows.div_ceil(count), count, pairs: cols.div_ceil(2) };
-    let tiles =
-        if rows == 1 && cols % 2 == 0 { tiles } else { tiles.pack((workers, isa), packed, (rows, cols)) };
-    let pieces = pieces(workers.threads(), Registers::of(isa).panels(tiles.rows), tiles, products);
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (rows.div_ceil(count), 2));
+    let (group, depth) = (Registers::of(isa).panels(tiles.rows), tiles.pairs.min(DEPTH));
+    let counts = products.iter().map(|product| product.weight.count());
+    let pieces = pieces(workers.threads(), group, tiles, depth, counts);
     workers.run(pieces.len(), &|index, scratch| {
         let piece = pieces[index];
         let product = products[piece.product];
@@ -107,13 +107,20 @@ pub(crate) fn linear(
 }
 
 /// Cuts each product into as many equal pieces for every thread as have several groups of `group` panels: within a
-/// piece each group is asked for while the one before it is computed, between pieces nobody knows who goes on.
-fn pieces(threads: usize, group: usize, tiles: Tiles<'_>, products: &[Product<'_>]) -> Vec<Piece> {
-    let tile_bytes = tiles.rows * tiles.pairs.min(DEPTH) * 2 * 4;
+/// piece each group is asked for while the one before it is computed, between pieces nobody knows who goes on. `depth`
+/// pairs of elements pass at a time; `counts` are the panels of each product.
+pub(super) fn pieces(
+    threads: usize,
+    group: usize,
+    tiles: Tiles<'_>,
+    depth: usize,
+    counts: impl Iterator<Item = usize>,
+) -> Vec<Piece> {
+    let tile_bytes = tiles.rows * depth * 2 * 4;
     let block = (BLOCK_BYTES / tile_bytes.max(1)).clamp(1, tiles.count);
     let block = tiles.count.div_ceil(tiles.count.div_ceil(block));
     let mut pieces = Vec::new();
-    for (product, panels) in products.iter().map(|product| product.weight.count()).enumerate() {
+    for (product, panels) in counts.enumerate() {
         let groups = panels.div_ceil(group);
         let parts = threads * (groups / (GROUPS * threads)).clamp(1, 8);
         for part in 0..parts {
@@ -155,6 +162,26 @@ impl Registers {
 }
 
 impl<'a> Tiles<'a> {
+    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in `packed`,
+    /// or where `x` lies if that is the same.
+    pub(super) fn new(
+        with: (&Workers, Isa),
+        packed: &'a mut Scratch,
+        x: &'a [f32],
+        (rows, cols): (usize, usize),
+        (of, step): (usize, usize),
+    ) -> Self {
+        let tiles = Self { x, rows: of, count: rows.div_ceil(of), pairs: cols.next_multiple_of(step) / 2 };
+        let as_it_lies = of == 1 && rows == 1 && cols == 2 * tiles.pairs;
+        if as_it_lies { tiles } else { tiles.pack(with, packed, (rows, cols)) }
+    }
+
+    /// The elements of one tile, `[in][rows]`.
+    #[inline(always)]
+    pub(super) fn tile(&self, tile: usize) -> &'a [f32] {
+        &self.x[tile * self.tile_len()..][..self.tile_len()]
+    }
+
     /// The same from row-major `x`, turned into `packed`.
     fn pack(
         self,
@@ -325,7 +352,7 @@ impl<E: Element> Multiply<'_, E> {
                 ]
             };
             let tile = self.piece.tile + tile;
-            let x = &self.tiles.x[tile * self.tiles.tile_len()..][2 * start * R..2 * (start + len) * R];
+            let x = &self.tiles.tile(tile)[2 * start * R..2 * (start + len) * R];
             self.tile::<L, R, N>(lanes, memory, (x, here), asks, (tile * R, group));
         }
     }
@@ -379,7 +406,8 @@ impl<E: Element> Multiply<'_, E> {
             }
         }
         let bias = self.product.bias.filter(|_| group.last);
-        self.write::<L, R, N>(lanes, memory, bias, row, group.panel);
+        let out = (self.product.out, self.product.weight.rows);
+        store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, row, group.panel));
     }
 
     /// Sums of elements before these, from `out`.
@@ -402,37 +430,44 @@ impl<E: Element> Multiply<'_, E> {
         }
     }
 
-    /// Sums, and the bias if there is one, to `out`.
-    #[inline(always)]
-    fn write<L: Lanes, const R: usize, const N: usize>(
-        &self,
-        lanes: L,
-        sums: &[f32],
-        bias: Option<&[f32]>,
-        row: usize,
-        panel: usize,
-    ) {
-        for (i, sums) in sums.chunks_exact(N * WIDTH).enumerate().take(self.rows - row) {
-            for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
-                let (at, whole, rest) = self.place(row + i, panel + j);
-                // SAFETY: sixteen sums.
-                let mut sum = unsafe { lanes.load(sums.as_ptr()) };
-                if let Some(bias) = bias {
-                    let bias = bias[(panel + j) * WIDTH..].as_ptr();
-                    // SAFETY: the bias has as many elements as there are outputs.
-                    sum = lanes.add(sum, unsafe { load(lanes, bias, whole, rest) });
-                }
-                // SAFETY: inside `out`, and only this piece writes these elements.
-                unsafe { store(lanes, at, sum, whole, rest) };
-            }
-        }
-    }
-
-    /// Where in `out` the sums of a row and a panel go: all sixteen (`whole`), or only as many as are left.
+    /// Where in `out` the sums of a row and a panel go.
     #[inline(always)]
     fn place(&self, row: usize, panel: usize) -> (*mut f32, bool, usize) {
-        let (n, column) = (self.product.weight.rows, panel * WIDTH);
-        (self.product.out.row(row, n).wrapping_add(column), column + WIDTH <= n, n - column)
+        place((self.product.out, self.product.weight.rows), row, panel)
+    }
+}
+
+/// Where in `out`, with rows of `cols`, the sums of a row and a panel go: all sixteen (`whole`), or only as many as are
+/// left.
+#[inline(always)]
+fn place((out, cols): (SharedOut, usize), row: usize, panel: usize) -> (*mut f32, bool, usize) {
+    let column = panel * WIDTH;
+    (out.row(row, cols).wrapping_add(column), column + WIDTH <= cols, cols - column)
+}
+
+/// The sums of R rows from `row` on and N panels from `panel` on, and the bias if there is one, to `out`: as many of
+/// them as there are of its `rows`.
+#[inline(always)]
+pub(super) fn store_sums<L: Lanes, const R: usize, const N: usize>(
+    lanes: L,
+    sums: &[f32],
+    bias: Option<&[f32]>,
+    out: (SharedOut, usize),
+    (rows, row, panel): (usize, usize, usize),
+) {
+    for (i, sums) in sums.chunks_exact(N * WIDTH).enumerate().take(R.min(rows - row)) {
+        for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
+            let (at, whole, rest) = place(out, row + i, panel + j);
+            // SAFETY: sixteen sums.
+            let mut sum = unsafe { lanes.load(sums.as_ptr()) };
+            if let Some(bias) = bias {
+                let bias = bias[(panel + j) * WIDTH..].as_ptr();
+                // SAFETY: the bias has as many elements as there are outputs.
+                sum = lanes.add(sum, unsafe { load(lanes, bias, whole, rest) });
+            }
+            // SAFETY: inside `out`, and only this piece writes these elements.
+            unsafe { store(lanes, at, sum, whole, rest) };
+        }
     }
 }
 

@@ -8,6 +8,8 @@ mod arena;
 mod attention;
 mod batch;
 mod embed;
+mod integer_matmul;
+mod integers;
 mod isa;
 mod lanes;
 mod matmul;
@@ -41,7 +43,11 @@ use scratch::Scratch;
 use workers::Workers;
 
 use crate::error::{at_most, multiple, same};
-use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
+use crate::{
+    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
+    WeightSource,
+};
+use weight::Matrix;
 
 /// The CPU, with its worker threads.
 #[derive(Debug)]
@@ -124,6 +130,14 @@ impl Ops for Cpu {
 
     fn weight(&self, source: WeightSource) -> Result<Weight, Error> {
         Weight::new((&self.workers, self.isa, &self.arena), &source)
+    }
+
+    fn weight_rounded(&self, source: WeightSource, rounding: Rounding) -> Result<Weight, Error> {
+        Weight::rounded((&self.workers, self.isa, &self.arena), &source, rounding)
+    }
+
+    fn weight_int4(&self, source: &Int4Source) -> Result<Weight, Error> {
+        Weight::int4((&self.workers, &self.arena), source)
     }
 
     fn table(&self, source: WeightSource) -> Result<Weight, Error> {
@@ -209,27 +223,33 @@ impl Ops for Cpu {
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
         for projection in projections.iter() {
-            let weight = projection.weight.matrix("linear")?;
-            same("linear", "in of the weight", weight.cols, x.cols())?;
-            same("linear", "width of the output", projection.out.cols(), weight.rows)?;
+            let (out, into) = projection.weight.matrix("linear")?.shape();
+            same("linear", "in of the weight", into, x.cols())?;
+            same("linear", "width of the output", projection.out.cols(), out)?;
             projection.out.check_rows("linear", x.rows())?;
             if let Some(bias) = projection.bias {
-                bias.vector("linear", weight.rows)?;
+                bias.vector("linear", out)?;
             }
         }
-        let mut products = Vec::with_capacity(projections.len());
+        let (mut floats, mut integers) = (Vec::with_capacity(projections.len()), Vec::new());
         for projection in projections.iter_mut() {
-            let weight = projection.weight.matrix("linear")?;
+            let matrix = projection.weight.matrix("linear")?;
             let bias = match projection.bias {
-                Some(bias) => Some(bias.vector("linear", weight.rows)?),
+                Some(bias) => Some(bias.vector("linear", matrix.shape().0)?),
                 None => None,
             };
             projection.out.set_rows(x.rows());
-            products.push(Product { weight, bias, out: SharedOut::new(projection.out.data_mut()) });
+            let out = SharedOut::new(projection.out.data_mut());
+            match matrix {
+                Matrix::Floats(weight) => floats.push(Product { weight, bias, out }),
+                Matrix::Integers(weight) => integers.push(integer_matmul::Product { weight, bias, out }),
+            }
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let products = self.on_tiles(&mut packed, x, products);
-        matmul::linear((&self.workers, self.isa), &mut packed, x.data(), x.rows(), &products);
+        let floats = self.on_tiles(&mut packed, x, floats);
+        let with = (&self.workers, self.isa);
+        matmul::linear(with, &mut packed, x.data(), x.rows(), &floats);
+        integer_matmul::linear(with, &mut packed, x.data(), x.rows(), &integers);
         Ok(())
     }
 

@@ -6,17 +6,19 @@ use half::{bf16, f16};
 
 use super::Isa;
 use super::arena::Arena;
+use super::integers::Integers;
 use super::panels::Panels;
 use super::workers::Workers;
 use crate::error::same;
-use crate::{Dtype, Error, WeightBytes, WeightSource};
+use crate::{Dtype, Error, Int4Source, Rounding, WeightBytes, WeightSource};
 
-/// A weight: a matrix `[out, in]`, packed for [`linear`](crate::Ops::linear); a table whose rows are used where
-/// they lie; or a vector `[n]` widened to f32.
+/// A weight: a matrix `[out, in]` of floats or of small integers, packed for [`linear`](crate::Ops::linear); a table
+/// whose rows are used where they lie; or a vector `[n]` widened to f32.
 pub struct Weight(Kind);
 
 enum Kind {
     Matrix(Panels),
+    Integers(Integers),
     Table { bytes: WeightBytes, start: usize, dtype: Dtype, rows: usize, cols: usize },
     Vector(Vec<f32>),
 }
@@ -27,6 +29,7 @@ impl fmt::Debug for Weight {
             Kind::Matrix(Panels { dtype, rows, cols, .. }) | Kind::Table { dtype, rows, cols, .. } => {
                 write!(f, "Weight([{rows}, {cols}] {dtype})")
             }
+            Kind::Integers(integers) => write!(f, "Weight({integers:?})"),
             Kind::Vector(elements) => write!(f, "Weight([{}])", elements.len()),
         }
     }
@@ -36,7 +39,25 @@ impl fmt::Debug for Weight {
 #[derive(Clone, Copy)]
 pub(crate) enum Rows<'a> {
     Packed(&'a Panels),
+    Integers(&'a Integers),
     InPlace(Table<'a>),
+}
+
+/// What products are made with.
+#[derive(Clone, Copy)]
+pub(crate) enum Matrix<'a> {
+    Floats(&'a Panels),
+    Integers(&'a Integers),
+}
+
+impl Matrix<'_> {
+    /// Outputs and inputs.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Floats(panels) => (panels.rows, panels.cols),
+            Self::Integers(integers) => (integers.rows, integers.cols),
+        }
+    }
 }
 
 impl Rows<'_> {
@@ -44,6 +65,7 @@ impl Rows<'_> {
     pub(crate) fn shape(&self) -> (usize, usize) {
         match self {
             Self::Packed(panels) => (panels.rows, panels.cols),
+            Self::Integers(integers) => (integers.rows, integers.cols),
             Self::InPlace(table) => (table.rows, table.cols),
         }
     }
@@ -82,6 +104,23 @@ impl Weight {
         }
     }
 
+    /// A matrix of floats, rounded to integers; a vector is kept as it is.
+    pub(crate) fn rounded(
+        (workers, isa, arena): (&Workers, Isa, &Arena),
+        source: &WeightSource,
+        rounding: Rounding,
+    ) -> Result<Self, Error> {
+        let bytes = checked(source)?;
+        let [rows, cols] = *source.shape.as_slice() else { return Self::new((workers, isa, arena), source) };
+        Integers::round((workers, arena), bytes, source.dtype, (rows, cols), rounding)
+            .map(|integers| Self(Kind::Integers(integers)))
+    }
+
+    /// A matrix of integers of a checkpoint.
+    pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
+        Integers::int4(with, source).map(|integers| Self(Kind::Integers(integers)))
+    }
+
     /// A table that stays where it lies.
     pub(crate) fn table(source: WeightSource) -> Result<Self, Error> {
         checked(&source)?;
@@ -91,9 +130,10 @@ impl Weight {
     }
 
     /// The packed matrix, or an error naming the operator that needed one.
-    pub(crate) fn matrix(&self, operator: &'static str) -> Result<&Panels, Error> {
+    pub(crate) fn matrix(&self, operator: &'static str) -> Result<Matrix<'_>, Error> {
         match &self.0 {
-            Kind::Matrix(panels) => Ok(panels),
+            Kind::Matrix(panels) => Ok(Matrix::Floats(panels)),
+            Kind::Integers(integers) => Ok(Matrix::Integers(integers)),
             Kind::Table { .. } => {
                 same(operator, "packed matrices (this one was made as a table)", 0, 1)?;
                 unreachable!("0 is not 1")
@@ -112,7 +152,10 @@ impl Weight {
                 let bytes = &(**bytes).as_ref()[*start..start + rows * cols * dtype.bytes()];
                 Ok(Rows::InPlace(Table { bytes, dtype: *dtype, rows: *rows, cols: *cols }))
             }
-            _ => self.matrix(operator).map(Rows::Packed),
+            _ => self.matrix(operator).map(|matrix| match matrix {
+                Matrix::Floats(panels) => Rows::Packed(panels),
+                Matrix::Integers(integers) => Rows::Integers(integers),
+            }),
         }
     }
 
@@ -159,7 +202,7 @@ fn checked(source: &WeightSource) -> Result<&[u8], Error> {
 }
 
 /// Elements as f32.
-fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)).collect(),
         Dtype::Bf16 => bytes.as_chunks::<2>().0.iter().map(|&x| bf16::from_le_bytes(x).to_f32()).collect(),

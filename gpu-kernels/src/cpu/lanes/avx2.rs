@@ -229,6 +229,32 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let bytes: [__m128i; 2] =
+                [_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(at.wrapping_add(8).cast())];
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes[0])),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Pair {
+        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "at most 28")]
+        let shift = 4 * INDEX as i32;
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let (shift, low) = (_mm256_set1_epi32(shift), _mm256_set1_epi32(15));
+            let words: [__m256i; 2] = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+            let eight = _mm256_set1_ps(8.0);
+            let first = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(words[0], shift), low));
+            let second = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(words[1], shift), low));
+            [_mm256_sub_ps(first, eight), _mm256_sub_ps(second, eight)]
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Pair {
         // SAFETY: the caller's promise.
         unsafe { [self.load_part_f16(at), self.load_part_f16(at.wrapping_add(16))] }

@@ -193,6 +193,25 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+    }
+    /// The table looks at the lowest four bits of a lane only.
+    #[inline(always)]
+    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> __m512 {
+        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "at most 28")]
+        let shift = 4 * INDEX as i32;
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let table = _mm512_setr_ps(
+                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+            );
+            let words = _mm512_loadu_si512(at.cast());
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(words, _mm512_set1_epi32(shift)), table)
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> __m512 {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }

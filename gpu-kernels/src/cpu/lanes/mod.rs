@@ -98,6 +98,13 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 16 f16 are readable at `at`, at any alignment.
     unsafe fn load_f16(self, at: *const u8) -> Self::F;
+    /// # Safety
+    /// 16 signed bytes are readable at `at`.
+    unsafe fn load_i8(self, at: *const u8) -> Self::F;
+    /// Nibble INDEX of each of 16 words, less 8.
+    /// # Safety
+    /// 16 words of 4 bytes are readable at `at`, at any alignment.
+    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Self::F;
     /// The first of each of 16 pairs.
     /// # Safety
     /// 32 bf16 are readable at `at`, at any alignment.

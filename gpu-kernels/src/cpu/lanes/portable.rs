@@ -137,6 +137,21 @@ impl Lanes for Portable {
         each(|i| f32::from_bits(u32::from_le(pairs[i]) & 0xffff_0000))
     }
     #[inline(always)]
+    unsafe fn load_i8(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { at.cast::<[i8; WIDTH]>().read_unaligned() };
+        each(|i| f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let words = unsafe { at.cast::<[u32; WIDTH]>().read_unaligned() };
+        each(|i| {
+            let nibble = u32::from_le(words[i]) >> (4 * INDEX) & 15;
+            f32::from(nibble as u8) - 8.0
+        })
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Self::F {
         // SAFETY: the caller's promise.
         let bits = unsafe { at.cast::<[u16; WIDTH]>().read_unaligned() };

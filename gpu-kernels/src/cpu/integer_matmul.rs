@@ -1,0 +1,340 @@
+//! `out = x · wᵀ + bias`, with `w` of small integers.
+//!
+//! As in [`super::matmul`], lanes run along outputs, and no sum knows how many rows there are. Within a group an
+//! output is one chain of multiply-adds of activations and integers, which are exact in f32; a second chain adds the
+//! groups, each times its scale, in ascending order. Integers are widened in registers: eight bits by two
+//! instructions, four by a shift and a table of sixteen numbers.
+
+#![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
+
+use std::marker::PhantomData;
+
+use super::Isa;
+use super::integers::{Form, Integers, LINE, STEP};
+use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::matmul::{AHEAD, Piece, Tiles, pieces, store_sums};
+use super::out::SharedOut;
+use super::scratch::Scratch;
+use super::workers::Workers;
+
+/// Most vectors of sums in a tile.
+const SUMS_MAX: usize = 24;
+
+/// One product of a [`linear`] call.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a Integers,
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `[rows, weight.rows]`.
+    pub(crate) out: SharedOut,
+}
+
+/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
+/// memory to work in.
+pub(crate) fn linear(
+    (workers, isa): (&Workers, Isa),
+    packed: &mut Scratch,
+    x: &[f32],
+    rows: usize,
+    products: &[Product<'_>],
+) {
+    let Some(cols) = products.first().map(|product| product.weight.cols) else { return };
+    if rows == 0 {
+        return;
+    }
+    let registers = Registers::of(isa);
+    let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(rows_max(registers))));
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP));
+    let counts = products.iter().map(|product| product.weight.count());
+    let pieces = pieces(workers.threads(), group, tiles, tiles.pairs, counts);
+    workers.run(pieces.len(), &|index, scratch| {
+        let piece = pieces[index];
+        let product = products[piece.product];
+        match product.weight.form {
+            Form::Four if tile == 1 => {
+                let of = Multiply::<Four> { tiles, product, piece, rows, integer: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
+            // With several rows a zero point that is none costs next to nothing, and changes no bit.
+            Form::Four | Form::FourZeros => {
+                let of = Multiply::<FourZeros> { tiles, product, piece, rows, integer: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
+            Form::Eight => {
+                let of = Multiply::<Eight> { tiles, product, piece, rows, integer: PhantomData };
+                dispatch(isa, Run { of, scratch });
+            }
+        }
+    });
+}
+
+/// Most rows of a tile.
+fn rows_max(registers: Registers) -> usize {
+    match registers {
+        Registers::Many => 12,
+        Registers::Few => 6,
+        Registers::Quarters => 3,
+    }
+}
+
+/// Rows of a tile for at least so many, and the panels whose sums fit beside each other: the kernels of [`Run`].
+fn shape(registers: Registers, rows: usize) -> (usize, usize) {
+    match (registers, rows) {
+        (Registers::Many, 1) => (1, 8),
+        (Registers::Many, 2) => (2, 8),
+        (Registers::Many, ..=4) => (4, 4),
+        (Registers::Many, ..=8) => (8, 3),
+        (Registers::Many, _) => (12, 2),
+        (Registers::Few, 1) => (1, 4),
+        (Registers::Few, ..=3) => (3, 2),
+        (Registers::Few, _) => (6, 1),
+        (Registers::Quarters, 1) => (1, 2),
+        (Registers::Quarters, _) => (3, 1),
+    }
+}
+
+/// A piece of work for one form of integers.
+struct Multiply<'a, I> {
+    tiles: Tiles<'a>,
+    product: Product<'a>,
+    piece: Piece,
+    /// Rows of `out`.
+    rows: usize,
+    integer: PhantomData<I>,
+}
+
+/// The kernel.
+struct Run<'a, I> {
+    of: Multiply<'a, I>,
+    scratch: &'a mut Scratch,
+}
+
+impl<I: Integer> Kernel for Run<'_, I> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
+        let multiply = self.of;
+        match (L::REGISTERS, multiply.tiles.rows) {
+            (Registers::Many, 1) => multiply.panels::<L, 1, 8>(lanes, memory),
+            (Registers::Few, 1) => multiply.panels::<L, 1, 4>(lanes, memory),
+            (Registers::Quarters, 1) => multiply.panels::<L, 1, 2>(lanes, memory),
+            _ if I::ALONE => unreachable!("several rows take the general form"),
+            (Registers::Many, 2) => multiply.panels::<L, 2, 8>(lanes, memory),
+            (Registers::Many, 4) => multiply.panels::<L, 4, 4>(lanes, memory),
+            (Registers::Many, 8) => multiply.panels::<L, 8, 3>(lanes, memory),
+            (Registers::Many, 12) => multiply.panels::<L, 12, 2>(lanes, memory),
+            (Registers::Few, 3) => multiply.panels::<L, 3, 2>(lanes, memory),
+            (Registers::Few, 6) => multiply.panels::<L, 6, 1>(lanes, memory),
+            (Registers::Quarters, 3) => multiply.panels::<L, 3, 1>(lanes, memory),
+            (_, rows) => unreachable!("{rows} rows in a tile"),
+        }
+    }
+}
+
+impl<I: Integer> Multiply<'_, I> {
+    /// All panels of the piece, N at a time and the last ones alone.
+    #[inline(always)]
+    fn panels<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
+        let Piece { from, to, .. } = self.piece;
+        let mut panel = from;
+        while panel < to {
+            if panel + N <= to {
+                self.group::<L, R, N>(lanes, memory, panel);
+                panel += N;
+            } else {
+                self.group::<L, R, 1>(lanes, memory, panel);
+                panel += 1;
+            }
+        }
+    }
+
+    /// All tiles of the piece against N panels.
+    #[inline(always)]
+    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32], panel: usize) {
+        let weight = self.product.weight;
+        let here = weight.panel(panel);
+        let next = if panel + N < self.piece.to { weight.panel(panel + N) } else { here };
+        for tile in 0..self.piece.tiles {
+            let asks = (tile == 0).then_some(next);
+            let tile = self.piece.tile + tile;
+            let memory = &mut memory[..R * N * WIDTH];
+            memory.fill(0.0);
+            self.tile::<L, R, N>(lanes, memory, (self.tiles.tile(tile), here), asks);
+            let (out, bias) = ((self.product.out, weight.rows), self.product.bias);
+            store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
+        }
+    }
+
+    /// Adds one tile times N panels to the sums in `memory`.
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        memory: &mut [f32],
+        (x, here): (&[f32], *const u8),
+        asks: Option<*const u8>,
+    ) {
+        let weight = self.product.weight;
+        let stride = weight.stride();
+        let mut x = x.as_ptr();
+        for group in 0..weight.groups() {
+            let start = group * weight.group_bytes();
+            let mut sums = [[lanes.splat(0.0); N]; R];
+            let mut zeros = [lanes.splat(0.0); N];
+            for j in 0..N {
+                // SAFETY: every panel has a line with the scales of its group.
+                zeros[j] = unsafe { I::zero(lanes, here.wrapping_add(j * stride + start)) };
+            }
+            for line in 1..=weight.lines(group) {
+                let offset = start + line * LINE;
+                if let Some(next) = asks {
+                    let ahead = offset + AHEAD * LINE;
+                    let ask = if ahead < stride {
+                        here.wrapping_add(ahead)
+                    } else {
+                        next.wrapping_add(ahead - stride)
+                    };
+                    for j in 0..N {
+                        lanes.prefetch(ask.wrapping_add(j * stride));
+                    }
+                }
+                let at = here.wrapping_add(offset);
+                macro_rules! elements {
+                    ($($index:literal)*) => {$(
+                        // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
+                        unsafe { multiply::<L, I, R, N, $index>(lanes, x, at, stride, &zeros, &mut sums) };
+                        x = x.wrapping_add(R);
+                    )*};
+                }
+                elements!(0 1 2 3);
+                if I::ELEMENTS == 8 {
+                    elements!(4 5 6 7);
+                }
+            }
+            for j in 0..N {
+                // SAFETY: every panel has a line with the scales of its group.
+                let scale = unsafe { I::scale(lanes, here.wrapping_add(j * stride + start)) };
+                for i in 0..R {
+                    let total = memory[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
+                    // SAFETY: sixteen sums.
+                    let before = unsafe { lanes.load(total) };
+                    // SAFETY: as above.
+                    unsafe { lanes.store(total, lanes.fma(sums[i][j], scale, before)) };
+                }
+            }
+        }
+    }
+}
+
+/// Element INDEX of a line: `sums[i][j] += x[i] · (value[j] - zero[j])`.
+///
+/// # Safety
+/// `x` has R elements, and at `line` and each of the N - 1 places `stride` apart behind it there is a line.
+#[inline(always)]
+unsafe fn multiply<L: Lanes, I: Integer, const R: usize, const N: usize, const INDEX: usize>(
+    lanes: L,
+    x: *const f32,
+    line: *const u8,
+    stride: usize,
+    zeros: &[L::F; N],
+    sums: &mut [[L::F; N]; R],
+) {
+    let mut w = [lanes.splat(0.0); N];
+    for j in 0..N {
+        // SAFETY: the caller's promise.
+        let value = unsafe { I::value::<L, INDEX>(lanes, line.wrapping_add(j * stride)) };
+        w[j] = if I::ZEROS { lanes.sub(value, zeros[j]) } else { value };
+    }
+    for i in 0..R {
+        // SAFETY: the caller's promise.
+        let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
+        for j in 0..N {
+            sums[i][j] = lanes.fma(x, w[j], sums[i][j]);
+        }
+    }
+}
+
+/// How the integers of a panel are stored (see [`super::integers`]).
+trait Integer: Copy {
+    /// Elements of `in` in a line.
+    const ELEMENTS: usize;
+    /// Whether there is a zero point to take away.
+    const ZEROS: bool;
+    /// Whether it is for a row alone.
+    const ALONE: bool = false;
+
+    /// Element INDEX of a line, for the sixteen outputs.
+    /// # Safety
+    /// A line is readable at `line`, and INDEX is less than the elements of one.
+    unsafe fn value<L: Lanes, const INDEX: usize>(lanes: L, line: *const u8) -> L::F;
+    /// # Safety
+    /// The first line of a group is readable at `header`.
+    unsafe fn scale<L: Lanes>(lanes: L, header: *const u8) -> L::F;
+    /// # Safety
+    /// The first line of a group is readable at `header`.
+    #[inline(always)]
+    unsafe fn zero<L: Lanes>(lanes: L, _header: *const u8) -> L::F {
+        lanes.splat(0.0)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Four;
+#[derive(Clone, Copy)]
+struct FourZeros;
+#[derive(Clone, Copy)]
+struct Eight;
+
+impl Integer for Four {
+    const ELEMENTS: usize = 8;
+    const ZEROS: bool = false;
+    const ALONE: bool = true;
+
+    #[inline(always)]
+    unsafe fn value<L: Lanes, const INDEX: usize>(lanes: L, line: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_nibbles::<INDEX>(line) }
+    }
+    #[inline(always)]
+    unsafe fn scale<L: Lanes>(lanes: L, header: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_f16(header) }
+    }
+}
+
+impl Integer for FourZeros {
+    const ELEMENTS: usize = 8;
+    const ZEROS: bool = true;
+
+    #[inline(always)]
+    unsafe fn value<L: Lanes, const INDEX: usize>(lanes: L, line: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { Four::value::<L, INDEX>(lanes, line) }
+    }
+    #[inline(always)]
+    unsafe fn scale<L: Lanes>(lanes: L, header: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { Four::scale(lanes, header) }
+    }
+    #[inline(always)]
+    unsafe fn zero<L: Lanes>(lanes: L, header: *const u8) -> L::F {
+        // SAFETY: the caller's promise: sixteen bytes behind sixteen scales.
+        unsafe { lanes.load_i8(header.wrapping_add(2 * WIDTH)) }
+    }
+}
+
+impl Integer for Eight {
+    const ELEMENTS: usize = 4;
+    const ZEROS: bool = false;
+
+    #[inline(always)]
+    unsafe fn value<L: Lanes, const INDEX: usize>(lanes: L, line: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_i8(line.wrapping_add(INDEX * WIDTH)) }
+    }
+    #[inline(always)]
+    unsafe fn scale<L: Lanes>(lanes: L, header: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load(header.cast()) }
+    }
+}

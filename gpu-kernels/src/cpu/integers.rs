@@ -1,0 +1,347 @@
+//! Matrices of small integers as the products read them: `weight = scale · (value - zero)`.
+//!
+//! As in [`super::panels`], sixteen outputs are a panel, and lanes run along them. The elements of `in` fall into
+//! groups with a scale for each output; a group is a line with its scales and then its values, so that memory is one
+//! stream:
+//!
+//! ```text
+//! four bits    16 scales in f16, 16 zero points less 8 in i8, 16 bytes of nothing   64 bytes
+//!              8 elements of `in` in the nibbles of a word, lowest first, 16 words  64 bytes, group / 8 times
+//! eight bits   16 scales in f32                                                     64 bytes, once: one group
+//!              4 elements of `in`, 16 bytes each                                    64 bytes, in / 4 times
+//! ```
+//!
+//! Checkpoints of AWQ (arXiv 2306.00978) and GPTQ (arXiv 2210.17323) keep their integers, scales and zero points
+//! exactly. Other matrices can be rounded: to eight bits with one scale for an output, to four with one for 128
+//! elements, both around zero.
+
+use std::fmt;
+
+use half::f16;
+
+use super::arena::{Arena, Room};
+use super::lanes::WIDTH;
+use super::weight::widen;
+use super::workers::Workers;
+use crate::error::{multiple, same};
+use crate::{Dtype, Error, Int4Layout, Int4Source, Rounding, WeightPart};
+
+/// Bytes of a line.
+pub(crate) const LINE: usize = 64;
+/// Elements of `in` to which products pad their activations: those of the widest line.
+pub(crate) const STEP: usize = 8;
+/// Elements of `in` with one scale when a matrix is rounded to four bits.
+const GROUP: usize = 128;
+
+/// What the values of a matrix are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Four bits, all zero points 8.
+    Four,
+    /// Four bits with zero points of their own.
+    FourZeros,
+    /// Eight bits, zero points 0.
+    Eight,
+}
+
+impl Form {
+    /// Elements of `in` in a line.
+    pub(crate) fn elements(self) -> usize {
+        match self {
+            Self::Four | Self::FourZeros => 8,
+            Self::Eight => 4,
+        }
+    }
+}
+
+/// A packed matrix of integers.
+pub(crate) struct Integers {
+    room: Room,
+    pub(crate) form: Form,
+    /// Outputs.
+    pub(crate) rows: usize,
+    /// Inputs.
+    pub(crate) cols: usize,
+    /// Inputs with one scale, a multiple of [`STEP`].
+    pub(crate) group: usize,
+}
+
+impl fmt::Debug for Integers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { form, rows, cols, group, .. } = self;
+        write!(f, "Integers([{rows}, {cols}] {form:?} by {group})")
+    }
+}
+
+/// A panel before it is packed.
+struct Panel {
+    /// `[16][in]`, less their usual zero point: -8..=7 or -127..=127.
+    values: Vec<i8>,
+    /// `[groups][16]`
+    scales: Vec<f32>,
+    /// `[groups][16]`, less 8.
+    zeros: Vec<i8>,
+}
+
+impl Integers {
+    /// Rounds a row-major matrix `[rows, cols]`. Cost: one pass over the bytes, on all threads.
+    pub(crate) fn round(
+        with: (&Workers, &Arena),
+        bytes: &[u8],
+        dtype: Dtype,
+        (rows, cols): (usize, usize),
+        rounding: Rounding,
+    ) -> Result<Self, Error> {
+        let (form, group) = match rounding {
+            Rounding::Int8 => (Form::Eight, cols.next_multiple_of(STEP).max(STEP)),
+            Rounding::Int4 => (Form::Four, GROUP),
+        };
+        let row_bytes = cols * dtype.bytes();
+        Self::pack(with, form, (rows, cols, group), &|first, there, panel| {
+            for lane in 0..there {
+                let row = widen(dtype, &bytes[(first + lane) * row_bytes..][..row_bytes]);
+                let values = &mut panel.values[lane * cols..][..cols];
+                for (index, (from, to)) in row.chunks(group).zip(values.chunks_mut(group)).enumerate() {
+                    panel.scales[index * WIDTH + lane] = round_group(form, from, to);
+                }
+            }
+        })
+    }
+
+    /// Takes a matrix of a checkpoint, bit for bit. Cost: one pass, on all threads.
+    pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
+        let (stored, form) = Stored::new(source)?;
+        let &Int4Source { rows, cols, group, .. } = source;
+        Self::pack(with, form, (rows, cols, group), &|first, there, panel| {
+            for lane in 0..there {
+                let row = first + lane;
+                for (col, to) in panel.values[lane * cols..][..cols].iter_mut().enumerate() {
+                    *to = stored.value(row, col) - 8;
+                }
+                for index in 0..cols / group {
+                    panel.scales[index * WIDTH + lane] = stored.scale(row, index);
+                    panel.zeros[index * WIDTH + lane] = stored.zero(row, index) - 8;
+                }
+            }
+        })
+    }
+
+    /// Packs panels that `fill` makes, given the first row and how many of the sixteen there are.
+    fn pack(
+        (workers, arena): (&Workers, &Arena),
+        form: Form,
+        (rows, cols, group): (usize, usize, usize),
+        fill: &(dyn Fn(usize, usize, &mut Panel) + Sync),
+    ) -> Result<Self, Error> {
+        let (panels, groups) = (rows.div_ceil(WIDTH), cols.div_ceil(group.max(1)));
+        let group_bytes = (group / form.elements()).checked_add(1).and_then(|lines| lines.checked_mul(LINE));
+        let size = group_bytes.and_then(|bytes| bytes.checked_mul(groups)?.checked_mul(panels));
+        let room = arena.room(size.ok_or(Error::Memory { operator: "weight", bytes: usize::MAX })?)?;
+        let packed = Self { room, form, rows, cols, group };
+        workers.rows(panels, WIDTH * cols, &|from, to| {
+            let mut panel = Panel {
+                values: vec![0; WIDTH * cols],
+                scales: vec![0.0; groups * WIDTH],
+                zeros: vec![0; groups * WIDTH],
+            };
+            for index in from..to {
+                let there = WIDTH.min(rows - index * WIDTH);
+                if there < WIDTH {
+                    panel.values.fill(0);
+                    panel.scales.fill(0.0);
+                    panel.zeros.fill(0);
+                }
+                fill(index * WIDTH, there, &mut panel);
+                packed.write(index, &panel);
+            }
+        });
+        Ok(packed)
+    }
+
+    fn write(&self, index: usize, panel: &Panel) {
+        // SAFETY: the panel's bytes, of which this piece of work alone knows; zeros come first.
+        unsafe { self.panel(index).cast_mut().write_bytes(0, self.stride()) };
+        // SAFETY: as above; just written.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.panel(index).cast_mut(), self.stride()) };
+        let lines = bytes.as_chunks_mut::<LINE>().0;
+        for (index, lines) in lines.chunks_exact_mut(self.group_bytes() / LINE).enumerate() {
+            let (header, lines) = lines.split_first_mut().expect("a group has a line for its scales");
+            let scales = &panel.scales[index * WIDTH..][..WIDTH];
+            for (lane, (&scale, &zero)) in scales.iter().zip(&panel.zeros[index * WIDTH..]).enumerate() {
+                match self.form {
+                    Form::Eight => header.as_chunks_mut::<4>().0[lane] = scale.to_le_bytes(),
+                    Form::Four | Form::FourZeros => {
+                        header.as_chunks_mut::<2>().0[lane] = f16::from_f32(scale).to_le_bytes();
+                        header[2 * WIDTH + lane] = zero.cast_unsigned();
+                    }
+                }
+            }
+            let first = index * self.group;
+            for (element, col) in (first..self.cols.min(first + self.group)).enumerate() {
+                let (line, place) = (element / self.form.elements(), element % self.form.elements());
+                for lane in 0..WIDTH {
+                    let value = panel.values[lane * self.cols + col];
+                    match self.form {
+                        Form::Eight => lines[line][place * WIDTH + lane] = value.cast_unsigned(),
+                        Form::Four | Form::FourZeros => {
+                            let nibble = (value + 8).cast_unsigned() << (place % 2 * 4);
+                            lines[line][lane * 4 + place / 2] |= nibble;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many panels there are.
+    pub(crate) fn count(&self) -> usize {
+        self.rows.div_ceil(WIDTH)
+    }
+
+    /// Groups of a row.
+    pub(crate) fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group)
+    }
+
+    /// Lines with values of a group; the last group may need fewer than the first, and takes as much room.
+    #[inline(always)]
+    pub(crate) fn lines(&self, group: usize) -> usize {
+        let elements = self.group.min(self.cols.next_multiple_of(STEP) - group * self.group);
+        elements / self.form.elements()
+    }
+
+    /// Bytes from one group to the next.
+    #[inline(always)]
+    pub(crate) fn group_bytes(&self) -> usize {
+        (self.group / self.form.elements() + 1) * LINE
+    }
+
+    /// Bytes from one panel to the next.
+    #[inline(always)]
+    pub(crate) fn stride(&self) -> usize {
+        self.groups() * self.group_bytes()
+    }
+
+    /// Where a panel begins: [`Integers::stride`] readable bytes.
+    #[inline(always)]
+    pub(crate) fn panel(&self, panel: usize) -> *const u8 {
+        debug_assert!(panel < self.count(), "a panel that is there");
+        self.room.start().wrapping_add(panel * self.stride())
+    }
+
+    /// One row of the matrix in f32. Cost: a cache line for every four or eight elements.
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "a row that is there");
+        // SAFETY: the panel's bytes, all written when it was packed.
+        let panel = unsafe { std::slice::from_raw_parts(self.panel(row / WIDTH), self.stride()) };
+        let lane = row % WIDTH;
+        for (out, bytes) in out.chunks_mut(self.group).zip(panel.chunks_exact(self.group_bytes())) {
+            let (header, lines) = bytes.split_at(LINE);
+            let lines = lines.as_chunks::<LINE>().0;
+            let scale = match self.form {
+                Form::Eight => f32::from_le_bytes(header.as_chunks::<4>().0[lane]),
+                _ => f16::from_le_bytes(header.as_chunks::<2>().0[lane]).to_f32(),
+            };
+            let zero = match self.form {
+                Form::FourZeros => header[2 * WIDTH + lane].cast_signed(),
+                Form::Four | Form::Eight => 0,
+            };
+            for (element, out) in out.iter_mut().enumerate() {
+                let (line, place) = (&lines[element / self.form.elements()], element % self.form.elements());
+                let value = match self.form {
+                    Form::Eight => line[place * WIDTH + lane].cast_signed(),
+                    _ => (line[lane * 4 + place / 2] >> (place % 2 * 4) & 15).cast_signed() - 8,
+                };
+                *out = f32::from(value - zero) * scale;
+            }
+        }
+    }
+}
+
+/// Rounds elements with one scale, which it answers.
+fn round_group(form: Form, from: &[f32], to: &mut [i8]) -> f32 {
+    let largest = from.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
+    // Four bits reach one further below zero than above: the largest element gets that one.
+    let (scale, low, high) = match form {
+        Form::Eight => (largest.abs() / 127.0, -127.0, 127.0),
+        _ => (f16::from_f32(largest / -8.0).to_f32(), -8.0, 7.0),
+    };
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    for (to, from) in to.iter_mut().zip(from) {
+        #[expect(clippy::cast_possible_truncation, reason = "within eight bits; what is no number becomes 0")]
+        let value = (from * inverse).round_ties_even().clamp(low, high) as i8;
+        *to = value;
+    }
+    scale
+}
+
+/// The integers of a checkpoint, checked.
+struct Stored<'a> {
+    layout: Int4Layout,
+    /// Words of each row of `values`, and of `zeros`.
+    width: usize,
+    zeros_width: usize,
+    /// Outputs.
+    rows: usize,
+    values: &'a [[u8; 4]],
+    zeros: &'a [[u8; 4]],
+    scales: &'a [[u8; 2]],
+}
+
+impl<'a> Stored<'a> {
+    fn new(source: &'a Int4Source) -> Result<(Self, Form), Error> {
+        let &Int4Source { layout, rows, cols, group, .. } = source;
+        multiple("weight_int4", "outputs", rows, 8)?;
+        multiple("weight_int4", "inputs", cols, 8)?;
+        multiple("weight_int4", "elements of a group", group, STEP)?;
+        multiple("weight_int4", "inputs", cols, group)?;
+        let part = |name, part: &'a WeightPart, bytes: Option<usize>| {
+            let all = (*part.bytes).as_ref();
+            let found = all.get(part.range.clone()).unwrap_or_default();
+            same("weight_int4", name, found.len(), bytes.unwrap_or(usize::MAX))?;
+            Ok(found)
+        };
+        let values = part("bytes of the values", &source.values, rows.checked_mul(cols / 2))?;
+        let zeros = part("bytes of the zero points", &source.zeros, (rows / 2).checked_mul(cols / group))?;
+        let scales = part("bytes of the scales", &source.scales, (rows * 2).checked_mul(cols / group))?;
+        let width = match layout {
+            Int4Layout::Awq => rows / 8,
+            Int4Layout::Gptq | Int4Layout::GptqV2 => rows,
+        };
+        let (values, zeros) = (values.as_chunks().0, zeros.as_chunks().0);
+        let stored =
+            Self { layout, width, zeros_width: rows / 8, rows, values, zeros, scales: scales.as_chunks().0 };
+        let groups = cols / group;
+        let plain = (0..groups).all(|group| (0..rows).all(|row| stored.zero(row, group) == 8));
+        Ok((stored, if plain { Form::Four } else { Form::FourZeros }))
+    }
+
+    fn value(&self, row: usize, col: usize) -> i8 {
+        match self.layout {
+            Int4Layout::Awq => nibble(self.values[col * self.width + row / 8], awq_place(row % 8)),
+            Int4Layout::Gptq | Int4Layout::GptqV2 => nibble(self.values[col / 8 * self.width + row], col % 8),
+        }
+    }
+
+    fn zero(&self, row: usize, group: usize) -> i8 {
+        let word = self.zeros[group * self.zeros_width + row / 8];
+        match self.layout {
+            Int4Layout::Awq => nibble(word, awq_place(row % 8)),
+            Int4Layout::Gptq => nibble(word, row % 8) + 1,
+            Int4Layout::GptqV2 => nibble(word, row % 8),
+        }
+    }
+
+    fn scale(&self, row: usize, group: usize) -> f32 {
+        f16::from_le_bytes(self.scales[group * self.rows + row]).to_f32()
+    }
+}
+
+fn nibble(word: [u8; 4], place: usize) -> i8 {
+    (word[place / 2] >> (place % 2 * 4) & 15).cast_signed()
+}
+
+/// AWQ interleaves eight outputs so that its kernel unpacks two at a time: even ones lie in the lower half.
+fn awq_place(output: usize) -> usize {
+    output / 2 + output % 2 * 4
+}

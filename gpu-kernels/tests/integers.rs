@@ -1,0 +1,277 @@
+//! Products with small integers against f64, the forms of checkpoints bit for bit, and the promise that a row's bits know
+//! nothing of its surroundings.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: small numbers, and a panic is the report"
+)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Random, bits, close, cpus};
+use half::f16;
+use quayline_gpu_kernels::cpu::Weight;
+use quayline_gpu_kernels::{Cpu, Dtype, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart};
+
+/// Matrix `[rows, cols]` of a checkpoint: its bytes, and what its elements are worth.
+fn int4(
+    random: &mut Random,
+    layout: Int4Layout,
+    (rows, cols, group): (usize, usize, usize),
+) -> (Int4Source, Vec<f32>) {
+    let groups = cols / group;
+    let values: Vec<u32> = (0..rows * cols).map(|_| random.below(16) as u32).collect();
+    let plain = random.flip();
+    // GPTQ's first version stores one less.
+    let low = usize::from(layout == Int4Layout::Gptq);
+    let zeros: Vec<u32> =
+        (0..rows * groups).map(|_| if plain { 8 } else { (low + random.below(16)) as u32 }).collect();
+    let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(random.float() / 8.0)).collect();
+    let value = |row: usize, col: usize| values[row * cols + col];
+    let zero = |row: usize, group: usize| zeros[row * groups + group] - low as u32;
+    // What AutoAWQ writes into the nibbles of a word, lowest first.
+    let order = [0, 2, 4, 6, 1, 3, 5, 7];
+    let outputs = |of: &dyn Fn(usize) -> u32, first: usize| match layout {
+        Int4Layout::Awq => (0..8).map(|place| of(first + order[place]) << (4 * place)).sum::<u32>(),
+        _ => (0..8).map(|place| of(first + place) << (4 * place)).sum(),
+    };
+    let mut words = Vec::new();
+    match layout {
+        Int4Layout::Awq => {
+            for col in 0..cols {
+                words.extend((0..rows).step_by(8).map(|first| outputs(&|row| value(row, col), first)));
+            }
+        }
+        _ => {
+            for col in (0..cols).step_by(8) {
+                let word = |row| (0..8).map(|place| value(row, col + place) << (4 * place)).sum::<u32>();
+                words.extend((0..rows).map(word));
+            }
+        }
+    }
+    let mut zero_words = Vec::new();
+    for group in 0..groups {
+        zero_words.extend((0..rows).step_by(8).map(|first| outputs(&|row| zero(row, group), first)));
+    }
+    let scale_bytes: Vec<u8> = (0..groups)
+        .flat_map(|group| (0..rows).map(move |row| row * groups + group))
+        .flat_map(|at| scales[at].to_le_bytes())
+        .collect();
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let part = |bytes: Vec<u8>| {
+        // At an odd address.
+        let range = 1..bytes.len() + 1;
+        WeightPart { bytes: Arc::new([&[0xff], bytes.as_slice()].concat()), range }
+    };
+    let worth = (0..rows * cols)
+        .map(|at| {
+            let (row, col) = (at / cols, at % cols);
+            let at = row * groups + col / group;
+            (values[row * cols + col] as f32 - zeros[at] as f32) * scales[at].to_f32()
+        })
+        .collect();
+    let (values, zeros, scales) = (part(bytes(&words)), part(bytes(&zero_words)), part(scale_bytes));
+    (Int4Source { layout, rows, cols, group, values, zeros, scales }, worth)
+}
+
+/// All rows of a matrix, as embedding reads them.
+fn rows(cpu: &Cpu, weight: &Weight, (rows, cols): (usize, usize)) -> Vec<f32> {
+    let mut out = cpu.tensor(rows, cols).unwrap();
+    cpu.embed(weight, &(0..rows as u32).collect::<Vec<_>>(), &mut out).unwrap();
+    cpu.read(&out).unwrap().into_owned()
+}
+
+fn product(
+    cpu: &Cpu,
+    weight: &Weight,
+    bias: Option<&Weight>,
+    x: &[f32],
+    (out, into): (usize, usize),
+) -> Vec<f32> {
+    let mut from = cpu.tensor(x.len() / into, into).unwrap();
+    cpu.write(&mut from, x).unwrap();
+    let mut to = cpu.tensor(x.len() / into, out).unwrap();
+    cpu.linear(&from, &mut [Projection { weight, bias, out: &mut to }]).unwrap();
+    cpu.read(&to).unwrap().into_owned()
+}
+
+const LAYOUTS: [Int4Layout; 3] = [Int4Layout::Awq, Int4Layout::Gptq, Int4Layout::GptqV2];
+
+#[test]
+fn integers_of_a_checkpoint_are_kept_bit_for_bit() {
+    for seed in 0..20 {
+        let mut random = Random::new(seed);
+        let layout = random.pick(&LAYOUTS);
+        let group = random.pick(&[8, 32, 64, 128]);
+        let shape = (8 * (1 + random.below(7)), group * (1 + random.below(3)));
+        let (source, worth) = int4(&mut random, layout, (shape.0, shape.1, group));
+        for cpu in cpus() {
+            let weight = cpu.weight_int4(&source).unwrap();
+            assert_eq!(
+                rows(&cpu, &weight, shape),
+                worth,
+                "seed {seed} {cpu:?} {layout:?} {shape:?} by {group}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rounding_is_within_half_a_step() {
+    for seed in 30..50 {
+        let mut random = Random::new(seed);
+        let shape = (1 + random.below(40), random.pick(&[1, 7, 8, 96, 127, 128, 129, 400]));
+        let dtype = random.pick(&[Dtype::F32, Dtype::Bf16, Dtype::F16]);
+        let stored = random.stored(dtype, &[shape.0, shape.1]);
+        let cpu = common::cpu(2, random.pick(&common::isas().collect::<Vec<_>>()));
+        for (rounding, group, steps) in [(Rounding::Int8, shape.1, 127.0), (Rounding::Int4, 128, 8.0)] {
+            let weight = cpu.weight_rounded(stored.source.clone(), rounding).unwrap();
+            let found = rows(&cpu, &weight, shape);
+            for (row, (found, exact)) in found.chunks(shape.1).zip(stored.values.chunks(shape.1)).enumerate()
+            {
+                for (found, exact) in found.chunks(group).zip(exact.chunks(group)) {
+                    let largest = exact.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+                    // On the side of four bits that reaches less far, the last step is lost.
+                    let step = largest / steps * if rounding == Rounding::Int4 { 2.0 } else { 1.0 };
+                    for (found, exact) in found.iter().zip(exact) {
+                        let allowed = f64::from(step) * 0.501;
+                        close(*found, f64::from(*exact), allowed, || {
+                            format!("seed {seed} {rounding:?} row {row}")
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A matrix of any kind.
+fn weight(cpu: &Cpu, random: &mut Random, shape: &mut (usize, usize)) -> Weight {
+    let rounding = random.pick(&[Some(Rounding::Int8), Some(Rounding::Int4), None]);
+    let Some(rounding) = rounding else {
+        let group = random.pick(&[8, 32, 128]);
+        *shape = (shape.0.next_multiple_of(8), shape.1.next_multiple_of(group));
+        let layout = random.pick(&LAYOUTS);
+        return cpu.weight_int4(&int4(random, layout, (shape.0, shape.1, group)).0).unwrap();
+    };
+    cpu.weight_rounded(random.stored(Dtype::Bf16, &[shape.0, shape.1]).source, rounding).unwrap()
+}
+
+fn shape(random: &mut Random) -> (usize, usize) {
+    (random.pick(&[1, 15, 16, 17, 50, 130, 300]), random.pick(&[1, 7, 8, 64, 96, 129, 300, 1030]))
+}
+
+#[test]
+fn products_are_right_at_every_edge() {
+    for seed in 100..130 {
+        for cpu in cpus() {
+            let mut random = Random::new(seed);
+            let mut shape = shape(&mut random);
+            let weight = weight(&cpu, &mut random, &mut shape);
+            let (out, into) = shape;
+            let count = random.pick(&[0, 1, 2, 3, 5, 8, 11, 12, 13, 16, 27]);
+            let x = random.floats(count * into);
+            let bias = random.floats(out);
+            let found = product(&cpu, &weight, Some(&common::vector(&cpu, &bias)), &x, shape);
+            let worth = rows(&cpu, &weight, shape);
+            for (row, x) in x.chunks(into).enumerate() {
+                for output in 0..out {
+                    let pairs = x.iter().zip(&worth[output * into..][..into]);
+                    let terms = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b));
+                    let exact = terms.clone().sum::<f64>() + f64::from(bias[output]);
+                    let size = terms.map(f64::abs).sum::<f64>() + 1.0;
+                    close(found[row * out + output], exact, size * 1e-6, || {
+                        format!("seed {seed} {cpu:?} {weight:?}: row {row} of {count}, output {output}")
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_company_and_on_all_threads() {
+    for seed in 200..230 {
+        let mut wide = Vec::new();
+        for isa in common::isas() {
+            let mut random = Random::new(seed);
+            let mut shape = shape(&mut random);
+            let cpu = common::cpu(1, isa);
+            let state = random.next();
+            let alone = weight(&cpu, &mut Random::new(state), &mut shape);
+            let x = random.floats(shape.1);
+            let reference = product(&cpu, &alone, None, &x, shape);
+            for threads in [1, 2, 5] {
+                let cpu = common::cpu(threads, isa);
+                let among = weight(&cpu, &mut Random::new(state), &mut shape.clone());
+                let count = 1 + random.below(40);
+                let row = random.below(count);
+                let mut all = random.floats(count * shape.1);
+                all[row * shape.1..][..shape.1].copy_from_slice(&x);
+                let found = product(&cpu, &among, None, &all, shape);
+                assert_eq!(
+                    bits(&found[row * shape.0..][..shape.0]),
+                    bits(&reference),
+                    "seed {seed} {cpu:?} {among:?}: row {row} of {count}"
+                );
+            }
+            if isa.name() != "portable" {
+                wide.push(bits(&reference));
+            }
+        }
+        assert!(wide.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: instruction sets differ");
+    }
+}
+
+#[test]
+fn integers_and_floats_share_a_call() {
+    for cpu in cpus() {
+        let mut random = Random::new(7);
+        let stored = random.stored(Dtype::Bf16, &[20, 50]);
+        let floats = common::weight(&cpu, &stored);
+        let integers = cpu.weight_rounded(stored.source, Rounding::Int8).unwrap();
+        let x = random.floats(3 * 50);
+        let mut from = cpu.tensor(3, 50).unwrap();
+        cpu.write(&mut from, &x).unwrap();
+        let mut outs = [cpu.tensor(3, 20).unwrap(), cpu.tensor(3, 20).unwrap()];
+        let [first, second] = &mut outs;
+        let first = Projection { weight: &integers, bias: None, out: first };
+        let second = Projection { weight: &floats, bias: None, out: second };
+        cpu.linear(&from, &mut [first, second]).unwrap();
+        assert_eq!(cpu.read(&outs[0]).unwrap(), product(&cpu, &integers, None, &x, (20, 50)));
+        assert_eq!(cpu.read(&outs[1]).unwrap(), product(&cpu, &floats, None, &x, (20, 50)));
+    }
+}
+
+#[test]
+fn doors_name_what_is_wrong() {
+    let cpu = Cpu::detect().unwrap();
+    let mut random = Random::new(1);
+    let (good, _) = int4(&mut random, Int4Layout::Awq, (16, 64, 32));
+    let says = |source: Int4Source| cpu.weight_int4(&source).unwrap_err().to_string();
+    assert_eq!(
+        says(Int4Source { rows: 12, ..good.clone() }),
+        "weight_int4: outputs is 12, which is not a positive multiple of 8"
+    );
+    assert_eq!(
+        says(Int4Source { group: 48, ..good.clone() }),
+        "weight_int4: inputs is 64, which is not a positive multiple of 48"
+    );
+    assert_eq!(
+        says(Int4Source { group: 0, ..good.clone() }),
+        "weight_int4: elements of a group is 0, which is not a positive multiple of 8"
+    );
+    assert_eq!(
+        says(Int4Source { cols: 128, ..good.clone() }),
+        "weight_int4: bytes of the values is 512, expected 1024"
+    );
+    let beyond = WeightPart { range: 1..1000, ..good.scales.clone() };
+    assert_eq!(
+        says(Int4Source { scales: beyond, ..good }),
+        "weight_int4: bytes of the scales is 0, expected 64"
+    );
+    let vector = common::store(Dtype::F32, &[3], &[1.0, 2.0, 3.0], 0);
+    assert!(cpu.weight_rounded(vector.source, Rounding::Int4).is_ok(), "a vector stays as it is");
+}
