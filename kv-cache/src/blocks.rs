@@ -83,6 +83,7 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         }
         if self.report_lost {
             self.lost.extend(self.prefix.content(block));
+            self.prefix.remember(block);
         }
         if let Some(watch) = &mut self.watch {
             watch.lost(block);

@@ -6,8 +6,9 @@
 //! applies the events in order has the index. [`Replica`](crate::Replica) does that and refuses a hole; after one,
 //! [`Snapshot`] begins it anew.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::id::count;
 use crate::tier::{BlockKey, Medium, TierEvent, TierId};
@@ -60,15 +61,16 @@ pub enum Event<'a, D> {
     },
 }
 
-/// Blocks that can be found now, one behind the other. A tier knows its blocks by name alone: their parents and tokens
-/// were told when the device stored them.
+/// Blocks that can be found now, one behind the other, in the device or in a tier. Of what a tier has and no sequence here
+/// ever had (a shared store said so, or a list was taken up after a restart without
+/// [`Offload::describe`](crate::tier::Offload::describe)) the name alone is known: no parent and no tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored<'a, D> {
     /// Their names.
     pub blocks: &'a [D],
-    /// The name of the block before the first of them, if there is one. None in a tier.
+    /// The name of the block before the first of them, if there is one.
     pub parent: Option<D>,
-    /// Their tokens, equally many in each. None in a tier.
+    /// Their tokens, equally many in each.
     pub tokens: &'a [TokenId],
     /// The place of the first token.
     pub first: TokenIndex,
@@ -80,12 +82,26 @@ pub struct Stored<'a, D> {
     pub sequence: Option<SequenceId>,
 }
 
-impl<'a, D> Stored<'a, D> {
+impl<'a, D: Copy> Stored<'a, D> {
     /// A block in a tier.
-    fn in_tier(block: &'a D, group: GroupId, location: Location) -> Self {
-        let (blocks, first) = (std::slice::from_ref(block), TokenIndex(0));
-        Stored { blocks, parent: None, tokens: &[], first, group, location, sequence: None }
+    fn in_tier(block: &'a D, group: GroupId, location: Location, told: Option<&'a Told<D>>) -> Self {
+        let blocks = std::slice::from_ref(block);
+        let Some(Told { parent, tokens, first, sequence }) = told else {
+            let first = TokenIndex(0);
+            return Stored { blocks, parent: None, tokens: &[], first, group, location, sequence: None };
+        };
+        let (parent, first, sequence) = (*parent, *first, *sequence);
+        Stored { blocks, parent, tokens, first, group, location, sequence }
     }
+}
+
+/// What a block is about, wherever it lies.
+#[derive(Clone, Debug)]
+struct Told<D> {
+    parent: Option<D>,
+    tokens: Box<[TokenId]>,
+    first: TokenIndex,
+    sequence: Option<SequenceId>,
 }
 
 /// The events that nobody has heard yet, and what a snapshot needs to know of each entry of the index.
@@ -102,6 +118,8 @@ pub(crate) struct Events<D> {
     /// By entry of the index, so many places for each.
     content: Vec<TokenId>,
     entry_tokens: usize,
+    /// Of what is in the tiers, or on its way there.
+    afar: BTreeMap<BlockKey<D>, Arc<Told<D>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +136,7 @@ enum Record<D> {
         block: D,
         group: GroupId,
         location: Location,
+        told: Option<Arc<Told<D>>>,
     },
     Removed {
         block: D,
@@ -157,6 +176,30 @@ impl<D: Digest> Events<D> {
             known: vec![nobody; entries],
             content: vec![0; entries * entry_tokens],
             entry_tokens,
+            afar: BTreeMap::new(),
+        }
+    }
+
+    /// What the `parts` entries from `entry` on tell of a block is remembered: it goes to a tier.
+    pub(crate) fn remember(&mut self, key: BlockKey<D>, entry: usize, parts: u32) {
+        let entries = entry..entry + parts as usize;
+        let Known { parent, first, sequence, .. } = self.known[entry];
+        let of =
+            |entry: usize| &self.content[entry * self.entry_tokens..][..self.known[entry].tokens as usize];
+        let tokens = entries.flat_map(of).copied().collect();
+        self.afar.insert(key, Arc::new(Told { parent, tokens, first, sequence }));
+    }
+
+    /// The same of a block that nobody here has stored.
+    pub(crate) fn describe(&mut self, key: BlockKey<D>, stored: &Stored<'_, D>) {
+        let Stored { parent, tokens, first, sequence, .. } = *stored;
+        self.afar.insert(key, Arc::new(Told { parent, tokens: tokens.into(), first, sequence }));
+    }
+
+    /// Forgets what neither is in a tier nor on its way there, if more than `most` are remembered.
+    pub(crate) fn forget_afar(&mut self, most: usize, is_there: impl Fn(&BlockKey<D>) -> bool) {
+        if self.afar.len() > most {
+            self.afar.retain(|key, _| is_there(key));
         }
     }
 
@@ -208,8 +251,9 @@ impl<D: Digest> Events<D> {
     pub(crate) fn in_tier(&mut self, event: TierEvent<BlockKey<D>>, media: &[Medium]) {
         let place = |tier: TierId| Location::Tier { tier, medium: media[usize::from(tier.0)] };
         match event {
-            TierEvent::Stored { key: BlockKey { digest: block, group }, tier, .. } => {
-                self.record(Record::InTier { block, group, location: place(tier) });
+            TierEvent::Stored { key, tier, .. } => {
+                let (BlockKey { digest: block, group }, told) = (key, self.afar.get(&key).cloned());
+                self.record(Record::InTier { block, group, location: place(tier), told });
             }
             TierEvent::Removed { key: BlockKey { digest: block, group }, tier, still_in } => {
                 self.record(match still_in {
@@ -258,8 +302,8 @@ impl<D: Digest> Events<D> {
 
     fn event<'a>(&'a self, record: &'a Record<D>) -> Event<'a, D> {
         match *record {
-            Record::InTier { ref block, group, location } => {
-                Event::Stored(Stored::in_tier(block, group, location))
+            Record::InTier { ref block, group, location, ref told } => {
+                Event::Stored(Stored::in_tier(block, group, location, told.as_deref()))
             }
             Record::Removed { block, group, location } => Event::Removed { block, group, location },
             Record::Moved { block, group, from, to } => Event::Moved { block, group, from, to },
@@ -339,13 +383,21 @@ impl<D: Digest> Snapshot<D> {
         })
     }
 
-    /// Adds what a tier has.
-    pub(crate) fn add_tier(&mut self, location: Location, keys: impl Iterator<Item = BlockKey<D>>) {
-        let (parent, first, tokens, sequence) = (None, TokenIndex(0), 0, None);
-        self.blocks.extend(keys.map(|key| {
-            let BlockKey { digest: block, group } = key;
-            Kept { block, group, parent, first, sequence, tokens, location }
-        }));
+    /// Adds what a tier has, as far as the events know it.
+    pub(crate) fn add_tier(
+        &mut self,
+        location: Location,
+        keys: impl Iterator<Item = BlockKey<D>>,
+        events: &Events<D>,
+    ) {
+        for key in keys {
+            let told = events.afar.get(&key).map(|told| &**told);
+            let Stored { parent, tokens, first, group, sequence, .. } =
+                Stored::in_tier(&key.digest, key.group, location, told);
+            let (block, length) = (key.digest, count(tokens.len()));
+            self.blocks.push(Kept { block, group, parent, first, sequence, tokens: length, location });
+            self.tokens.extend_from_slice(tokens);
+        }
     }
 }
 

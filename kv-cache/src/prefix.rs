@@ -8,6 +8,7 @@ use std::hint::black_box;
 
 use crate::buckets::Buckets;
 use crate::event::Events;
+use crate::tier::BlockKey;
 use crate::{BlockCount, BlockId, Digest, GroupId, Lost};
 
 /// The copies of a hash form a ring through `next` and `prev`; the index knows the oldest.
@@ -202,6 +203,17 @@ impl<D: Digest> Prefix<D> {
         self.entries[newest as usize].next = this;
         let Entry { next, prev, .. } = &mut self.entries[this as usize];
         (*next, *prev) = (oldest, newest);
+    }
+
+    /// Listeners will be told what this block is about when a tier has it, if all its parts are in the index.
+    pub(crate) fn remember(&mut self, block: BlockId) {
+        let group = self.group(block);
+        let parts = self.parts_of[group.index()];
+        let (entry, last) = (self.entry(block, 0), self.hash(block, parts - 1));
+        let is_whole = (0..parts).all(|part| self.hash(block, part).is_some());
+        if let (Some(events), Some(digest), true) = (&mut self.events, last, is_whole) {
+            events.remember(BlockKey { digest, group }, entry, parts);
+        }
     }
 
     /// Forgets this copy in all its parts. Answers whether any was in the index.

@@ -95,6 +95,8 @@ const OFTEN: &[&str] = &[
 
 /// What a hundred thousand calls bring about, each of it.
 const SELDOM: &[&str] = &[
+    "a tier tells a name",
+    "a tier tells of tokens",
     "a claim cannot go back",
     "a claim finds blocks set aside",
     "a claim meets a load",

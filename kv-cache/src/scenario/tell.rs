@@ -100,15 +100,17 @@ fn event_text(event: &Event<'_, AnyHash>, names: Option<&Names>) -> String {
     }
 }
 
-/// `parent>block>block@group+tokens`, `-` for no parent; of a tier `block@tier:medium`.
+/// `parent>block>block@group+tokens`, `-` for no parent; of a tier `parent>block@tier:medium+tokens`, or the name alone.
 fn stored_text(stored: &Stored<'_, AnyHash>, names: Option<&Names>) -> String {
     let group = stored.group;
     let blocks: Vec<String> = stored.blocks.iter().map(|&block| name(block, group, names)).collect();
-    if stored.location != Location::Device {
-        return format!("{}@{}", blocks.join(">"), place(stored.location));
-    }
+    let place = match stored.location {
+        Location::Device => group.to_string(),
+        location if stored.tokens.is_empty() => return format!("{}@{}", blocks.join(">"), place(location)),
+        location => place(location),
+    };
     let parent = stored.parent.map_or("-".to_owned(), |parent| name(parent, group, names));
-    format!("{parent}>{}@{group}+{}", blocks.join(">"), stored.tokens.len())
+    format!("{parent}>{}@{place}+{}", blocks.join(">"), stored.tokens.len())
 }
 
 /// What a content is called, or the first digits of its hash.

@@ -589,6 +589,7 @@ impl<D: Digest> Offload<D> {
                 .collect();
             let sources: Vec<Needed<D>> =
                 found.iter().filter(|found| copied.contains(&found.key)).copied().collect();
+            sources.iter().for_each(|source| cache.blocks.prefix.remember(source.leaving.block));
             self.at_work(cache, job, &sources, None);
         }
     }

@@ -1,7 +1,7 @@
 //! One stream of events for the device and the tiers behind it.
 
-use super::{Key, Medium, Offload, TierEvent, TierId, Tiers};
-use crate::{BlockHasher, Digest, Event, Eviction, KvCache, Location, Snapshot};
+use super::{BlockKey, Key, Lookup, Medium, Offload, TierEvent, TierId, Tiers};
+use crate::{BlockHasher, Digest, Event, Eviction, KvCache, Location, Snapshot, Stored};
 
 impl<D: Digest> Offload<D> {
     /// Shows every change of what can be found since the last call, in the device and in the tiers, with its number,
@@ -25,12 +25,26 @@ impl<D: Digest> Offload<D> {
     ) -> Option<Snapshot<D>> {
         self.tell(cache);
         let mut snapshot = cache.snapshot()?;
+        let events = cache.blocks.prefix.events.as_ref()?;
         for (tier, level) in self.tiers.tiers() {
             let location = Location::Tier { tier, medium: level.config.medium };
             let there = level.order.oldest_first().map(|(key, _)| key);
-            snapshot.add_tier(location, there.filter(|key| level.ready(key).is_some()));
+            snapshot.add_tier(location, there.filter(|key| level.ready(key).is_some()), events);
         }
         Some(snapshot)
+    }
+
+    /// What blocks of a restored tier are about, which no sequence of this process had: as a
+    /// [`snapshot`](Offload::snapshot) told it before the restart, and was kept beside the list. Said before events are
+    /// drained, those tell it.
+    pub fn describe<H: BlockHasher<Digest = D>, E: Eviction>(
+        &mut self,
+        cache: &mut KvCache<H, E>,
+        stored: &Stored<'_, D>,
+    ) {
+        if let (Some(events), &[digest]) = (&mut cache.blocks.prefix.events, stored.blocks) {
+            events.describe(BlockKey { digest, group: stored.group }, stored);
+        }
     }
 
     /// Puts what happened in the tiers into the stream of the cache, if it tells.
@@ -39,6 +53,9 @@ impl<D: Digest> Offload<D> {
         if let Some(events) = &mut cache.blocks.prefix.events {
             let media: Vec<Medium> = self.tiers.levels.iter().map(|level| level.config.medium).collect();
             happened.for_each(|event| events.in_tier(event, &media));
+            let slots: u32 = self.tiers.levels.iter().map(|level| level.config.slots.get()).sum();
+            let tiers = &self.tiers;
+            events.forget_afar(2 * slots as usize, |key| tiers.find(key) != Lookup::Miss);
         }
     }
 }

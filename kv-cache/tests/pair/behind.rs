@@ -202,6 +202,7 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
 
     /// The process ends, and another begins with what lies on disks.
     pub(super) fn restart(&mut self) {
+        let written_down = self.offload.as_mut().map(|offload| offload.snapshot(&mut self.cache).unwrap());
         let (cache, model) = (self.new_cache(), self.new_model());
         self.replica = Replica::new();
         self.cache = cache;
@@ -223,7 +224,14 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
             }
             tiers.restore(disk, origin, dump).unwrap();
         }
-        self.offload = Some(Offload::new(tiers, *fetch));
+        let mut offload = Offload::new(tiers, *fetch);
+        for stored in written_down.iter().flat_map(Snapshot::stored) {
+            let disk = matches!(stored.location, Location::Tier { medium: Medium::Disk, .. });
+            if disk && !stored.tokens.is_empty() {
+                offload.describe(&mut self.cache, &stored);
+            }
+        }
+        self.offload = Some(offload);
         self.model.behind = Some(behind);
     }
 

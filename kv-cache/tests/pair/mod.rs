@@ -400,6 +400,14 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
             }
             assert_eq!(in_tiers, behind.shelves.readable(), "what a listener knows of the tiers");
         }
+        for stored in snapshot.stored().filter(|stored| stored.location != Location::Device) {
+            let key = BlockKey { digest: stored.blocks[0], group: stored.group };
+            let mut texts = model.names.iter().filter(|(_, name)| **name == names[&key]);
+            let (first, end) = (stored.first.0 as usize, stored.first.0 as usize + stored.tokens.len());
+            let is_it = |text: &Text| text.tokens.get(first..end) == Some(stored.tokens);
+            assert!(texts.any(|((_, text), _)| is_it(text)), "{stored:?} is about something else");
+            saw(if stored.tokens.is_empty() { "a tier tells a name" } else { "a tier tells of tokens" });
+        }
         for stored in snapshot.stored().filter(|stored| stored.location == Location::Device) {
             let group = usize::from(stored.group.0);
             let (first, end) = (stored.first.0 as usize, stored.first.0 as usize + stored.tokens.len());
