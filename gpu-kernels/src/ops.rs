@@ -48,9 +48,9 @@ impl fmt::Debug for WeightPart {
     }
 }
 
-/// A matrix `[rows, cols]` (`[out, in]`) of 4-bit integers as a checkpoint stores it: `weight = scale · (value - zero)`,
-/// with a scale and a zero point for every `group` elements of `in` of every output. Little-endian words of eight
-/// integers; scales are f16, `[cols / group, rows]`.
+/// A matrix `[rows, cols]` (`[out, in]`) of 4-bit integers as a checkpoint stores it, where
+/// `weight = scale · (value - zero)` with a scale and a zero point for every `group` elements of `in` of every output.
+/// Little-endian words of eight integers; scales are f16, `[cols / group, rows]`.
 #[derive(Clone, Debug)]
 pub struct Int4Source {
     /// In which order the integers lie.
@@ -75,7 +75,8 @@ pub enum Int4Layout {
     /// AWQ's GEMM form: values `[cols, rows / 8]` and zero points `[cols / group, rows / 8]`, of eight outputs in the
     /// order 0 2 4 6 1 3 5 7 from the lowest bits on.
     Awq,
-    /// GPTQ: values `[cols / 8, rows]`, eight elements of `in` in a word; zero points `[cols / group, rows / 8]` less one.
+    /// GPTQ: values `[cols / 8, rows]`, eight elements of `in` in a word; zero points `[cols / group, rows / 8]` less
+    /// one.
     Gptq,
     /// GPTQ's second version: the same, with zero points as they are.
     GptqV2,

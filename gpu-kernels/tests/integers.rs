@@ -1,5 +1,5 @@
-//! Products with small integers against f64, the forms of checkpoints bit for bit, and the promise that a row's bits know
-//! nothing of its surroundings.
+//! Products with small integers against f64, the forms of checkpoints bit for bit, and the promise that a row's bits
+//! know nothing of its surroundings.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

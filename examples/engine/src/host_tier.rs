@@ -1,5 +1,5 @@
-//! Host memory behind the cache, and a file behind that: what was computed is kept there when the device needs its room,
-//! and comes back.
+//! Host memory behind the cache, and a file behind that: what was computed is kept there when the device needs its
+//! room, and comes back.
 
 use std::collections::BTreeSet;
 
@@ -144,8 +144,8 @@ impl HostTier {
         self.offload.complete(cache, job, outcome).expect(OWN);
     }
 
-    /// Writes to the file what came to the host's memory. All copies on the list were made. Where the file takes no more
-    /// (the drive is full), nothing is lost but what it would have kept.
+    /// Writes to the file what came to the host's memory. All copies on the list were made. Where the file takes no
+    /// more (the drive is full), nothing is lost but what it would have kept.
     pub(crate) fn spill(&mut self, cache: &mut KvCache) {
         let Some(disk) = &mut self.disk else { return };
         let flushed = self.offload.tiers_mut().flush(DISK, SPILLED_MAX).expect("there is a second tier");

@@ -115,8 +115,8 @@ impl Offloading {
     }
 }
 
-/// A file of blocks behind host memory. What comes to host memory is written to it in time; what host memory has given up
-/// is read from it, checked, before anybody counts on it.
+/// A file of blocks behind host memory. What comes to host memory is written to it in time; what host memory has
+/// given up is read from it, checked, before anybody counts on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OffloadingDisk {
     /// The directory that it lies in. It is made if there is none. Engines do not share one at a time.

@@ -1,6 +1,6 @@
-//! Matrices of small integers: checkpoints of AWQ and GPTQ, made here from the bundled model, against the same numbers in
-//! floats; what rounding at load costs on text that the model has not seen; and the promise that a sequence's bits do not
-//! depend on the batch.
+//! Matrices of small integers: checkpoints of AWQ and GPTQ, made here from the bundled model, against the same
+//! numbers in floats; what rounding at load costs on text that the model has not seen; and the promise that a
+//! sequence's bits do not depend on the batch.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 #![expect(
     clippy::cast_possible_truncation,

@@ -20,8 +20,8 @@ struct Arguments {
     /// A checkpoint directory in Hugging Face form; without it, the model inside this program.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Integers to which the matrices are rounded when they are loaded: a half or a quarter of the bytes to read for each
-    /// token. Checkpoints of AWQ and GPTQ bring theirs.
+    /// Integers to which the matrices are rounded when they are loaded: a half or a quarter of the bytes to read for
+    /// each token. Checkpoints of AWQ and GPTQ bring theirs.
     #[arg(long)]
     quantization: Option<Quantization>,
     /// The prompt is a message to answer, by the model's chat template.

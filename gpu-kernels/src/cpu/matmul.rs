@@ -162,8 +162,8 @@ impl Registers {
 }
 
 impl<'a> Tiles<'a> {
-    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in `packed`,
-    /// or where `x` lies if that is the same.
+    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in
+    /// `packed`, or where `x` lies if that is the same.
     pub(super) fn new(
         with: (&Workers, Isa),
         packed: &'a mut Scratch,

@@ -6,12 +6,13 @@ use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Error, KvShape};
 
-/// K and V of all layers: for each layer K then V, each `[block][kv head]`, with `dim` padded with zeros to a multiple of
-/// 16 so that kernels never meet a tail.
+/// K and V of all layers: for each layer K then V, each `[block][kv head]`, with `dim` padded with zeros to a
+/// multiple of 16 so that kernels never meet a tail.
 ///
 /// V of a head is `[token][dim]`. K of a head lies in panels of sixteen tokens, as weights do (`panels.rs`): of
 /// each pair of elements there is a line for the sixteen, so that scores are summed with lanes along tokens and
-/// nothing has to be turned. Where sixteen do not divide a block, its tokens are one panel, with shorter or longer lines.
+/// nothing has to be turned. Where sixteen do not divide a block, its tokens are one panel, with shorter or longer
+/// lines.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,

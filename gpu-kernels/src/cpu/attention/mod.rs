@@ -1,10 +1,10 @@
 //! Causal attention over blocks.
 //!
-//! Every query head reduces over the positions of its sequence in segments of 512 that start at absolute position 0, and
-//! within them in chunks of 64, both in ascending order, with the online softmax (arXiv 1805.02867): a running maximum, a
-//! running sum and a running weighted sum of values, of the segment and then of all before it. A score is summed over
-//! the head's elements in order; a value element over the positions of a segment in order. None of this knows the block
-//! size, the other queries, the chunking of the prompt or the threads, so neither do the bits.
+//! Every query head reduces over the positions of its sequence in segments of 512 that start at absolute position 0,
+//! and within them in chunks of 64, both in ascending order, with the online softmax (arXiv 1805.02867): a running
+//! maximum, a running sum and a running weighted sum of values, of the segment and then of all before it. A score is
+//! summed over the head's elements in order; a value element over the positions of a segment in order. None of this
+//! knows the block size, the other queries, the chunking of the prompt or the threads, so neither do the bits.
 //!
 //! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group). Where they are few, as
 //! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
