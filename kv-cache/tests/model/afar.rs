@@ -59,13 +59,15 @@ impl<P: Eviction> Model<P> {
         }
         let behind = self.behind();
         let wanted = behind.shelves.wanted(Occasion::Leaving, &lost);
-        match behind.shelves.room_for(0, &wanted).expect("there is a tier") {
+        let plan = match behind.shelves.room_for(0, &wanted).expect("there is a tier") {
             Plan::NoRoom([_, free, evictable]) if free + evictable > 0 => {
                 let rest = &wanted[wanted.len() - (free + evictable).min(wanted.len())..];
                 behind.shelves.room_for(0, rest).expect("there is a tier")
             }
             plan => plan,
-        }
+        };
+        behind.note_busy();
+        plan
     }
 
     /// What a sequence stores to find it again.
