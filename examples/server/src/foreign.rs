@@ -122,7 +122,6 @@ const NAMES: &[&str] = &[
     "prefix-caching-hash-algo",
     "profiler-config",
     "pt-load-map-location",
-    "quantization",
     "reasoning-parser",
     "reasoning-parser-plugin",
     "response-role",
