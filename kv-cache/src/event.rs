@@ -61,8 +61,8 @@ pub enum Event<'a, D> {
     },
 }
 
-/// Blocks that can be found now, one behind the other, in the device or in a tier. Of what a tier has and no sequence here
-/// ever had (a shared store said so, or a list was taken up after a restart without
+/// Blocks that can be found now, one behind the other, in the device or in a tier. Of what a tier has and no
+/// sequence here ever had (a shared store said so, or a list was taken up after a restart without
 /// [`Offload::describe`](crate::tier::Offload::describe)) the name alone is known: no parent and no tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored<'a, D> {

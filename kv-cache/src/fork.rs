@@ -177,7 +177,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Whether a claim that begins before what was promised last (drafts were wrong, a step was withdrawn) finds all
-    /// blocks that it reads and writes, and nothing there is on its way. Which of the states in a block it goes on from is the caller's to know.
+    /// blocks that it reads and writes, and nothing there is on its way. Which of the states in a block it goes on
+    /// from is the caller's to know.
     #[cold]
     pub(crate) fn must_begin_again(&self, place: u32, claim: Claim) -> Result<(), Error> {
         let sequence = self.sequences.at(place);

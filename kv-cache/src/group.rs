@@ -92,8 +92,8 @@ impl Groups {
         self.all.iter().all(|group| group.holds == Holds::Encoder)
     }
 
-    /// Where a prompt of `prompt` tokens is found to end, by whoever repeats it and by whoever goes on behind it: the last
-    /// token is computed, the last block has no name before the tokens ahead are known, and a margin is lost.
+    /// Where a prompt of `prompt` tokens is found to end, by whoever repeats it and by whoever goes on behind it: the
+    /// last token is computed, the last block has no name before the tokens ahead are known, and a margin is lost.
     fn ends_of(&self, prompt: TokenCount) -> [TokenCount; 2] {
         [self.lookahead.get().max(1), 0].map(|unusable| {
             let usable = self.align(TokenCount(prompt.get().saturating_sub(unusable)));

@@ -100,7 +100,8 @@ fn event_text(event: &Event<'_, AnyHash>, names: Option<&Names>) -> String {
     }
 }
 
-/// `parent>block>block@group+tokens`, `-` for no parent; of a tier `parent>block@tier:medium+tokens`, or the name alone.
+/// `parent>block>block@group+tokens`, `-` for no parent; of a tier `parent>block@tier:medium+tokens`, or the name
+/// alone.
 fn stored_text(stored: &Stored<'_, AnyHash>, names: Option<&Names>) -> String {
     let group = stored.group;
     let blocks: Vec<String> = stored.blocks.iter().map(|&block| name(block, group, names)).collect();
