@@ -40,6 +40,7 @@ async fn the_live_state_tells_sizes_and_reasons_but_no_text() {
             "blocks_per_cell",
             "prefix",
             "host",
+            "disk",
             "last_step",
             "totals",
             "reasons",
