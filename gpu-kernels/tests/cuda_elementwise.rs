@@ -12,21 +12,12 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
-use common::{Random, close, store};
+use common::{Random, close, half_ulp, rounded, store};
 use half::{bf16, f16};
 use quayline_gpu_kernels::cuda::{HeadNorms, Norm, RowStorage};
 use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle};
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
-
-fn rounded(dtype: Dtype, x: f32) -> f32 {
-    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-}
-
-/// Half of the spacing of stored numbers around 1.
-fn half_ulp(dtype: Dtype) -> f64 {
-    if dtype == Dtype::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 }
-}
 
 fn tensor(cuda: &Cuda, rows: usize, cols: usize, elements: &[f32]) -> <Cuda as Ops>::Tensor {
     let mut x = cuda.tensor(rows, cols).unwrap();

@@ -15,14 +15,10 @@ mod emulator;
 
 use std::sync::atomic::Ordering;
 
-use common::{Random, bits, close, store};
+use common::{Random, bits, close, rounded, store};
 use half::{bf16, f16};
 use quayline_gpu_kernels::cuda::{KvPool, KvStorage, LatentAttention, LatentQuery, LatentShape, Scores};
 use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Ops, RopeStyle, Span};
-
-fn rounded(dtype: Dtype, x: f32) -> f32 {
-    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-}
 
 fn floats(random: &mut Random, dtype: Dtype, n: usize, size: f32) -> Vec<f32> {
     (0..n).map(|_| rounded(dtype, random.float() * size)).collect()

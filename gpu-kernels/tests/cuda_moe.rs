@@ -12,21 +12,10 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
-use common::{Random, bits, close, store};
-use half::{bf16, f16};
+use common::{Random, bits, close, rounded, store};
+use emulator::each;
 use quayline_gpu_kernels::cuda::{Router, Tensor, Weight};
 use quayline_gpu_kernels::{Cuda, Dtype, Error, Ops, Projection};
-
-fn rounded(dtype: Dtype, x: f32) -> f32 {
-    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-}
-
-fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
-    for (seed, (dtype, descending)) in (0..).zip([(Dtype::Bf16, false), (Dtype::F16, true)]) {
-        let Some((cuda, _)) = emulator::cuda(dtype, descending) else { return };
-        test(dtype, &cuda, &mut Random::new(seed));
-    }
-}
 
 fn floats(random: &mut Random, dtype: Dtype, n: usize) -> Vec<f32> {
     (0..n).map(|_| rounded(dtype, random.float())).collect()

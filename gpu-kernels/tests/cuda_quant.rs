@@ -12,25 +12,11 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
-use common::{Random, bits, close, store};
-use half::{bf16, f16};
+use common::{Random, bits, close, half_ulp, rounded, store};
+use emulator::each;
+use half::f16;
 use quayline_gpu_kernels::cuda::{QuantSource, QuantWeight};
 use quayline_gpu_kernels::{Cuda, Dtype, Error, Ops};
-
-fn rounded(dtype: Dtype, x: f32) -> f32 {
-    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-}
-
-fn half_ulp(dtype: Dtype) -> f64 {
-    if dtype == Dtype::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 }
-}
-
-fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
-    for (seed, (dtype, descending)) in (0..).zip([(Dtype::Bf16, false), (Dtype::F16, true)]) {
-        let Some((cuda, _)) = emulator::cuda(dtype, descending) else { return };
-        test(dtype, &cuda, &mut Random::new(seed));
-    }
-}
 
 fn product(
     cuda: &Cuda,

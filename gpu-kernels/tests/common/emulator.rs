@@ -16,11 +16,21 @@ use std::sync::{Arc, Mutex, OnceLock};
 use quayline_gpu_kernels::cuda::{Address, Device, EncodedTileMap, Launch, Recording, SOURCES, TileMap};
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
+use crate::common::Random;
+
 const RIM: usize = 4096;
 
 /// Whether the tests are to run on this machine's GPU: `QUAYLINE_GPU` is set, and the feature `cuda` is there.
 pub(crate) fn on_gpu() -> bool {
     cfg!(feature = "cuda") && std::env::var_os("QUAYLINE_GPU").is_some()
+}
+
+/// Runs a test once with either 16-bit type, with threads in either order.
+pub(crate) fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
+    for (seed, (dtype, descending)) in (0..).zip([(Dtype::Bf16, false), (Dtype::F16, true)]) {
+        let Some((cuda, _)) = cuda(dtype, descending) else { return };
+        test(dtype, &cuda, &mut Random::new(seed));
+    }
 }
 
 /// The emulator, or `None` and a line in the log where there is no C++ compiler; or the GPU, and an emulator that

@@ -110,6 +110,16 @@ pub(crate) fn cpus() -> impl Iterator<Item = Cpu> {
     isas().flat_map(|isa| [1, 3].map(|threads| cpu(threads, isa)))
 }
 
+/// `x` as it is stored.
+pub(crate) fn rounded(dtype: Dtype, x: f32) -> f32 {
+    if dtype == Dtype::F16 { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
+}
+
+/// Half of the spacing of stored numbers around 1.
+pub(crate) fn half_ulp(dtype: Dtype) -> f64 {
+    if dtype == Dtype::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 }
+}
+
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
