@@ -200,11 +200,7 @@ impl Engine {
         let id = RequestId(FIRST_BEAM + self.searches.beams);
         let request = Request { id, prompt: prompt.into(), ..own.clone() };
         let active = self.new_beam(&request, search, history)?;
-        let planned = batching::Request {
-            priority: request.priority,
-            arrival: batching::Tick(request.arrival.0),
-            ..batching::Request::new(batching::RequestId(id.0), active.prompt_tokens, NO_END)
-        };
+        let planned = request.planned(batching::RequestId(id.0), active.prompt_tokens, NO_END);
         self.admit(&request, active, planned)?;
         self.searches.beams += 1;
         let search = self.searches.open.get_mut(&search).expect("it was just here");

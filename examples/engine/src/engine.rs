@@ -121,7 +121,7 @@ impl Engine {
         };
         let host = host.map(|(offloading, blocks)| HostTier::new(offloading, blocks, block_bytes, disk));
         let config = sizes.batching(options, block_bytes as u64);
-        let batcher = Batcher::with_order(config, Sizes::order(options))
+        let batcher = Batcher::with_order(config, options.order.clone())
             .map_err(|error| refused("max_num_batched_tokens", &error))?;
         Ok(Self {
             grammars: Arc::new(Grammars::new(Arc::clone(&text), &eos)),
@@ -245,12 +245,10 @@ impl Engine {
         let active = Active::new(&request, self)?;
         let (id, stop) = (batching::RequestId(request.id.0), active.stop_rules());
         let planned = batching::Request {
-            priority: request.priority,
-            arrival: batching::Tick(request.arrival.0),
             grammar,
             sample_of: self.leader_of(&request),
             hands_over: request.hands_over,
-            ..batching::Request::new(id, active.prompt_tokens, stop)
+            ..request.planned(id, active.prompt_tokens, stop)
         };
         self.admit(&request, active, planned)?;
         self.totals.accepted += 1;

@@ -57,10 +57,10 @@ pub use input::StepArrays;
 pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{
-    FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Order, Preemption,
-    Speeds,
+    FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Preemption, Speeds,
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
+pub use quayline_batching::{Fair, Policy, Targets, TenantId, WeightError};
 pub use quayline_gpu_kernels::Rounding;
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
+use quayline_batching::Policy;
 use quayline_gpu_kernels::Rounding;
 
 use crate::drafts::Speculation;
@@ -45,7 +46,9 @@ pub struct Options {
     /// How long what a request hands over is kept, in ticks; `None` is until somebody says so.
     pub handover_ticks_max: Option<u64>,
     /// Who runs first.
-    pub order: Order,
+    pub order: Policy,
+    /// Whoever has waited for longer than so many ticks goes first, whatever the order; `None` is nobody.
+    pub patience_ticks: Option<u64>,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
     pub speculation: Option<Speculation>,
     /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off
@@ -83,7 +86,8 @@ impl Default for Options {
             preemption: Preemption::default(),
             failed_loads: FailedLoads::default(),
             handover_ticks_max: None,
-            order: Order::FirstCome,
+            order: Policy::FirstCome,
+            patience_ticks: None,
             speculation: None,
             async_scheduling: false,
             residency_every: None,
@@ -204,13 +208,4 @@ pub enum FailedLoads {
     Recompute,
     /// It ends with an error.
     End,
-}
-
-/// Who runs first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// First come, first served.
-    FirstCome,
-    /// Lowest priority number first, then first come.
-    Priority,
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use quayline_batching::{self as batching, StopRules, Targets, TenantId};
+
 use crate::error::Refusal;
 use crate::grammar::Grammar;
 
@@ -27,8 +29,15 @@ pub struct Request {
     /// What the answer must be, made by the engine's [`Grammars`](crate::Grammars). The answer ends where its
     /// grammar ends, whatever `min_tokens` and `ignore_eos` say.
     pub grammar: Option<Grammar>,
-    /// Lower runs first under [`Order::Priority`](crate::Order::Priority); ignored first come, first served.
+    /// Lower runs first. Only [`Policy::Priority`](crate::Policy::Priority) looks at it.
     pub priority: i32,
+    /// Who shares the engine with others. Only [`Policy::Fair`](crate::Policy::Fair) looks at it.
+    pub tenant: TenantId,
+    /// By when it should answer, in microseconds. Only [`Policy::Deadline`](crate::Policy::Deadline) looks at it.
+    pub targets: Option<Targets>,
+    /// How many tokens it will probably be answered with. Only [`Policy::ShortestJob`](crate::Policy::ShortestJob)
+    /// looks at it; without it, `max_tokens` counts.
+    pub expected_new_tokens: Option<u32>,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
     /// A request with the same prompt that was added before: this one waits until that one has read the prompt,
@@ -103,12 +112,32 @@ impl Request {
             sampling: Sampling::default(),
             grammar: None,
             priority: 0,
+            tenant: TenantId(0),
+            targets: None,
+            expected_new_tokens: None,
             cache_salt: None,
             sample_of: None,
             beams: None,
             hands_over: false,
             remote_tokens: 0,
             arrival: Tick::default(),
+        }
+    }
+
+    /// What the batcher must know of it.
+    pub(crate) fn planned(
+        &self,
+        id: batching::RequestId,
+        prompt_tokens: u32,
+        stop: StopRules,
+    ) -> batching::Request {
+        batching::Request {
+            arrival: batching::Tick(self.arrival.0),
+            priority: self.priority,
+            tenant: self.tenant,
+            targets: self.targets,
+            expected_new_tokens: self.expected_new_tokens,
+            ..batching::Request::new(id, prompt_tokens, stop)
         }
     }
 }

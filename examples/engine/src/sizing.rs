@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::drafts::Speculation;
 use crate::error::LoadError;
 use crate::model::StepLimits;
-use crate::options::{FailedLoads, KvDtype, KvSize, Offloading, Options, Order, Preemption};
+use crate::options::{FailedLoads, KvDtype, KvSize, Offloading, Options, Preemption};
 
 /// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
@@ -87,13 +87,6 @@ impl Sizes {
         Ok(Self { dtype, blocks, bytes, model_tokens_max, step_tokens_max })
     }
 
-    pub(crate) fn order(options: &Options) -> batching::Policy {
-        match options.order {
-            Order::FirstCome => batching::Policy::FirstCome,
-            Order::Priority => batching::Policy::Priority,
-        }
-    }
-
     /// How many blocks host memory holds, if there is some.
     pub(crate) fn host_blocks<'a>(
         &self,
@@ -153,6 +146,7 @@ impl Sizes {
                 FailedLoads::End => batching::FailedLoads::End,
             },
             handover_ticks_max: options.handover_ticks_max,
+            patience_ticks: options.patience_ticks,
             queued_requests_max: options.max_queued_requests,
             queued_tokens_max: options.max_queued_tokens,
             ..batching::Config::new(self.model_tokens_max)

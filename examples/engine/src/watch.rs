@@ -1,6 +1,6 @@
 //! Looking at the engine from outside: what is going on, and whether all of it is sound.
 
-use quayline_batching::{self as batching, Standing};
+use quayline_batching::{self as batching, Policy, Standing, TenantId};
 use quayline_kv_cache::{self as kv_cache, BlockId};
 
 use crate::adapt::sequence;
@@ -72,6 +72,16 @@ impl Engine {
             waits_for,
             preempted_for: active.preempted_for,
         })
+    }
+
+    /// What a tenant was served so far, in tokens (those generated count twice) divided by its weight: the lowest goes
+    /// first. `None` if the order is not [`Policy::Fair`], or nothing is known of the tenant.
+    #[must_use]
+    pub fn served(&self, tenant: TenantId) -> Option<f64> {
+        match self.batcher.order() {
+            Policy::Fair(fair) => fair.counter(tenant),
+            _ => None,
+        }
     }
 
     fn host_use(&self) -> Option<HostUse> {

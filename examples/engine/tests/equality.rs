@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use quayline_engine::{
     Constraint, Engine, Finish, Grammars, KvDtype, KvSize, Logprobs, ModelFiles, Offloading, OffloadingWrite,
-    Options, Order, Output, Preemption, Request, RequestId, Sampling, Snapshot, Speculation, Speeds, Text,
-    Tick,
+    Options, Output, Policy, Preemption, Request, RequestId, Sampling, Snapshot, Speculation, Speeds,
+    TenantId, Text, Tick,
 };
 
 /// Numbers from a seed: SplitMix64.
@@ -191,7 +191,18 @@ const WAYS: &[Way] = &[
     Way { name: "three threads", set: |all| all.threads = NonZeroUsize::new(3), shows: ALWAYS },
     Way { name: "blocks of one", set: |all| blocks(all, 1, 1000), shows: ALWAYS },
     Way { name: "blocks of seven", set: |all| blocks(all, 7, 200), shows: ALWAYS },
-    Way { name: "by priority", set: |all| all.order = Order::Priority, shows: ALWAYS },
+    Way { name: "by priority", set: |all| all.order = Policy::Priority, shows: ALWAYS },
+    Way { name: "shortest answers first", set: |all| all.order = Policy::ShortestJob, shows: ALWAYS },
+    Way { name: "by what is due", set: |all| all.order = Policy::Deadline, shows: ALWAYS },
+    Way { name: "fair among tenants", set: |all| all.order = Policy::fair(), shows: ALWAYS },
+    Way {
+        name: "longest prefix first",
+        set: |all| {
+            all.prefix_caching = true;
+            all.order = Policy::LongestPrefix { lookups_max: 4 };
+        },
+        shows: |seen| seen.prefix.hits > 0,
+    },
     Way { name: "prefixes found", set: |all| all.prefix_caching = true, shows: |seen| seen.prefix.hits > 0 },
     Way {
         name: "preempted, computed again",
@@ -313,13 +324,24 @@ fn random_options(dice: &mut Dice) -> Options {
         max_num_batched_tokens: dice.pick(&[8, 17, 64, 512]),
         long_prefill_token_threshold: dice.pick(&[0, 0, 5]),
         prefix_caching,
-        order: dice.pick(&[Order::FirstCome, Order::Priority]),
+        order: orders()[dice.pick(&[0, 1, 2, 3, 4, 5])].clone(),
         seed: dice.next(),
         mixed_prefill_tokens: dice.pick(&[0, 1, 7, 48]),
         speculation,
         async_scheduling: offloading.is_none() && speculation.is_none() && dice.below(3) != 0,
         ..options()
     }
+}
+
+fn orders() -> [Policy; 6] {
+    [
+        Policy::FirstCome,
+        Policy::Priority,
+        Policy::Deadline,
+        Policy::ShortestJob,
+        Policy::LongestPrefix { lookups_max: 3 },
+        Policy::fair(),
+    ]
 }
 
 fn drafts(most: u32, min: u32, max: u32) -> Option<Speculation> {
@@ -339,7 +361,8 @@ fn noise(id: u64, dice: &mut Dice, like: &[Request]) -> Request {
     prompt.truncate(1 + usize::try_from(dice.below(prompt.len() as u64)).unwrap());
     request.prompt = prompt.into();
     request.sampling.max_tokens = Some(1 + u32::try_from(dice.below(20)).unwrap());
-    Request { id: RequestId(id), priority: i32::try_from(dice.below(3)).unwrap(), ..request }
+    let priority = i32::try_from(dice.below(3)).unwrap();
+    Request { id: RequestId(id), priority, tenant: TenantId(dice.below(3)), ..request }
 }
 
 /// Makes each request a sample of the one with the same prompt that comes before it, if there is one. The last comes

@@ -29,6 +29,7 @@ use crate::config::{ContentFormat, Flags};
 use crate::engine::{self, GivenUp, Handle};
 use crate::metrics::Metrics;
 pub(crate) use crate::model::Model;
+use crate::order::OrderFlags;
 use crate::transfer::{self, Transfers};
 use crate::{access, debug, model, page, probe};
 
@@ -62,7 +63,7 @@ pub(crate) struct App {
     pub(crate) trust_request_template: bool,
     pub(crate) running_max: u32,
     max_logprobs: u32,
-    by_priority: bool,
+    pub(crate) order: OrderFlags,
 }
 
 /// What the server is doing.
@@ -123,19 +124,19 @@ pub(crate) fn start(flags: Flags) -> Result<Started, LoadError> {
         model: OnceLock::new(),
         draining: watch::Sender::new(false),
         running: Arc::new(watch::Sender::new(0)),
-        max_body_bytes: flags.max_body_bytes,
-        keep_alive: keep_alive(flags.sse_keep_alive_interval),
+        max_body_bytes: flags.network.max_body_bytes,
+        keep_alive: keep_alive(flags.network.sse_keep_alive_interval),
         running_max: flags.options().max_num_seqs,
-        request_id_headers: flags.enable_request_id_headers,
-        load_tracking: flags.enable_server_load_tracking,
-        prompt_tokens_details: flags.enable_prompt_tokens_details,
-        force_usage: flags.enable_force_include_usage,
-        content_format: flags.chat_template_content_format,
-        trust_request_template: flags.trust_request_chat_template,
-        max_logprobs: flags.max_logprobs,
-        by_priority: flags.by_priority(),
-        template_variables: flags.default_chat_template_kwargs.unwrap_or_default(),
-        silent_paths: flags.disable_access_log_for_endpoints,
+        request_id_headers: flags.network.enable_request_id_headers,
+        load_tracking: flags.network.enable_server_load_tracking,
+        prompt_tokens_details: flags.answers.enable_prompt_tokens_details,
+        force_usage: flags.answers.enable_force_include_usage,
+        content_format: flags.answers.chat_template_content_format,
+        trust_request_template: flags.answers.trust_request_chat_template,
+        max_logprobs: flags.answers.max_logprobs,
+        order: flags.order,
+        template_variables: flags.answers.default_chat_template_kwargs.unwrap_or_default(),
+        silent_paths: flags.network.disable_access_log_for_endpoints,
     };
     Ok(Started { app: Arc::new(app), engine: thread, loaded })
 }
@@ -222,13 +223,13 @@ impl App {
     }
 
     /// What bounds a request's fields.
-    pub(crate) fn limits<'a>(&self, model: &'a Model) -> Limits<'a> {
+    pub(crate) fn limits<'a>(&'a self, model: &'a Model) -> Limits<'a> {
         Limits {
             defaults: &model.defaults,
             context: model.context,
             vocab_size: model.vocab_size,
             logprobs_max: self.max_logprobs,
-            by_priority: self.by_priority,
+            order: &self.order,
         }
     }
 

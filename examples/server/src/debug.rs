@@ -16,6 +16,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::api::error::{ApiError, ErrorBody};
 use crate::app::App;
+use crate::engine::Explained;
+use crate::order::Scheduling;
 
 /// Time between two events.
 const EVERY: Duration = Duration::from_millis(200);
@@ -65,9 +67,10 @@ pub(crate) async fn one_request(
         return Err(ApiError::unknown_request(&id));
     }
     let now = app.engine.now();
-    let choice = |(index, state): &(u32, RequestState)| {
-        let mut shown = request(state, now);
-        shown["index"] = json!(index);
+    let choice = |choice: &Explained| {
+        let mut shown = request(&choice.state, now);
+        shown["index"] = json!(choice.choice);
+        shown["order"] = order(app.order.scheduling(), choice);
         shown
     };
     Ok(Json(json!({ "id": id, "choices": choices.iter().map(choice).collect::<Vec<_>>() })))
@@ -142,6 +145,26 @@ fn shown(app: &App) -> Value {
         "running": requests(&view.snapshot.running),
         "waiting": requests(&view.snapshot.waiting),
     })
+}
+
+/// The order, and what of the request it goes by.
+fn order(scheduling: Scheduling, choice: &Explained) -> Value {
+    let Explained { turn, served, .. } = choice;
+    match scheduling {
+        Scheduling::Fcfs => json!({ "policy": "fcfs" }),
+        Scheduling::Priority => json!({ "policy": "priority", "priority": turn.priority }),
+        Scheduling::Deadline => json!({
+            "policy": "deadline",
+            "ttft_target_ms": turn.targets.map(|targets| targets.first_token_ticks as f64 / 1000.0),
+            "tpot_target_ms": turn.targets.map(|targets| targets.token_ticks as f64 / 1000.0),
+        }),
+        Scheduling::Shortest => {
+            let expected = turn.expected_new_tokens.unwrap_or(choice.state.output_tokens_max);
+            json!({ "policy": "shortest", "expected_output_tokens": expected })
+        }
+        Scheduling::LongestPrefix => json!({ "policy": "longest-prefix" }),
+        Scheduling::Fair => json!({ "policy": "fair", "tenant": *turn.tenant, "served": served }),
+    }
 }
 
 fn request(state: &RequestState, now: Tick) -> Value {

@@ -17,6 +17,7 @@ pub(crate) use self::job::{GivenUp, Job, Part, Ticket, Wait};
 use self::thread::EngineThread;
 pub(crate) use self::view::View;
 use crate::metrics::EngineMetrics;
+use crate::order::Turn;
 
 /// Steps whose outputs may wait for a reader. A client that falls further behind is cut off, so that its
 /// outputs do not fill the memory.
@@ -24,7 +25,7 @@ pub(crate) const STEPS_UNREAD_MAX: usize = 1024;
 
 enum Command {
     Submit {
-        job: Job,
+        job: Box<Job>,
         reply: oneshot::Sender<Result<Ticket, Refusal>>,
     },
     Cancel(Vec<RequestId>),
@@ -35,7 +36,7 @@ enum Command {
     Withdraw(Vec<RequestId>),
     Explain {
         name: String,
-        reply: oneshot::Sender<Vec<(u32, RequestState)>>,
+        reply: oneshot::Sender<Vec<Explained>>,
     },
     ResetPrefixCache(oneshot::Sender<bool>),
     Fetch {
@@ -60,6 +61,16 @@ enum Command {
     #[cfg(test)]
     Allow(Option<u32>),
     Stop,
+}
+
+/// How one choice of a job stands, and what decides when it runs.
+#[derive(Debug)]
+pub(crate) struct Explained {
+    pub(crate) choice: u32,
+    pub(crate) state: RequestState,
+    pub(crate) turn: Turn,
+    /// What its tenant was served, in the fair order.
+    pub(crate) served: Option<f64>,
 }
 
 /// The way to the engine's thread, shared by all connections.
@@ -98,11 +109,11 @@ impl Handle {
     /// `Ok(Err)` is the engine's refusal, `Err` says that there is no engine any more.
     pub(crate) async fn submit(&self, job: Job) -> Result<Result<Ticket, Refusal>, GivenUp> {
         // Should the caller go away while it waits, the ticket is dropped in the channel and cancels.
-        self.ask(|reply| Command::Submit { job, reply }).await
+        self.ask(|reply| Command::Submit { job: Box::new(job), reply }).await
     }
 
     /// How the choices of a job stand that have not ended; none if there is no such job.
-    pub(crate) async fn explain(&self, name: String) -> Result<Vec<(u32, RequestState)>, GivenUp> {
+    pub(crate) async fn explain(&self, name: String) -> Result<Vec<Explained>, GivenUp> {
         self.ask(|reply| Command::Explain { name, reply }).await
     }
 

@@ -4,6 +4,7 @@ mod access;
 mod api;
 mod app;
 mod auth;
+mod caller;
 mod config;
 mod connection;
 mod debug;
@@ -12,12 +13,14 @@ mod foreign;
 mod metrics;
 mod model;
 mod offloading;
+mod order;
 mod page;
 mod probe;
 mod process;
 mod residency;
 mod shutdown;
 mod speculative;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -80,15 +83,16 @@ fn main() -> ExitCode {
 async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|error| format!("cannot handle signals: {error}"))?;
     let files_max = process::raise_files_max();
-    let place = flags
-        .uds
-        .as_ref()
-        .map_or(format!("{}:{}", flags.host, flags.port), |path| path.display().to_string());
-    let listener = Listener::bind(&flags.host, flags.port, flags.uds.as_deref())
+    let place =
+        flags.network.uds.as_ref().map_or(format!("{}:{}", flags.network.host, flags.network.port), |path| {
+            path.display().to_string()
+        });
+    let listener = Listener::bind(&flags.network.host, flags.network.port, flags.network.uds.as_deref())
         .await
         .map_err(|error| format!("cannot listen on {place}: {error}"))?;
     let Started { app, engine, loaded } = app::start(flags.clone()).map_err(|error| explain(&error))?;
-    let (router, _) = app::routes(&app, &flags.root_path, flags.dev_mode, &flags.allowed_origins);
+    let (router, _) =
+        app::routes(&app, &flags.network.root_path, flags.dev_mode, &flags.network.allowed_origins);
     let url = listener.url();
     let (close, closing) = watch::channel(false);
     let serving = tokio::spawn(connection::serve(listener, router, files_max, closing));
@@ -102,7 +106,7 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     say(&mut std::io::stdout(), &greeting(&app, &url, &flags));
 
     signals.next().await;
-    let limit = Duration::from_secs(flags.shutdown_timeout);
+    let limit = Duration::from_secs(flags.network.shutdown_timeout);
     let drained = shutdown::drain(&app, limit, signals.next()).await;
     if let Drained::Cut(unfinished) = drained {
         tracing::warn!(unfinished, "stopping before all requests finished");
@@ -128,7 +132,7 @@ async fn finish(
 /// What a person who typed the command wants to see.
 fn greeting(app: &App, url: &str, flags: &Flags) -> String {
     let socket =
-        flags.uds.as_ref().map_or(String::new(), |path| format!(" --unix-socket {}", path.display()));
+        flags.network.uds.as_ref().map_or(String::new(), |path| format!(" --unix-socket {}", path.display()));
     let key = if flags.keys().is_empty() { "" } else { " -H 'Authorization: Bearer YOUR_KEY'" };
     let body = r#"{"messages": [{"role": "user", "content": "Who art thou?"}], "max_tokens": 60}"#;
     format!(

@@ -43,7 +43,7 @@ pub(crate) fn load(
     view: &watch::Receiver<View>,
 ) -> Result<(Engine, EngineMetrics, Model), LoadError> {
     let options = flags.options();
-    let (template, defaults) = (flags.template()?, flags.defaults(files)?);
+    let (template, defaults) = (flags.answers.template()?, flags.answers.defaults(files)?);
     let engine = Engine::load(files, &options)?;
     let context = engine.model_tokens_max();
     let name = flags.names(files).swap_remove(0);

@@ -16,7 +16,7 @@ use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
 use crate::api::error::ApiError;
-use crate::api::fields;
+use crate::api::idle;
 use crate::app::App;
 
 /// Longest time a body may take to arrive.
@@ -142,9 +142,7 @@ pub(crate) fn rest(bytes: &[u8], names: &[&[&str]]) -> Result<BTreeMap<String, V
 /// # Errors
 /// 400 that names the field.
 pub(crate) fn refuse_others<T: DeserializeOwned, U: DeserializeOwned>(bytes: &[u8]) -> Result<(), ApiError> {
-    rest(bytes, &[names::<T>(), names::<U>()])?
-        .iter()
-        .try_for_each(|(name, value)| fields::accept_idle(name, value))
+    rest(bytes, &[names::<T>(), names::<U>()])?.iter().try_for_each(|(name, value)| idle::accept(name, value))
 }
 
 struct Rest<'a> {

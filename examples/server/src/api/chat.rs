@@ -19,6 +19,7 @@ use crate::api::message;
 use crate::api::stream::{self, ChunkUsage, Chunks, json_text};
 use crate::api::usage::Usage;
 use crate::app::{App, Model};
+use crate::caller::{self, Caller};
 use crate::engine::Part;
 
 /// The fields that only a chat has.
@@ -153,7 +154,7 @@ pub(crate) struct Delta {
 }
 
 /// Answer a conversation.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", params(caller::Headers), request_body = ChatRequest, responses(
     (status = 200, description = "The answer, or with `stream` server-sent events of chunks", content(
         (ChatCompletion = "application/json"), (ChatChunk = "text/event-stream"))),
     (status = "4XX", description = "The request is wrong, or too many wait", body = ErrorBody),
@@ -162,6 +163,7 @@ pub(crate) struct Delta {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(tag): Extension<Tag>,
+    caller: Caller,
     Json(request, share): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let in_flight = app.enter()?;
@@ -174,7 +176,7 @@ pub(crate) async fn create(
     let report = shared.usage_report(app.force_usage)?;
     let wanted = shared.wanted()?;
     let beams = shared.beams()?;
-    let (n, priority, cache_salt) = (shared.n()?, shared.priority(limits)?, shared.cache_salt()?);
+    let (n, turn, cache_salt) = (shared.n()?, shared.turn(&caller, limits)?, shared.cache_salt()?);
 
     let add_special_tokens = shared.add_special_tokens.unwrap_or(false);
     let (chat, echo) = own.chat(&app, &model)?;
@@ -198,7 +200,7 @@ pub(crate) async fn create(
         beams,
         sampling,
         wanted,
-        priority,
+        turn,
         cache_salt,
         arrived: tag.arrived,
         counts_answers: true,

@@ -19,6 +19,7 @@ use crate::api::prompt::Prompt;
 use crate::api::stream::{self, ChunkUsage, Chunks, json_text};
 use crate::api::usage::Usage;
 use crate::app::{App, Model};
+use crate::caller::{self, Caller};
 use crate::engine::Part;
 
 /// OpenAI's default for `max_tokens`.
@@ -97,7 +98,7 @@ pub(crate) struct CompletionChoice {
 }
 
 /// Continue text.
-#[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
+#[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", params(caller::Headers), request_body = CompletionRequest, responses(
     (status = 200, description = "The answer, or with `stream` server-sent events of the same shape", content(
         (Completion = "application/json"), (Completion = "text/event-stream"))),
     (status = "4XX", description = "The request is wrong, or too many wait", body = ErrorBody),
@@ -106,6 +107,7 @@ pub(crate) struct CompletionChoice {
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Extension(tag): Extension<Tag>,
+    caller: Caller,
     Json(request, share): Json<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let in_flight = app.enter()?;
@@ -131,7 +133,7 @@ pub(crate) async fn create(
         return Err(ApiError::field("best_of", "is n in a beam search"));
     }
     let half = generation::half(&app, &shared)?;
-    let (priority, cache_salt) = (shared.priority(limits)?, shared.cache_salt()?);
+    let (turn, cache_salt) = (shared.turn(&caller, limits)?, shared.cache_salt()?);
 
     let answer = Answer {
         head,
@@ -159,7 +161,7 @@ pub(crate) async fn create(
         beams,
         sampling,
         wanted,
-        priority,
+        turn,
         cache_salt,
         arrived: tag.arrived,
         counts_answers: !scores_only,

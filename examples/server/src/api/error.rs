@@ -68,6 +68,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"))
     }
 
+    /// 403: the key does not allow what the header says.
+    pub(crate) fn forbidden(param: &'static str, problem: &str) -> Self {
+        let refusal = Self::new(StatusCode::FORBIDDEN, format!("{param} {problem}"), Some("tenant_mismatch"));
+        Self { param: Some(param.into()), ..refusal }
+    }
+
     /// 404: no such model.
     pub(crate) fn unknown_model(asked: &str, served: &[String]) -> Self {
         let message = format!("the model `{asked}` is not served here; there is `{}`", served.join("`, `"));

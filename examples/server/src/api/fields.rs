@@ -1,4 +1,4 @@
-//! The request fields that chat and completions share, and those that this server declines.
+//! The request fields that chat and completions share.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,9 @@ use utoipa::ToSchema;
 
 use crate::api::error::ApiError;
 use crate::api::structured::{ResponseFormat, StructuredOutputs, Wanted};
+use crate::caller::Caller;
 use crate::config::Defaults;
+use crate::order::{OrderFlags, Turn, Wishes};
 
 /// Most continuations of one prompt.
 pub(crate) const N_MAX: u32 = 128;
@@ -90,8 +92,13 @@ pub(crate) struct Shared {
     truncation_side: Option<Side>,
     /// Whether the tokenizer adds begin-of-sequence and the like.
     pub(crate) add_special_tokens: Option<bool>,
-    /// Lower runs first, if the server schedules by priority.
+    /// Lower runs first; with `--scheduling-policy priority`.
     priority: Option<i32>,
+    /// How many tokens the answer will probably have: fewer run first; with `--scheduling-policy shortest`.
+    #[schema(minimum = 1)]
+    expected_output_tokens: Option<u32>,
+    /// Who asks. With `--scheduling-policy fair`, the tenant, if neither the API key nor a header names it.
+    user: Option<String>,
     /// Becomes part of the answer's `id`.
     #[schema(min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
     pub(crate) request_id: Option<String>,
@@ -157,7 +164,7 @@ pub(crate) struct Limits<'a> {
     pub(crate) context: u32,
     pub(crate) vocab_size: u32,
     pub(crate) logprobs_max: u32,
-    pub(crate) by_priority: bool,
+    pub(crate) order: &'a OrderFlags,
 }
 
 impl Shared {
@@ -207,15 +214,13 @@ impl Shared {
         })
     }
 
-    /// The request's place in the queue.
+    /// What decides when the request runs.
     ///
     /// # Errors
-    /// A priority where the server runs first come, first served.
-    pub(crate) fn priority(&self, limits: Limits<'_>) -> Result<i32, ApiError> {
-        match self.priority.unwrap_or(0) {
-            priority if priority == 0 || limits.by_priority => Ok(priority),
-            _ => Err(ApiError::field("priority", "needs a server started with --scheduling-policy priority")),
-        }
+    /// A wish that this server's order does not grant.
+    pub(crate) fn turn(&self, caller: &Caller, limits: Limits<'_>) -> Result<Turn, ApiError> {
+        let Self { priority, expected_output_tokens, .. } = *self;
+        limits.order.turn(Wishes { priority, expected_output_tokens, user: self.user.as_deref() }, caller)
     }
 
     /// What the answer must be.
@@ -404,68 +409,4 @@ fn bounded<T: Clone>(
         }
         list => Ok(list.map(<[T]>::to_vec)),
     }
-}
-
-/// Accepts a field that asks for nothing this server would not do anyway.
-///
-/// # Errors
-/// 400 that names the field: it asks for something that is not done here, or nobody knows it.
-pub(crate) fn accept_idle(name: &str, value: &Value) -> Result<(), ApiError> {
-    let Some((_, idle, what)) = IDLE.iter().find(|(known, ..)| *known == name) else {
-        return Err(ApiError::field(name, "is not a field of this request"));
-    };
-    if value.is_null() || idle(value) { Ok(()) } else { Err(ApiError::field(name, what)) }
-}
-
-type Idle = (&'static str, fn(&Value) -> bool, &'static str);
-
-const UNSUPPORTED: &str = "is not supported";
-
-/// Fields that are known and do nothing: the values that ask for nothing, and what is said to the others.
-const IDLE: &[Idle] = &[
-    // Labels and hints: they change no answer.
-    ("user", Value::is_string, "must be a string"),
-    ("safety_identifier", Value::is_string, "must be a string"),
-    ("prompt_cache_key", Value::is_string, "must be a string"),
-    ("session_id", Value::is_string, "must be a string"),
-    ("parallel_tool_calls", Value::is_boolean, "must be true or false"),
-    ("metadata", Value::is_object, "must be an object"),
-    // Switches that are off.
-    ("store", off, "cannot be true: nothing is stored"),
-    ("service_tier", |v| one_of(v, &["auto", "default"]), "can only be auto or default"),
-    ("verbosity", |v| v == "medium", "can only be medium"),
-    ("modalities", |v| *v == serde_json::json!(["text"]), "can only be [\"text\"]"),
-    ("reasoning_effort", |v| v == "none", "can only be none"),
-    ("include_reasoning", |v| *v == true, "can only be true: reasoning is not told apart from the answer"),
-    ("thinking_token_budget", never, UNSUPPORTED),
-    ("functions", empty, "is not supported"),
-    ("function_call", |v| v == "none", "can only be none"),
-    ("early_stopping", off, "is not supported: a beam search goes on to the end"),
-    ("stream_interval", |v| *v == 1, "can only be 1: each step is one event"),
-    ("vllm_xargs", empty, UNSUPPORTED),
-    ("mm_processor_kwargs", empty, UNSUPPORTED),
-    ("logits_processors", empty, UNSUPPORTED),
-    ("repetition_detection", empty, UNSUPPORTED),
-    ("logprob_token_ids", empty, UNSUPPORTED),
-    ("prompt_embeds", never, UNSUPPORTED),
-    ("prediction", never, UNSUPPORTED),
-    ("audio", never, UNSUPPORTED),
-    ("web_search_options", never, UNSUPPORTED),
-    ("suffix", |v| v == "", "is not supported: text is only continued, not filled in"),
-];
-
-fn off(value: &Value) -> bool {
-    *value == false
-}
-
-fn never(_: &Value) -> bool {
-    false
-}
-
-fn empty(value: &Value) -> bool {
-    value.as_object().is_some_and(serde_json::Map::is_empty) || value.as_array().is_some_and(Vec::is_empty)
-}
-
-fn one_of(value: &Value, words: &[&str]) -> bool {
-    value.as_str().is_some_and(|word| words.contains(&word))
 }

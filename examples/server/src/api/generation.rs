@@ -13,6 +13,7 @@ use crate::api::structured::Wanted;
 use crate::api::usage::Tally;
 use crate::app::{App, InFlight, Model};
 use crate::engine::{GivenUp, Job, Ticket, Wait};
+use crate::order::Turn;
 use crate::transfer::{self, Half};
 
 /// Most answers to one request: prompts times `n`.
@@ -37,7 +38,7 @@ pub(crate) struct Plan {
     pub(crate) sampling: Sampling,
     /// What each answer must be.
     pub(crate) wanted: Option<Wanted>,
-    pub(crate) priority: i32,
+    pub(crate) turn: Turn,
     pub(crate) cache_salt: Option<String>,
     pub(crate) arrived: Instant,
     /// False when answers only exist to score the prompt.
@@ -91,7 +92,7 @@ impl Plan {
                 None => Wait::Free,
                 Some(wanted) => wanted.recent(model).map_or(Wait::Compiling, Wait::Ready),
             },
-            priority: self.priority,
+            turn: self.turn,
             cache_salt: self.cache_salt,
             n: self.n,
             beams: self.beams,

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod error;
 pub(crate) mod fields;
 mod generation;
+mod idle;
 mod logprobs;
 mod message;
 pub(crate) mod models;

@@ -8,6 +8,7 @@ use quayline_engine::{Grammar, Load, Output, RequestId, Sampling};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Command;
+use crate::order::Turn;
 
 /// What happened to one of the choices of a job in one step.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<(Arc<[u32]>, Sampling)>,
     /// What every answer must be.
     pub(crate) grammar: Wait,
-    pub(crate) priority: i32,
+    pub(crate) turn: Turn,
     pub(crate) cache_salt: Option<String>,
     /// Continuations per prompt.
     pub(crate) n: u32,

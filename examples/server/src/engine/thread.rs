@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{
-    Beams, DeliveryError, Engine, Load, Output, Parcel, Refusal, Request, RequestId, RequestState,
-};
+use quayline_engine::{Beams, DeliveryError, Engine, Load, Output, Parcel, Refusal, Request, RequestId};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::job::{Job, Part, Ticket, Wait};
 use super::view::{Rates, SNAPSHOT_EVERY, View};
-use super::{Command, STEPS_UNREAD_MAX, tick};
+use super::{Command, Explained, STEPS_UNREAD_MAX, tick};
 use crate::metrics::{EngineMetrics, Timeline};
 use crate::offloading::Speedometer;
+use crate::order::Turn;
 
 /// How often an idle engine looks whether leases are over.
 const LEASES_EVERY: Duration = Duration::from_millis(200);
@@ -60,6 +59,7 @@ struct Live {
 /// One job in the engine: where its parts go, and those of the step under way.
 struct Open {
     name: String,
+    turn: Turn,
     sender: mpsc::Sender<Vec<Part>>,
     ids: Vec<RequestId>,
     parts: Vec<Part>,
@@ -149,7 +149,7 @@ impl EngineThread {
         match command {
             Command::Submit { job, reply } => {
                 let was_idle = !self.engine.has_work();
-                let answer = self.submit(job);
+                let answer = self.submit(*job);
                 if was_idle {
                     self.publish();
                 }
@@ -231,7 +231,10 @@ impl EngineThread {
                     Wait::Ready(grammar) => Some(grammar.clone()),
                     Wait::Free | Wait::Compiling => None,
                 },
-                priority: job.priority,
+                priority: job.turn.priority,
+                tenant: job.turn.tenant_id(),
+                targets: job.turn.targets,
+                expected_new_tokens: job.turn.expected_new_tokens,
                 cache_salt: job.cache_salt.clone(),
                 sample_of: ids.get(first).copied(),
                 beams: job.beams.map(search),
@@ -285,15 +288,30 @@ impl EngineThread {
             self.requests.insert(*id, Live { job: key, choice, timeline, pulls: job.pulls.take() });
         }
         let unfinished = ids.len();
-        let open =
-            Open { name: job.name, sender, ids: ids.clone(), parts: Vec::new(), unfinished, longest: 0 };
+        let open = Open {
+            name: job.name,
+            turn: job.turn,
+            sender,
+            ids: ids.clone(),
+            parts: Vec::new(),
+            unfinished,
+            longest: 0,
+        };
         self.jobs.insert(key, open);
         Ticket { parts, ids, unfinished, commands: self.commands.clone() }
     }
 
-    fn explain(&self, name: &str) -> Vec<(u32, RequestState)> {
-        let ids = self.jobs.values().filter(|open| open.name == name).flat_map(|open| &open.ids);
-        let state = |id: &RequestId| Some((self.requests.get(id)?.choice, self.engine.request(*id)?));
+    fn explain(&self, name: &str) -> Vec<Explained> {
+        let open = self.jobs.values().filter(|open| open.name == name);
+        let ids = open.flat_map(|open| open.ids.iter().map(move |id| (id, &open.turn)));
+        let state = |(id, turn): (&RequestId, &Turn)| {
+            Some(Explained {
+                choice: self.requests.get(id)?.choice,
+                state: self.engine.request(*id)?,
+                turn: turn.clone(),
+                served: self.engine.served(turn.tenant_id()),
+            })
+        };
         ids.filter_map(state).collect()
     }
 

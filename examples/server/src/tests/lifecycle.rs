@@ -179,7 +179,7 @@ async fn a_second_signal_and_the_time_limit_cut_a_drain_short() {
 async fn while_loading_the_server_lives_but_is_not_ready() {
     let flags = flags("--threads 1");
     let started = app::start(flags.clone()).unwrap();
-    let (router, _) = app::routes(&started.app, "", false, &flags.allowed_origins);
+    let (router, _) = app::routes(&started.app, "", false, &flags.network.allowed_origins);
     assert_eq!(started.app.phase(), Phase::Loading);
     let ask = |path: &str| {
         use tower::ServiceExt;

@@ -3,6 +3,7 @@
 mod lifecycle;
 mod metrics;
 mod monitoring;
+mod orders;
 mod refusals;
 mod shapes;
 mod streams;

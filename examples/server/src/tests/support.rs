@@ -53,7 +53,8 @@ impl Server {
         let flags = flags(&line);
         let Started { app, engine, loaded } = app::start(flags.clone()).unwrap();
         app.begin(loaded.await.unwrap().unwrap());
-        let (router, document) = app::routes(&app, &flags.root_path, flags.dev_mode, &flags.allowed_origins);
+        let (router, document) =
+            app::routes(&app, &flags.network.root_path, flags.dev_mode, &flags.network.allowed_origins);
         Self { app, router, document, started: Some(engine) }
     }
 

@@ -1,0 +1,171 @@
+//! How large the engine is, and how it works.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use clap::{Args, ValueEnum};
+use quayline_engine::{KvDtype, KvSize, Options, Rounding};
+
+use super::parse::{count_u32, count_u64, json};
+use crate::speculative::SpeculativeConfig;
+
+/// How large the engine is, and how it works.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch on the command line")]
+pub(crate) struct EngineFlags {
+    /// Longest sequence, prompt and answer together; the default is the model's own limit
+    #[arg(long, value_parser = context)]
+    max_model_len: Option<Context>,
+    /// Most requests in one step
+    #[arg(long, value_parser = count_u32)]
+    max_num_seqs: Option<u32>,
+    /// Most tokens in one step
+    #[arg(long, value_parser = count_u32)]
+    max_num_batched_tokens: Option<u32>,
+    /// Most prompt tokens in a step in which somebody generates; 0 is no limit
+    #[arg(long, value_parser = count_u32)]
+    mixed_prefill_tokens: Option<u32>,
+    /// Spread a long prompt over several steps (the default)
+    #[arg(long, overrides_with = "no_enable_chunked_prefill")]
+    enable_chunked_prefill: bool,
+    /// Run each prompt in one step
+    #[arg(long)]
+    no_enable_chunked_prefill: bool,
+    /// Most prompt tokens of one request in one step; 0 is no limit
+    #[arg(long, value_parser = count_u32)]
+    long_prefill_token_threshold: Option<u32>,
+    /// Reuse the cache of equal beginnings (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+    /// Compute every prompt anew
+    #[arg(long)]
+    no_enable_prefix_caching: bool,
+    /// Tokens per cache block
+    #[arg(long)]
+    block_size: Option<NonZeroU32>,
+    /// Integers to which the matrices are rounded when they are loaded; checkpoints of AWQ and GPTQ bring theirs
+    #[arg(long, short = 'q', value_enum)]
+    quantization: Option<Quantization>,
+    /// Number format of cached keys and values
+    #[arg(long, value_enum, default_value_t = CacheDtype::Auto)]
+    kv_cache_dtype: CacheDtype,
+    /// Bytes for cached keys and values: 512M, 2G
+    #[arg(long, value_parser = count_u64, conflicts_with = "num_gpu_blocks_override")]
+    kv_cache_memory_bytes: Option<u64>,
+    /// Number of cache blocks
+    #[arg(long, value_parser = count_u32)]
+    num_gpu_blocks_override: Option<u32>,
+    /// Draft likely tokens from the text so far, and verify several in one step:
+    /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    #[arg(long, value_parser = json::<SpeculativeConfig>, value_name = "JSON")]
+    speculative_config: Option<SpeculativeConfig>,
+    /// Plan the next step while one computes
+    #[arg(long)]
+    async_scheduling: bool,
+    /// Plan a step when the one before it is done (the default)
+    #[arg(long, overrides_with = "async_scheduling")]
+    no_async_scheduling: bool,
+    /// Most requests that may wait; more get 429
+    #[arg(long, default_value_t = 4096, value_parser = count_u32)]
+    max_num_queued_reqs: u32,
+    /// Most prompt tokens that may wait; more get 429
+    #[arg(long, default_value_t = 8 << 20, value_parser = count_u64)]
+    max_num_queued_tokens: u64,
+    /// Threads for the arithmetic; the default is one per core
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Where the arithmetic runs
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+    /// Number format of the arithmetic: the weights decide
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+    /// Devices to spread the model over: one
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
+    tensor_parallel_size: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Quantization {
+    /// Half of the bytes to read for each token, at next to no cost in quality.
+    Int8,
+    /// A quarter of the bytes, at some.
+    Int4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CacheDtype {
+    Auto,
+    #[value(alias = "float32")]
+    F32,
+    #[value(name = "bfloat16", alias = "bf16")]
+    Bf16,
+    #[value(name = "float16", alias = "f16", alias = "half")]
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Device {
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Dtype {
+    Auto,
+}
+
+impl EngineFlags {
+    /// What the engine is told by these flags.
+    pub(super) fn options(&self) -> Options {
+        let base = Options::default();
+        let max_num_seqs = self.max_num_seqs.unwrap_or(base.max_num_seqs);
+        let kv = match (self.num_gpu_blocks_override, self.kv_cache_memory_bytes) {
+            (Some(blocks), _) => KvSize::Blocks(blocks),
+            (None, Some(bytes)) => KvSize::Bytes(bytes),
+            (None, None) => KvSize::Auto,
+        };
+        Options {
+            block_size: self.block_size.unwrap_or(base.block_size),
+            quantization: self.quantization.map(|to| match to {
+                Quantization::Int8 => Rounding::Int8,
+                Quantization::Int4 => Rounding::Int4,
+            }),
+            kv,
+            kv_dtype: match self.kv_cache_dtype {
+                CacheDtype::Auto => KvDtype::Auto,
+                CacheDtype::F32 => KvDtype::F32,
+                CacheDtype::Bf16 => KvDtype::Bf16,
+                CacheDtype::F16 => KvDtype::F16,
+            },
+            max_model_len: self.max_model_len.and_then(|context| context.0),
+            max_num_seqs,
+            // A step has room for a token of everybody.
+            max_num_batched_tokens: self
+                .max_num_batched_tokens
+                .unwrap_or(base.max_num_batched_tokens.max(max_num_seqs)),
+            mixed_prefill_tokens: self.mixed_prefill_tokens.unwrap_or(base.mixed_prefill_tokens),
+            chunked_prefill: !self.no_enable_chunked_prefill,
+            long_prefill_token_threshold: self
+                .long_prefill_token_threshold
+                .unwrap_or(base.long_prefill_token_threshold),
+            prefix_caching: !self.no_enable_prefix_caching,
+            async_scheduling: self.async_scheduling,
+            speculation: self.speculative_config.map(SpeculativeConfig::speculation),
+            max_queued_requests: Some(self.max_num_queued_reqs),
+            max_queued_tokens: Some(self.max_num_queued_tokens),
+            threads: self.threads,
+            ..base
+        }
+    }
+}
+
+/// `--max-model-len auto` and `-1` mean the model's own limit.
+#[derive(Debug, Clone, Copy)]
+struct Context(Option<u32>);
+
+fn context(text: &str) -> Result<Context, String> {
+    match text {
+        "auto" | "-1" => Ok(Context(None)),
+        text => count_u32(text).map(|tokens| Context(Some(tokens))),
+    }
+}
