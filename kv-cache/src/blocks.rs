@@ -5,7 +5,7 @@ use crate::event::Stored;
 use crate::evict::{Eviction, Wanted};
 use crate::id::count;
 use crate::pool::Pool;
-use crate::prefix::{AT_ONCE, Prefix};
+use crate::prefix::{AT_ONCE, Due, Prefix};
 use crate::residency::Watch;
 use crate::{BlockCopy, BlockId, Digest, GroupId, Lost};
 
@@ -116,31 +116,29 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         pool.release(blocks, |block| prefix.contains(block), leaving, content);
     }
 
-    /// Lets others find a part of `block`, unless they already do. `stored` says how to tell it.
+    /// Lets others find what is `due`. `stored` says how to tell it.
     #[inline]
     pub(crate) fn publish<'a>(
         &mut self,
         group: GroupId,
-        hash: D,
-        block: BlockId,
-        part: u32,
-        stored: impl FnOnce() -> Stored<'a, D>,
+        due: &[Due<D>],
+        stored: impl Fn(&Due<D>) -> Stored<'a, D>,
     ) where
         D: 'a,
     {
         let Blocks { prefix, watch, .. } = self;
-        if prefix.hash(block, part).is_some() {
-            return;
+        if due.len() > 2 {
+            prefix.touch(group, due.iter().map(|due| due.hash));
         }
-        if let Some(watch) = watch
-            && !prefix.contains(block)
-        {
-            watch.published(block);
+        let entered = prefix.enter(group, due);
+        if let Some(watch) = watch {
+            let new = due.iter().enumerate().filter(|(bit, _)| entered.new_blocks >> bit & 1 == 1);
+            new.for_each(|(_, due)| watch.published(prefix.block(due.entry)));
         }
-        let is_first_copy = prefix.insert(group, hash, block, part);
-        let entry = prefix.entry(block, part);
         if let Some(events) = &mut prefix.events {
-            events.stored(entry, stored(), is_first_copy);
+            for (bit, due) in due.iter().enumerate() {
+                events.stored(due.entry as usize, stored(due), entered.first_copies >> bit & 1 == 1);
+            }
         }
     }
 }

@@ -58,9 +58,14 @@ impl Line {
         (self.tags[at], self.numbers[at]) = (bucket.tag, bucket.number);
     }
 
+    /// Adds a bucket to a line that is not full. The first empty one is found by halving.
     #[inline]
     fn push(&mut self, bucket: Bucket) {
-        self.set(self.used(), bucket);
+        let mut at = 0;
+        for half in [4, 2, 1] {
+            at += half * usize::from(self.numbers[at + half - 1] != 0);
+        }
+        self.set(at, bucket);
     }
 
     /// Takes a bucket out; the last one moves there.
@@ -162,8 +167,16 @@ impl Buckets {
         self.lines[place / WIDTH].numbers[place % WIDTH] = number;
     }
 
+    /// Makes room for so many entries more.
+    #[inline]
+    pub(crate) fn reserve(&mut self, entries: usize) {
+        while 2 * (self.used + entries) > self.lines.len() * WIDTH {
+            self.grow();
+        }
+    }
+
     /// The place of the bucket under `tag` whose number the caller recognises. If there is none, `number`, which is not
-    /// 0, is added.
+    /// 0, is added; there is [room](Buckets::reserve) for it.
     #[inline]
     pub(crate) fn find_or_insert(
         &mut self,
@@ -172,9 +185,6 @@ impl Buckets {
         is: impl Fn(u32) -> bool,
     ) -> Option<usize> {
         debug_assert_ne!(number, 0, "0 marks an empty bucket");
-        if 2 * self.used + 2 > self.lines.len() * WIDTH {
-            self.grow();
-        }
         match self.probe(tag, is) {
             Ok(place) => Some(place),
             Err(line) => {
@@ -187,6 +197,7 @@ impl Buckets {
 
     /// Adds a key that is not there yet.
     pub(crate) fn insert(&mut self, tag: u32, number: u32) {
+        self.reserve(1);
         self.find_or_insert(tag, number, |_| false);
     }
 
@@ -231,6 +242,7 @@ impl Buckets {
         self.lines.iter().flat_map(|line| (0..line.used()).map(|at| line.bucket(at)))
     }
 
+    #[cold]
     fn grow(&mut self) {
         let doubled = Buckets { lines: vec![Line::default(); self.lines.len() * 2], used: 0 };
         for Bucket { tag, number } in std::mem::replace(self, doubled).all() {

@@ -2,15 +2,13 @@
 
 use crate::blocks::{Blocks, name};
 use crate::claim::{BlockCopy, Plan};
-use crate::event::{Location, Stored};
 use crate::evict::{Eviction, Wanted};
 use crate::group::{Groups, Landmarks, Unneeded, Written};
 use crate::hash::{BlockHasher, Digest};
-use crate::id::count;
 use crate::kind::Holds;
-use crate::prefix::AT_ONCE;
+use crate::publish::publish;
 use crate::sequence::{Loading, Sequence, Table};
-use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount, TokenIndex};
+use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
@@ -154,60 +152,6 @@ fn extend<D: Digest>(
 #[inline]
 fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, rest: u32, taken: u32) -> u32 {
     if claim.external > TokenCount(0) { rest } else { sequence.set_aside.get().saturating_sub(taken) }
-}
-
-/// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
-#[inline]
-pub(crate) fn publish<D: Digest>(
-    sequence: &mut Sequence<D>,
-    computed: TokenCount,
-    groups: &Groups,
-    blocks: &mut Blocks<D, impl Eviction>,
-    mut fresh: Option<&mut Vec<BlockId>>,
-) {
-    let there = sequence.loading.map_or(computed, |loading| loading.from);
-    let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
-    let marks = sequence.landmarks();
-    let Sequence { id: sequence, tables, hashes, tokens: known, .. } = sequence;
-    for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
-        if group.holds == Holds::Encoder {
-            continue;
-        }
-        let (parts, stride) = (group.parts, group.hashes / group.parts);
-        let last = |entry: u32| ((entry + 1) * stride - 1) as usize;
-        let full = group.entry.full_blocks(tokens).get();
-        while table.published < full {
-            let entries = table.published..full.min(table.published + count(AT_ONCE));
-            if entries.len() > 2 {
-                blocks.prefix.touch(id, entries.clone().map(|entry| hashes[last(entry)]));
-            }
-            table.published = entries.end;
-            for entry in entries {
-                let (index, part) = if parts == 1 { (entry, 0) } else { (entry / parts, entry % parts) };
-                let block = table.blocks[index as usize];
-                let end = group.entry.tokens_in(BlockCount(entry + 1));
-                if block == BlockId::NULL || !groups.retains(group, end, there, marks) {
-                    continue;
-                }
-                let last = last(entry);
-                blocks.publish(id, hashes[last], block, part, || {
-                    let (size, first) = (group.entry.len(), entry as usize * group.entry.len());
-                    Stored {
-                        blocks: &hashes[last..=last],
-                        parent: last.checked_sub(stride as usize).map(|before| hashes[before]),
-                        tokens: &known[first..first + size],
-                        first: TokenIndex(count(first)),
-                        group: id,
-                        location: Location::Device,
-                        sequence: Some(*sequence),
-                    }
-                });
-                if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
-                    fresh.push(block);
-                }
-            }
-        }
-    }
 }
 
 /// How far a sequence can be computed before it fills another block or needs one.

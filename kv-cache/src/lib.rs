@@ -26,6 +26,7 @@ mod load;
 mod pin;
 mod pool;
 mod prefix;
+mod publish;
 mod replica;
 mod residency;
 pub mod scenario;

@@ -1,9 +1,9 @@
 //! K and V that come from elsewhere: room was claimed for them, and then they arrive, or not.
 
-use crate::commit::publish;
 use crate::evict::Eviction;
 use crate::hash::BlockHasher;
 use crate::kind::Holds;
+use crate::publish::publish;
 use crate::sequence::Loading;
 use crate::{Error, KvCache, SequenceId, TokenCount};
 

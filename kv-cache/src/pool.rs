@@ -44,8 +44,9 @@ impl<E: Eviction> Pool<E> {
         assert!(blocks.get() <= self.free, "{blocks} blocks are taken, {} are free", self.free);
         let before = taken.len();
         self.policy.pick_all(wanted, taken);
+        let references = self.references.as_mut_slice();
         for block in &taken[before..] {
-            self.references[block.index()] = 1;
+            references[block.index()] = 1;
         }
         self.free -= blocks.get();
     }

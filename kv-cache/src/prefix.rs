@@ -34,6 +34,25 @@ pub(crate) struct Prefix<D> {
 /// Blocks that are asked for before an answer is needed.
 pub(crate) const AT_ONCE: usize = 64;
 
+/// A block on its way into the index, or a part of one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Due<D> {
+    pub(crate) hash: D,
+    /// Its entry.
+    pub(crate) entry: u32,
+    /// Which entry of the table it comes from.
+    pub(crate) from: u32,
+}
+
+/// What was new of those that were due, a bit for each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entered {
+    /// Nothing of its block could be found before.
+    pub(crate) new_blocks: u64,
+    /// Its hash could not be found before.
+    pub(crate) first_copies: u64,
+}
+
 /// What is found in a block, or in a part of it, and the neighbours in the ring of its copies.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entry<D> {
@@ -54,7 +73,9 @@ impl<D: Digest> Prefix<D> {
     /// one gets how many blocks, so that each begins with its share and grows.
     pub(crate) fn new(blocks: BlockCount, parts_of: Vec<u32>, events: Option<Box<Events<D>>>) -> Self {
         let (groups, parts) = (parts_of.len(), parts_of.iter().copied().max().unwrap_or(1));
-        let (blocks, entries) = (blocks.get() as usize, blocks.get() as usize * parts as usize);
+        let entries =
+            blocks.get().checked_mul(parts).expect("the entries of a pool are counted in u32") as usize;
+        let blocks = blocks.get() as usize;
         Prefix {
             index: vec![Buckets::with_room_for(entries / groups); groups],
             group: if groups > 1 { vec![0; blocks] } else { Vec::new() },
@@ -87,13 +108,13 @@ impl<D: Digest> Prefix<D> {
 
     /// Whether the part `first` of `block`, or a later one, can be found.
     pub(crate) fn contains_from(&self, block: BlockId, first: u32) -> bool {
-        (first..self.parts).any(|part| self.entries[self.entry(block, part)].is_found())
+        (first..self.parts).any(|part| self.hash(block, part).is_some())
     }
 
     /// The hash under which a part of `block` is found.
     #[inline]
     pub(crate) fn hash(&self, block: BlockId, part: u32) -> Option<D> {
-        let entry = self.entries.get(self.entry(block, part))?;
+        let entry = self.entries.get(self.entry(block, part) as usize)?;
         entry.is_found().then_some(entry.hash)
     }
 
@@ -165,7 +186,7 @@ impl<D: Digest> Prefix<D> {
 
     /// The same for what is found in `blocks`, or in their first parts.
     pub(crate) fn touch_blocks(&self, blocks: &[BlockId]) {
-        let hash = |block: BlockId| self.entries[self.entry(block, 0)].hash;
+        let hash = |block: BlockId| self.entries[self.entry(block, 0) as usize].hash;
         if let [index] = self.index.as_slice() {
             black_box(blocks.iter().fold(0, |sum, &block| sum ^ index.touch(hash(block).tag())));
         } else {
@@ -174,35 +195,31 @@ impl<D: Digest> Prefix<D> {
         }
     }
 
-    /// Enters a part of a block that is not in the index, as the newest copy of `hash` in `group`. Answers whether
-    /// it is the only one.
-    #[inline]
-    pub(crate) fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) -> bool {
-        let entry = self.entry(block, part);
-        debug_assert!(!self.entries[entry].is_found(), "block {block} is published once");
-        self.blocks += u32::from(self.parts == 1 || !self.contains(block));
+    /// Enters blocks, or parts of them, that are not in the index, each as the newest copy of its hash in `group`.
+    pub(crate) fn enter(&mut self, group: GroupId, due: &[Due<D>]) -> Entered {
+        let mut entered = Entered::default();
+        let Prefix { index, entries, group: group_of, parts, .. } = self;
+        let (index, entries, parts) = (&mut index[group.index()], entries.as_mut_slice(), *parts);
+        index.reserve(due.len());
+        for (bit, due) in due.iter().enumerate() {
+            let this = due.entry;
+            debug_assert!(!entries[this as usize].is_found(), "entry {this} is published once");
+            let is_new_block = parts == 1 || !is_block_found(entries, this / parts, parts);
+            entered.new_blocks |= u64::from(is_new_block) << bit;
+            if let Some(group_of) = group_of.get_mut((this / parts) as usize) {
+                *group_of = group.0;
+            }
+            let is_this = |entry: u32| entries[entry as usize].hash == due.hash;
+            let oldest = index.find_or_insert(due.hash.tag(), this, is_this);
+            entries[this as usize] = Entry { hash: due.hash, next: this, prev: this };
+            match oldest {
+                Some(place) => join(entries, this, index.number(place)),
+                None => entered.first_copies |= 1 << bit,
+            }
+        }
+        self.blocks += entered.new_blocks.count_ones();
         self.version += 1;
-        if let Some(of_block) = self.group.get_mut(block.index()) {
-            *of_block = group.0;
-        }
-        let this = number(entry);
-        let Prefix { index, entries, .. } = self;
-        let is_this = |entry: u32| entries[entry as usize].hash == hash;
-        let oldest = index[group.index()].find_or_insert(hash.tag(), this, is_this);
-        self.entries[entry] = Entry { hash, next: this, prev: this };
-        if let Some(place) = oldest {
-            self.join(this, self.index[group.index()].number(place));
-        }
-        oldest.is_none()
-    }
-
-    /// Puts a copy that is alone before the oldest of a ring, that is, behind the newest.
-    #[cold]
-    fn join(&mut self, this: u32, oldest: u32) {
-        let newest = std::mem::replace(&mut self.entries[oldest as usize].prev, this);
-        self.entries[newest as usize].next = this;
-        let Entry { next, prev, .. } = &mut self.entries[this as usize];
-        (*next, *prev) = (oldest, newest);
+        entered
     }
 
     /// Listeners will be told what this block is about when a tier has it, if all its parts are in the index.
@@ -212,7 +229,7 @@ impl<D: Digest> Prefix<D> {
         let (entry, last) = (self.entry(block, 0), self.hash(block, parts - 1));
         let is_whole = (0..parts).all(|part| self.hash(block, part).is_some());
         if let (Some(events), Some(digest), true) = (&mut self.events, last, is_whole) {
-            events.remember(BlockKey { digest, group }, entry, parts);
+            events.remember(BlockKey { digest, group }, entry as usize, parts);
         }
     }
 
@@ -228,9 +245,8 @@ impl<D: Digest> Prefix<D> {
     /// Forgets a part of this copy. Answers whether it was in the index.
     #[inline]
     pub(crate) fn remove_part(&mut self, block: BlockId, part: u32) -> bool {
-        let (entry, group) = (self.entry(block, part), self.group(block));
-        let Entry { hash, next, .. } = self.entries[entry];
-        let this = number(entry);
+        let (this, group) = (self.entry(block, part), self.group(block));
+        let Entry { hash, next, .. } = self.entries[this as usize];
         if next == 0 {
             return false;
         }
@@ -244,7 +260,7 @@ impl<D: Digest> Prefix<D> {
         } else {
             self.leave(this, group);
         }
-        let Entry { next, prev, .. } = &mut self.entries[entry];
+        let Entry { next, prev, .. } = &mut self.entries[this as usize];
         (*next, *prev) = (0, 0);
         self.blocks -= u32::from(self.parts == 1 || !self.contains(block));
         self.version += 1;
@@ -291,8 +307,8 @@ impl<D: Digest> Prefix<D> {
     }
 
     #[inline]
-    pub(crate) fn entry(&self, block: BlockId, part: u32) -> usize {
-        block.index() * self.parts as usize + part as usize
+    pub(crate) fn entry(&self, block: BlockId, part: u32) -> u32 {
+        block.get() * self.parts + part
     }
 
     #[inline]
@@ -301,10 +317,19 @@ impl<D: Digest> Prefix<D> {
     }
 }
 
-/// Entries are as many as blocks, or a few times more, and counted in `u32`.
-#[inline]
-fn number(entry: usize) -> u32 {
-    u32::try_from(entry).expect("the entries of a pool are counted in u32")
+/// Whether any part of a block can be found.
+#[cold]
+fn is_block_found<D>(entries: &[Entry<D>], block: u32, parts: u32) -> bool {
+    (block * parts..(block + 1) * parts).any(|entry| entries[entry as usize].is_found())
+}
+
+/// Puts a copy that is alone before the oldest of a ring, that is, behind the newest.
+#[cold]
+fn join<D>(entries: &mut [Entry<D>], this: u32, oldest: u32) {
+    let newest = std::mem::replace(&mut entries[oldest as usize].prev, this);
+    entries[newest as usize].next = this;
+    let Entry { next, prev, .. } = &mut entries[this as usize];
+    (*next, *prev) = (oldest, newest);
 }
 
 #[cfg(test)]
@@ -313,6 +338,13 @@ mod tests {
     use crate::BlockHash;
 
     const GROUP: GroupId = GroupId(0);
+
+    impl<D: Digest> Prefix<D> {
+        fn insert(&mut self, group: GroupId, hash: D, block: BlockId, part: u32) {
+            let entry = self.entry(block, part);
+            self.enter(group, &[Due { hash, entry, from: 0 }]);
+        }
+    }
 
     fn hash(tag: u32, rest: u32) -> BlockHash {
         BlockHash::from_parts(tag, rest)

@@ -73,10 +73,11 @@ impl Eviction for Lru {
 
     #[inline]
     fn pick_all(&mut self, wanted: impl Iterator<Item = Wanted>, picked: &mut Vec<BlockId>) {
-        let mut first = self.links[0].next;
+        let links = self.links.as_slice();
+        let mut first = links[0].next;
         picked.extend(wanted.map(|_| {
             let block = BlockId(first);
-            first = self.links[first as usize].next;
+            first = links[first as usize].next;
             block
         }));
         self.link(0, first);

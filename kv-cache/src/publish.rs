@@ -1,0 +1,69 @@
+//! Letting others find what is full of known tokens.
+
+use crate::blocks::Blocks;
+use crate::event::{Location, Stored};
+use crate::evict::Eviction;
+use crate::group::Groups;
+use crate::hash::Digest;
+use crate::id::count;
+use crate::kind::Holds;
+use crate::prefix::{AT_ONCE, Due};
+use crate::sequence::Sequence;
+use crate::{BlockCount, BlockId, TokenCount, TokenIndex};
+
+/// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
+/// States that are published join `fresh`.
+#[inline]
+pub(crate) fn publish<D: Digest>(
+    sequence: &mut Sequence<D>,
+    computed: TokenCount,
+    groups: &Groups,
+    blocks: &mut Blocks<D, impl Eviction>,
+    mut fresh: Option<&mut Vec<BlockId>>,
+) {
+    let there = sequence.loading.map_or(computed, |loading| loading.from);
+    let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
+    let marks = sequence.landmarks();
+    let Sequence { id: sequence, tables, hashes, tokens: known, .. } = sequence;
+    for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
+        if group.holds == Holds::Encoder {
+            continue;
+        }
+        let (parts, stride) = (group.parts, (group.hashes / group.parts) as usize);
+        let last_hash = |entry: u32| (entry as usize + 1) * stride - 1;
+        let is_kept =
+            |entry: u32| groups.retains(group, group.entry.tokens_in(BlockCount(entry + 1)), there, marks);
+        let full = group.entry.full_blocks(tokens).get();
+        while table.published < full {
+            let entries = table.published..full.min(table.published + count(AT_ONCE));
+            table.published = entries.end;
+            let (mut due, mut len) = ([Due::default(); AT_ONCE], 0);
+            for from in entries {
+                let (index, part) = if parts == 1 { (from, 0) } else { (from / parts, from % parts) };
+                let block = table.blocks[index as usize];
+                if block == BlockId::NULL || (group.holds != Holds::EveryToken && !is_kept(from)) {
+                    continue;
+                }
+                if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
+                    fresh.push(block);
+                }
+                let entry = blocks.prefix.entry(block, part);
+                due[len] = Due { hash: hashes[last_hash(from)], entry, from };
+                len += usize::from(!blocks.prefix.entries[entry as usize].is_found());
+            }
+            blocks.publish(id, &due[..len], |&Due { from, .. }| {
+                let (last, size) = (last_hash(from), group.entry.len());
+                let first = from as usize * size;
+                Stored {
+                    blocks: &hashes[last..=last],
+                    parent: last.checked_sub(stride).map(|before| hashes[before]),
+                    tokens: &known[first..first + size],
+                    first: TokenIndex(count(first)),
+                    group: id,
+                    location: Location::Device,
+                    sequence: Some(*sequence),
+                }
+            });
+        }
+    }
+}
