@@ -569,5 +569,6 @@ fn events<D: Digest>(config: &Config, groups: &Groups) -> Option<Box<Events<D>>>
     let parts = groups.all.iter().map(|group| group.parts).max().unwrap_or(1);
     let tokens = groups.all.iter().map(|group| group.entry.len()).max().unwrap_or(0);
     let entries = config.block_count.get() as usize * parts as usize;
-    (config.events_max > 0).then(|| Box::new(Events::new(entries, tokens, config.events_max)))
+    let ahead = config.hash_lookahead.get() as usize;
+    (config.events_max > 0).then(|| Box::new(Events::new(entries, tokens, ahead, config.events_max)))
 }

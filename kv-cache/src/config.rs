@@ -42,8 +42,7 @@ pub struct Config {
     /// keeps it elsewhere.
     pub report_lost: bool,
     /// How many events are kept for [`KvCache::drain_events`](crate::KvCache::drain_events) until they are heard; 0
-    /// for a
-    /// cache that tells nothing. Costs, when it tells, the tokens of each block once more, and 40 bytes a block.
+    /// for a cache that tells nothing. Costs, when it tells, the tokens of each block once more, and 60 bytes a block.
     pub events_max: u32,
     /// Of every how many-th block it is measured how long its content stays
     /// ([`KvCache::drain_residency`](crate::KvCache::drain_residency)); 0 for none.

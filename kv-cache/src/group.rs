@@ -17,7 +17,8 @@ pub(crate) struct Groups {
     pub(crate) alignment: BlockSize,
     /// Tokens at the end of a hit that are computed again all the same.
     pub(crate) margin: TokenCount,
-    lookahead: TokenCount,
+    /// Tokens behind a unit that its hash covers as well.
+    pub(crate) lookahead: TokenCount,
     retention: Retention,
 }
 

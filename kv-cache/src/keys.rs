@@ -20,8 +20,28 @@ pub struct SequenceKey<'a> {
     pub tenant: TenantId,
 }
 
+impl<'a> SequenceKey<'a> {
+    /// Whether there is nothing but tokens.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.adapter.is_none() && self.salt.is_none() && self.media.is_empty() && self.embeds.is_none()
+    }
+
+    /// What the hash of the block at `index` covers, which begins at `first` and whose lookahead ends before `end`.
+    pub(crate) fn extra(&self, index: usize, first: TokenIndex, end: u64) -> Extra<'a> {
+        let begin = self.media.partition_point(|item| item.end() <= first.0.into());
+        let overlapping = self.media[begin..].partition_point(|item| u64::from(item.first.0) < end);
+        Extra {
+            adapter: self.adapter,
+            salt: self.salt,
+            media: &self.media[begin..begin + overlapping],
+            first,
+            embeds: self.embeds.map(|digests| digests.get(index).unwrap_or(&NO_EMBEDS)),
+        }
+    }
+}
+
 /// A [`SequenceKey`] that belongs to the cache. Its buffers serve one sequence after another.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Keys {
     adapter: Option<(String, String)>,
     salt: Option<String>,
@@ -31,6 +51,12 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    pub(crate) fn new(key: &SequenceKey<'_>) -> Keys {
+        let mut keys = Keys::default();
+        keys.set(key);
+        keys
+    }
+
     pub(crate) fn set(&mut self, key: &SequenceKey<'_>) {
         self.adapter = key.adapter.map(|adapter| (adapter.name.to_owned(), adapter.path.to_owned()));
         self.salt = key.salt.map(str::to_owned);
@@ -55,19 +81,22 @@ impl Keys {
 
     /// Whether there is nothing but tokens.
     pub(crate) fn is_plain(&self) -> bool {
-        self.adapter.is_none() && self.salt.is_none() && self.media.is_empty() && self.embeds.is_none()
+        self.as_key().is_plain()
     }
 
-    /// What the hash of the block at `index` covers, which begins at `first` and whose lookahead ends before `end`.
+    /// As [`SequenceKey::extra`].
     pub(crate) fn extra(&self, index: usize, first: TokenIndex, end: u64) -> Extra<'_> {
-        let begin = self.media.partition_point(|item| item.end() <= first.0.into());
-        let overlapping = self.media[begin..].partition_point(|item| u64::from(item.first.0) < end);
-        Extra {
-            adapter: self.adapter.as_ref().map(|(name, path)| Adapter { name, path }),
-            salt: self.salt.as_deref(),
-            media: &self.media[begin..begin + overlapping],
-            first,
-            embeds: self.embeds.as_ref().map(|digests| digests.get(index).unwrap_or(&NO_EMBEDS)),
+        self.as_key().extra(index, first, end)
+    }
+
+    pub(crate) fn as_key(&self) -> SequenceKey<'_> {
+        let Keys { adapter, salt, media, embeds, tenant } = self;
+        SequenceKey {
+            adapter: adapter.as_ref().map(|(name, path)| Adapter { name, path }),
+            salt: salt.as_deref(),
+            media,
+            embeds: embeds.as_deref(),
+            tenant: *tenant,
         }
     }
 }
@@ -96,8 +125,7 @@ mod tests {
     fn a_block_is_keyed_by_the_items_that_overlap_it() {
         // The case of vLLM's test_mm_prefix_caching: 16 tokens a block.
         let media = [item("aaa", 11, 10), item("bbb", 30, 18), item("ccc", 48, 7)];
-        let mut keys = Keys::default();
-        keys.set(&SequenceKey { media: &media, ..SequenceKey::default() });
+        let keys = Keys::new(&SequenceKey { media: &media, ..SequenceKey::default() });
         let found = [0, 1, 2, 3, 4].map(|block| {
             let first = TokenIndex(16 * block);
             let extra = keys.extra(block as usize, first, u64::from(first.0) + 16);
@@ -118,8 +146,7 @@ mod tests {
 
     #[test]
     fn blocks_past_the_embeddings_are_keyed_by_none() {
-        let mut keys = Keys::default();
-        keys.set(&SequenceKey { embeds: Some(&[[7; 32]]), ..SequenceKey::default() });
+        let keys = Keys::new(&SequenceKey { embeds: Some(&[[7; 32]]), ..SequenceKey::default() });
         assert_eq!(keys.extra(0, TokenIndex(0), 16).embeds, Some(&[7; 32]));
         assert_eq!(keys.extra(1, TokenIndex(16), 32).embeds, Some(&NO_EMBEDS));
         assert!(!keys.is_plain());

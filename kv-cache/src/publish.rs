@@ -24,7 +24,7 @@ pub(crate) fn publish<D: Digest>(
     let there = sequence.loading.map_or(computed, |loading| loading.from);
     let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
     let marks = sequence.landmarks();
-    let Sequence { id: sequence, tables, hashes, tokens: known, .. } = sequence;
+    let Sequence { id: sequence, tables, hashes, tokens: known, keys, .. } = sequence;
     for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
         if group.holds == Holds::Encoder {
             continue;
@@ -54,14 +54,17 @@ pub(crate) fn publish<D: Digest>(
             blocks.publish(id, &due[..len], |&Due { from, .. }| {
                 let (last, size) = (last_hash(from), group.entry.len());
                 let first = from as usize * size;
+                let (tokens, behind) = known[first..].split_at(size);
                 Stored {
                     blocks: &hashes[last..=last],
                     parent: last.checked_sub(stride).map(|before| hashes[before]),
-                    tokens: &known[first..first + size],
+                    tokens,
+                    lookahead: &behind[..groups.lookahead.get() as usize],
                     first: TokenIndex(count(first)),
                     group: id,
                     location: Location::Device,
                     sequence: Some(*sequence),
+                    key: keys.as_key(),
                 }
             });
         }

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::event::Events;
     use crate::tier::{Medium, TierId};
-    use crate::{BlockHash, SequenceId, TokenId, TokenIndex};
+    use crate::{BlockHash, SequenceId, SequenceKey, TokenId, TokenIndex};
 
     const GROUP: GroupId = GroupId(0);
     const HOST: Location = Location::Tier { tier: TierId(0), medium: Medium::Host };
@@ -178,8 +178,9 @@ mod tests {
         blocks: &'a [BlockHash],
         tokens: &'a [TokenId],
     ) -> Stored<'a, BlockHash> {
-        let (sequence, first) = (Some(SequenceId(1)), TokenIndex(0));
-        Stored { blocks, parent: None, tokens, first, group: GROUP, location, sequence }
+        let (sequence, first, key) = (Some(SequenceId(1)), TokenIndex(0), SequenceKey::default());
+        let (parent, lookahead) = (None, &[][..]);
+        Stored { blocks, parent, tokens, lookahead, first, group: GROUP, location, sequence, key }
     }
 
     fn stored<'a>(blocks: &'a [BlockHash], tokens: &'a [TokenId]) -> Stored<'a, BlockHash> {
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn who_does_not_listen_in_time_finds_a_hole_and_begins_anew() {
-        let mut events = Events::new(10, 1, 2);
+        let mut events = Events::new(10, 1, 0, 2);
         let mut replica = Replica::new();
         for (entry, rest) in (1..).zip([1, 2, 3]) {
             let (blocks, tokens) = ([name(rest)], [rest]);
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(replica, Replica::new());
 
         let index = [(3, GROUP, name(3)), (1, GROUP, name(1)), (2, GROUP, name(2))];
-        let snapshot = events.snapshot(index.into_iter());
+        let snapshot = Snapshot::new(&events, index.into_iter());
         let mut replica = Replica::of(&snapshot);
         assert_eq!((replica.next_event(), replica.longest(GROUP, &[name(1), name(9)])), (3, 1));
         let tokens: Vec<_> = snapshot.stored().flat_map(|stored| stored.tokens.to_vec()).collect();

@@ -26,7 +26,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Cost: O(n log n) in cached blocks.
     pub fn snapshot(&self) -> Option<Snapshot<H::Digest>> {
         let prefix = &self.blocks.prefix;
-        prefix.events.as_ref().map(|events| events.snapshot(prefix.all()))
+        prefix.events.as_ref().map(|events| Snapshot::new(events, prefix.all()))
     }
 
     /// What the caller's clock says, in a unit of his choice. Only residency is measured with it.

@@ -6,6 +6,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ops::Range;
 
 use quayline_kv_cache::kind::{Recurrent, SlidingWindow};
 use quayline_kv_cache::*;
@@ -87,12 +88,29 @@ fn steady_calls_do_not_allocate() {
     let mut states = config();
     states.groups.push(Group::new(Recurrent));
     let parts = Config { match_unit: Some(BlockSize::new(4).unwrap()), ..config() };
-    for (name, config) in [("one group", config()), ("window", hybrid), ("state", states), ("parts", parts)] {
+    let ahead = Config { events_max: 10_000, hash_lookahead: TokenCount(2), ..config() };
+    let told = Config { events_max: 10_000, ..hybrid.clone() };
+    for (name, config) in [
+        ("one group", config()),
+        ("window", hybrid),
+        ("state", states),
+        ("parts", parts),
+        ("events", told),
+        ("events and lookahead", ahead),
+    ] {
         let mut cache = KvCache::new(config).unwrap();
-        (0..60).for_each(|round| life(&mut cache, round));
+        let mut heard = 0;
+        let mut lives = |cache: &mut KvCache, rounds: Range<u32>| {
+            for round in rounds {
+                life(cache, round);
+                cache.drain_events(|number, _| heard = number);
+            }
+        };
+        lives(&mut cache, 0..60);
         let before = ALLOCATIONS.get();
-        (60..160).for_each(|round| life(&mut cache, round));
+        lives(&mut cache, 60..160);
         assert_eq!(ALLOCATIONS.get() - before, 0, "{name}");
+        assert_eq!(heard > 0, cache.config().events_max > 0, "{name}: {heard} events");
         assert!(cache.stats().evictions > 0, "{name}: the pool was used up and used again");
     }
 }

@@ -47,7 +47,7 @@
 //! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`], [`KvCache::tenant`] |
 //! | `lost` | [`KvCache::drain_lost`], as `block:group` |
 //! | `hashes NAME` | [`KvCache::hashes`] |
-//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, `number:removed:block@group` or `number:cleared`; names by their first four digits. With tiers: [`Offload::drain_events`](crate::tier::Offload::drain_events), names as below, and of tiers `number:stored:parent>block@tier:medium+tokens`, `removed` and `cleared` alike, `number:moved:block@tier:medium>tier:medium` |
+//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, with `+ahead` where names cover tokens behind them and `{adapter=..,salt=..,item@first:tokens,embeds=blocks}` where they cover such, `number:removed:block@group` or `number:cleared`; names by their first four digits. With tiers: [`Offload::drain_events`](crate::tier::Offload::drain_events), names as below, and of tiers `number:stored:parent>block@tier:medium+tokens`, `removed` and `cleared` alike, `number:moved:block@tier:medium>tier:medium` |
 //! | `snapshot` | [`KvCache::snapshot`], or [`Offload::snapshot`](crate::tier::Offload::snapshot) with tiers, one block after the other as if stored now |
 //! | `now N`, `residency` | [`KvCache::set_now`]; [`KvCache::drain_residency`], as `lifetime:idle:gap,gap` |
 //! | `refusals` | [`Stats::refusals`](crate::Stats::refusals) |

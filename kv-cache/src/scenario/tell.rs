@@ -7,7 +7,7 @@ use super::words::Words;
 use super::{Cache, list, said};
 use crate::hash::AnyHash;
 use crate::tier::{BlockKey, Medium};
-use crate::{Event, GroupId, Location, Refusal, SequenceId, Stored, Tick};
+use crate::{Event, GroupId, Location, Refusal, SequenceId, SequenceKey, Stored, Tick};
 
 /// `hashes NAME`, behind the name.
 pub(super) fn hashes(cache: &Cache, id: SequenceId, words: Words<'_>) -> Result<String, String> {
@@ -101,7 +101,7 @@ fn event_text(event: &Event<'_, AnyHash>, names: Option<&Names>) -> String {
 }
 
 /// `parent>block>block@group+tokens`, `-` for no parent; of a tier `parent>block@tier:medium+tokens`, or the name
-/// alone.
+/// alone. Behind the tokens, where there is more: `+ahead`, and what the sequence is besides its tokens.
 fn stored_text(stored: &Stored<'_, AnyHash>, names: Option<&Names>) -> String {
     let group = stored.group;
     let blocks: Vec<String> = stored.blocks.iter().map(|&block| name(block, group, names)).collect();
@@ -111,7 +111,19 @@ fn stored_text(stored: &Stored<'_, AnyHash>, names: Option<&Names>) -> String {
         location => place(location),
     };
     let parent = stored.parent.map_or("-".to_owned(), |parent| name(parent, group, names));
-    format!("{parent}>{}@{place}+{}", blocks.join(">"), stored.tokens.len())
+    let ahead =
+        if stored.lookahead.is_empty() { String::new() } else { format!("+{}", stored.lookahead.len()) };
+    format!("{parent}>{}@{place}+{}{ahead}{}", blocks.join(">"), stored.tokens.len(), key_text(&stored.key))
+}
+
+/// `{adapter=name,salt=name,id@first:tokens,embeds=blocks}`, as far as there is any of it.
+fn key_text(key: &SequenceKey<'_>) -> String {
+    let adapter = key.adapter.map(|adapter| format!("adapter={}", adapter.name));
+    let salt = key.salt.map(|salt| format!("salt={salt}"));
+    let media = key.media.iter().map(|item| format!("{}@{}:{}", item.id, item.first.0, item.tokens));
+    let embeds = key.embeds.map(|digests| format!("embeds={}", digests.len()));
+    let told: Vec<String> = adapter.into_iter().chain(salt).chain(media).chain(embeds).collect();
+    if told.is_empty() { String::new() } else { format!("{{{}}}", told.join(",")) }
 }
 
 /// What a content is called, or the first digits of its hash.

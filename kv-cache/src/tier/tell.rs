@@ -52,7 +52,7 @@ impl<D: Digest> Offload<D> {
         let happened = self.tiers.events.drain(..);
         if let Some(events) = &mut cache.blocks.prefix.events {
             let media: Vec<Medium> = self.tiers.levels.iter().map(|level| level.config.medium).collect();
-            happened.for_each(|event| events.in_tier(event, &media));
+            happened.for_each(|event| events.happened(event, &media));
             let slots: u32 = self.tiers.levels.iter().map(|level| level.config.slots.get()).sum();
             let tiers = &self.tiers;
             events.forget_afar(2 * slots as usize, |key| tiers.find(key) != Lookup::Miss);

@@ -41,10 +41,16 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
     fn hear(&mut self) {
         let Pair { cache, model, replica, offload, names, .. } = self;
         let mut hole = None;
-        let hear = |number, event: Event<'_, BlockHash>| match replica.apply(number, &event) {
-            Ok(()) => {}
-            Err(ReplicaError::Hole { expected, got }) => hole = Some(got - expected),
-            Err(error) => unreachable!("{error}: {event:?}"),
+        let config = cache.config().clone();
+        let hear = |number, event: Event<'_, BlockHash>| {
+            if let Event::Stored(stored) = &event {
+                tells_its_names(&config, stored);
+            }
+            match replica.apply(number, &event) {
+                Ok(()) => {}
+                Err(ReplicaError::Hole { expected, got }) => hole = Some(got - expected),
+                Err(error) => unreachable!("{error}: {event:?}"),
+            }
         };
         match offload {
             Some(offload) => offload.drain_events(cache, hear),
@@ -80,6 +86,9 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
             }
             assert_eq!(in_tiers, behind.shelves.readable(), "what a listener knows of the tiers");
         }
+        if hole.is_some() || self.calls.is_multiple_of(64) {
+            snapshot.stored().for_each(|stored| tells_its_names(&config, &stored));
+        }
         for stored in snapshot.stored().filter(|stored| stored.location != Location::Device) {
             let key = BlockKey { digest: stored.blocks[0], group: stored.group };
             let mut texts = model.names.iter().filter(|(_, name)| **name == names[&key]);
@@ -113,5 +122,17 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
                 assert_eq!(*contents.entry(&content.text).or_insert(hash), hash, "one under two hashes");
             }
         }
+    }
+}
+
+/// The names of blocks follow from what is told of them: adapter, salt, items, tokens, and those ahead.
+fn tells_its_names(config: &Config, stored: &Stored<'_, BlockHash>) {
+    let names = stored.names(&mut Xxh3::new(config.hash_seed), stored.parent, config.hash_unit());
+    if !stored.tokens.is_empty() {
+        let last_of_each = names.chunks(names.len() / stored.blocks.len()).map(|of_block| of_block.last());
+        assert!(
+            last_of_each.eq(stored.blocks.iter().map(Some)),
+            "{stored:?} does not tell what it is named after"
+        );
     }
 }
