@@ -87,7 +87,7 @@ fn decode(criterion: &mut Criterion) {
         "engine/decode/1",
         &format!(
             "{:.0} tokens/s at the {:.1} GB/s just read, if the weights did not fit a cache (they do: it may be more)",
-            read_gigabytes_per_second(2, 128 << 20) * 1e9 / engine.model().weight_bytes() as f64,
+            read_gigabytes_per_second(2, 128 << 20) * 1e9 / engine.weight_bytes() as f64,
             read_gigabytes_per_second(2, 128 << 20),
         ),
         "none has this model; the bench `model` takes any checkpoint",

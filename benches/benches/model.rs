@@ -82,7 +82,7 @@ fn main() {
     let threads =
         arguments.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let bandwidth = read_gigabytes_per_second(threads, 256 << 20);
-    let weight_bytes = engine.model().weight_bytes();
+    let weight_bytes = engine.weight_bytes();
     println!(
         "{}: {:.1} MB of weights, loaded in {load_seconds:.2} s, {threads} threads, reads {bandwidth:.1} GB/s",
         files.name(),

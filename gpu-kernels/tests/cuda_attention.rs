@@ -768,8 +768,7 @@ fn case_20_a_recorded_step_is_replayed_for_other_contexts() {
             cuda.attention(pool, 0, batch, q, attention, out)
         };
         run(&cuda, &mut pool, &batch, &q, &k, &mut out).unwrap();
-        // SAFETY: all that it uses lives to the end of this round.
-        let graph = unsafe { cuda.capture(|cuda| run(cuda, &mut pool, &batch, &q, &k, &mut out)) }.unwrap();
+        let graph = cuda.capture(|cuda| run(cuda, &mut pool, &batch, &q, &k, &mut out)).unwrap();
         for (contexts, live) in
             [([5; 8], 8), ([470, 3, 17, 300, 1, 0, 0, 0], 5), ([1, 0, 0, 0, 0, 0, 0, 480], 8)]
         {
@@ -797,9 +796,19 @@ fn case_20_a_recorded_step_is_replayed_for_other_contexts() {
             batch.refill(as_batch(&beyond)),
             Err(Error::TooLarge { dimension: "slot", found: 960, max: 959, .. })
         ));
-        // SAFETY: nothing is recorded.
-        let refused = unsafe { cuda.capture(|cuda| cuda.read(&q).map(drop)) }.unwrap_err();
+        let refused = cuda.capture(|cuda| cuda.read(&q).map(drop)).unwrap_err();
         assert!(refused.to_string().contains("may not download 4096 bytes"), "{refused}");
+        // What the recording uses stays when nobody has it any more, and only as long as the recording.
+        let held = emulator.allocations();
+        drop((batch, q, k, out));
+        if !emulator::on_gpu() {
+            assert_eq!(emulator.allocations(), held);
+        }
+        graph.replay().unwrap();
+        drop(graph);
+        if !emulator::on_gpu() {
+            assert!(emulator.allocations() < held);
+        }
     }
 }
 

@@ -41,15 +41,15 @@ impl Engine {
     /// step to plan the next: while there is one, nothing is planned ahead.
     pub(crate) fn run(&mut self, step: &mut StepMemory, now: Tick) {
         let is_free = self.searches.is_empty();
-        let Self { ahead, batcher, memory, active, model, pool, .. } = self;
+        let Self { ahead, batcher, memory, active, machine, .. } = self;
         let input = step.arrays.input();
         let Some(ahead) = ahead.as_mut().filter(|_| is_free) else {
-            return model.run(pool, &input).expect(CHECKED);
+            return machine.run(&input).expect(CHECKED);
         };
         ahead.is_planned = true;
         thread::scope(|scope| {
             scope.spawn(|| ahead.step.prepare(now, batcher, memory, active));
-            model.run(pool, &input).expect(CHECKED);
+            machine.run(&input).expect(CHECKED);
         });
     }
 }

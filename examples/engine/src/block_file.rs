@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::LoadError;
 use crate::files::ModelFiles;
+use crate::machine::Machine;
 use crate::options::{OffloadingDisk, Options};
 
 /// The name of a block and its group.
@@ -162,8 +163,9 @@ pub(crate) fn open(
     files: &ModelFiles,
     options: &Options,
     disk: &OffloadingDisk,
-    block_bytes: usize,
+    machine: &dyn Machine,
 ) -> Result<Opened, LoadError> {
+    let (block_bytes, device) = (machine.block_bytes(), machine.device());
     let slot_bytes = (HEADER + block_bytes) as u64;
     // The tier takes some memory for each slot, whatever is in it.
     let slots = u32::try_from(disk.bytes / slot_bytes).unwrap_or(u32::MAX).min(SLOTS_MAX);
@@ -175,7 +177,8 @@ pub(crate) fn open(
     let (config, weights) = (files.config()?, files.weights()?.fingerprint());
     let Options { block_size, kv_dtype, seed, .. } = options;
     let version = env!("CARGO_PKG_VERSION");
-    let meaning = format!("{version} {config:?} {weights} {block_size} {kv_dtype:?} {seed} {block_bytes}");
+    let meaning =
+        format!("{version} {config:?} {weights} {block_size} {kv_dtype:?} {seed} {block_bytes} {device:?}");
     let opened = BlockFile::open(&disk.directory, slots, block_bytes, xxh3_64(meaning.as_bytes()));
     let (file, held) = opened.map_err(|source| LoadError::Read { path: disk.directory.clone(), source })?;
     Ok(Opened { file, slots, held })

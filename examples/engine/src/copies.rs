@@ -1,7 +1,6 @@
 //! Bytes that move before a step computes.
 
 use quayline_batching::{Admitted, Costs, Preemption, Source};
-use quayline_gpu_kernels::Ops;
 
 use crate::engine::Engine;
 use crate::options::Speeds;
@@ -15,7 +14,7 @@ impl Engine {
     /// When the cache names blocks that the pool does not have: a bug of ours.
     pub(crate) fn move_blocks(&mut self) {
         if let Some(host) = &mut self.memory.host {
-            host.carry_out(self.model.ops(), &mut self.pool);
+            host.carry_out(&mut *self.machine);
             host.spill(&mut self.memory.cache);
         }
         self.copy_on_write();
@@ -47,7 +46,7 @@ impl Engine {
     /// When the pool has no block: a bug of ours.
     pub fn exercise_copies(&mut self, times: u32) -> Option<u64> {
         let host = self.memory.host.as_ref()?;
-        Some(host.exercise(self.model.ops(), &mut self.pool, times))
+        Some(host.exercise(&mut *self.machine, times))
     }
 
     /// How fast copies and prompts are, as the caller, who has a clock, measured it. From now on this decides who is
@@ -66,7 +65,7 @@ impl Engine {
         let pairs: Vec<(u32, u32)> =
             cache.copies().iter().map(|copy| (copy.from.get(), copy.to.get())).collect();
         if !pairs.is_empty() {
-            let copied = self.model.ops().copy_blocks(&mut self.pool, &pairs);
+            let copied = self.machine.copy_blocks(&pairs);
             copied.expect("the cache and the pool have the same blocks");
             self.totals.copied_blocks += pairs.len() as u64;
         }

@@ -1,10 +1,11 @@
 //! The engine: add requests, step, take what came out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use quayline_batching::{self as batching, Batcher, RefusalReason};
-use quayline_gpu_kernels::{Cpu, Ops};
+use quayline_gpu_kernels::{self as kernels, cuda};
 use quayline_kv_cache::{
     self as kv_cache, BlockCount, BlockSize, KvCache, Residency, Reuse, SequenceKey, TokenCount,
 };
@@ -20,8 +21,8 @@ use crate::files::ModelFiles;
 use crate::grammar::{Grammar, Grammars};
 use crate::handover::{Elsewhere, Load};
 use crate::host_tier::HostTier;
-use crate::model::Model;
-use crate::options::{OffloadingWrite, Options};
+use crate::machine::{Machine, Place};
+use crate::options::{Device, OffloadingWrite, Options};
 use crate::reasons::Reasons;
 use crate::request::{Request, RequestId};
 use crate::sizing::Sizes;
@@ -42,8 +43,11 @@ pub struct Engine {
     pub(crate) seed: u64,
     pub(crate) speculation: Option<Speculation>,
     pub(crate) sizes: Sizes,
-    pub(crate) model: Model<Cpu>,
-    pub(crate) pool: <Cpu as Ops>::KvPool,
+    pub(crate) machine: Box<dyn Machine>,
+    /// Why [`Device::Auto`] is not a GPU.
+    no_gpu: Option<kernels::Error>,
+    /// Threads for what the CPU does in every case.
+    pub(crate) threads: NonZeroUsize,
     pub(crate) memory: PagedMemory,
     pub(crate) batcher: Batcher,
     pub(crate) active: BTreeMap<RequestId, Active>,
@@ -77,10 +81,26 @@ impl Engine {
     /// A checkpoint that is incomplete, damaged or not supported, or options that do not fit it: in one line,
     /// by name.
     pub fn load(files: &ModelFiles, options: &Options) -> Result<Self, LoadError> {
-        Self::make(files, options).map_err(|error| error.of(files))
+        Self::make(files, options, None).map_err(|error| error.of(files))
     }
 
-    fn make(files: &ModelFiles, options: &Options) -> Result<Self, LoadError> {
+    /// The same on a device of the caller's, with CUDA's operators, in the place of the one that the options name.
+    ///
+    /// # Errors
+    /// As for [`load`](Engine::load).
+    pub fn load_on(
+        device: Arc<dyn cuda::Device>,
+        files: &ModelFiles,
+        options: &Options,
+    ) -> Result<Self, LoadError> {
+        Self::make(files, options, Some(device)).map_err(|error| error.of(files))
+    }
+
+    fn make(
+        files: &ModelFiles,
+        options: &Options,
+        device: Option<Arc<dyn cuda::Device>>,
+    ) -> Result<Self, LoadError> {
         let config = files.config()?;
         let text = Arc::new(Text::load(files)?);
         if text.vocab_size() as usize > config.vocab {
@@ -89,13 +109,12 @@ impl Engine {
         }
         let eos = eos_tokens(&files.generation_config()?.eos_token_ids, &text, &config.eos_token_ids);
         let embedding = [config.vocab, config.hidden];
-        let weights = files.weights()?.take("model.embed_tokens.weight", &embedding)?;
-        let sizes = Sizes::new(options, &config, weights.dtype)?;
-        let cpu = Cpu::new(options.threads, None)?;
-        let limits = sizes.step_limits(options, config.vocab);
-        let model = Model::load_rounded(cpu, files, limits, options.quantization)?;
+        let weights = files.weights()?.take("model.embed_tokens.weight", &embedding)?.dtype;
+        let (place, no_gpu) = Place::find(options, weights, device)?;
+        let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?)?;
+        let limits = sizes.step_limits(options, config.vocab, place.device());
+        let machine = place.load(files, options, &sizes, limits)?;
         let block_size = options.block_size.get();
-        let pool = model.kv_pool(sizes.blocks as usize + 1, block_size as usize, sizes.dtype)?;
         let refused =
             |option, error: &dyn std::fmt::Display| LoadError::Options { option, problem: error.to_string() };
         let cache = KvCache::new(kv_cache::Config {
@@ -110,10 +129,10 @@ impl Engine {
             )
         })
         .map_err(|error| refused("kv", &error))?;
-        let block_bytes = model.ops().kv_block_bytes(model.kv_shape(1, block_size as usize, sizes.dtype))?;
+        let block_bytes = machine.block_bytes();
         let host = sizes.host_blocks(options, block_bytes)?;
         let disk = match (&options.offloading_disk, &host) {
-            (Some(disk), Some(_)) => Some(block_file::open(files, options, disk, block_bytes)?),
+            (Some(disk), Some(_)) => Some(block_file::open(files, options, disk, &*machine)?),
             (Some(_), None) => {
                 return Err(refused("kv_offloading_disk_size", &"needs host memory in front of it"));
             }
@@ -130,8 +149,12 @@ impl Engine {
             seed: options.seed,
             speculation: options.speculation,
             sizes,
-            model,
-            pool,
+            machine,
+            no_gpu,
+            threads: options
+                .threads
+                .or_else(|| std::thread::available_parallelism().ok())
+                .unwrap_or(NonZeroUsize::MIN),
             memory: PagedMemory { cache, host, elsewhere: Elsewhere::default(), closing: BTreeSet::new() },
             batcher,
             active: BTreeMap::new(),
@@ -159,10 +182,22 @@ impl Engine {
         Arc::clone(&self.grammars)
     }
 
-    /// The model.
+    /// Where the arithmetic runs: the CPU or CUDA.
     #[must_use]
-    pub fn model(&self) -> &Model<Cpu> {
-        &self.model
+    pub fn device(&self) -> Device {
+        self.machine.device()
+    }
+
+    /// Why it does not run on a GPU, where [`Device::Auto`] asked for one.
+    #[must_use]
+    pub fn no_gpu(&self) -> Option<&kernels::Error> {
+        self.no_gpu.as_ref()
+    }
+
+    /// Bytes of all weights in the files.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.machine.weight_bytes()
     }
 
     /// Longest sequence, prompt and output together.
@@ -174,7 +209,7 @@ impl Engine {
     /// Rows of the embedding table: every token id is below.
     #[must_use]
     pub fn vocab_size(&self) -> u32 {
-        u32::try_from(self.model.config().vocab).unwrap_or(u32::MAX)
+        u32::try_from(self.machine.config().vocab).unwrap_or(u32::MAX)
     }
 
     /// The tokens that end an answer, the tokenizer's own first.

@@ -15,7 +15,6 @@
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, Reason};
-use quayline_gpu_kernels::Ops;
 use quayline_kv_cache::{KvCache, SequenceId, TokenCount};
 
 use crate::adapt::sequence;
@@ -41,8 +40,8 @@ pub struct Parcel {
     pub start: u32,
     /// Tokens in a block.
     pub block_size: u32,
-    /// The blocks, as [`Ops::save_block`] gives them: of the same model and number format, they mean the same in
-    /// every engine.
+    /// The blocks, as [`save_block`](quayline_gpu_kernels::Ops::save_block) gives them: of the same model and number
+    /// format on the same kind of device, they mean the same in every engine.
     pub blocks: Vec<Box<[u8]>>,
 }
 
@@ -140,13 +139,12 @@ impl Engine {
         if !whole || start.checked_add(tokens)? > has {
             return None;
         }
-        let ops = self.model.ops();
-        let bytes = ops.kv_block_bytes(self.pool.shape()).ok()?;
+        let bytes = self.machine.block_bytes();
         let table = self.memory.cache.table(sequence).ok()?;
         let blocks = &table.blocks()[(start / size) as usize..((start + tokens) / size) as usize];
         let save = |block: &quayline_kv_cache::BlockId| {
             let mut bytes = vec![0; bytes].into_boxed_slice();
-            ops.save_block(&self.pool, block.get(), &mut bytes).expect("a block of the cache is in the pool");
+            self.machine.save_block(block.get(), &mut bytes).expect("a block of the cache is in the pool");
             bytes
         };
         Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect() })
@@ -182,8 +180,7 @@ impl Engine {
     pub fn deliver(&mut self, id: RequestId, parcel: &Parcel) -> Result<(), DeliveryError> {
         let Arriving { start, tokens } = self.awaited(id)?;
         let tokens_per_block = self.memory.cache.config().block_size.get();
-        let ops = self.model.ops();
-        let bytes = ops.kv_block_bytes(self.pool.shape()).unwrap_or(0);
+        let bytes = self.machine.block_bytes();
         let other = parcel.blocks.iter().map(|block| block.len()).find(|&found| found != bytes);
         if parcel.block_size != tokens_per_block || other.is_some() {
             let (found_tokens, found_bytes) = (parcel.block_size, other.unwrap_or(bytes));
@@ -201,12 +198,12 @@ impl Engine {
         }
         // What the blocks held before may still be on its way to host memory.
         if let Some(host) = &mut self.memory.host {
-            host.carry_out(self.model.ops(), &mut self.pool);
+            host.carry_out(&mut *self.machine);
         }
         let table = self.memory.cache.table(SequenceId(id.0)).expect("who waits is open");
         let targets = table.blocks()[(start / tokens_per_block) as usize..].iter();
         for (target, bytes) in targets.zip(&parcel.blocks) {
-            let written = self.model.ops().load_block(&mut self.pool, target.get(), bytes);
+            let written = self.machine.load_block(target.get(), bytes);
             written.expect("a block of the cache is in the pool");
         }
         self.batcher.loaded(batching::RequestId(id.0), &mut self.memory);

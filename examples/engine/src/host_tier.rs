@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use quayline_gpu_kernels::Ops;
 use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
     TierEviction, TierId, TierStats, TierViolation, Tiers, Transfer, Write,
@@ -11,6 +10,7 @@ use quayline_kv_cache::tier::{
 use quayline_kv_cache::{BlockCount, BlockHasher, KvCache, SequenceId, Tick, TokenCount, Xxh3};
 
 use crate::block_file::{BlockFile, Key, Opened};
+use crate::machine::Machine;
 use crate::options::{Offloading, OffloadingWrite};
 use crate::snapshot::DiskUse;
 
@@ -234,7 +234,7 @@ impl HostTier {
     }
 
     /// Makes the copies on the list.
-    pub(crate) fn carry_out<O: Ops>(&mut self, ops: &O, pool: &mut O::KvPool) {
+    pub(crate) fn carry_out(&mut self, machine: &mut dyn Machine) {
         let fits = "blocks and slots are of one size";
         for step in self.moves.drain(..) {
             match step {
@@ -243,12 +243,12 @@ impl HostTier {
                     if bytes.is_empty() {
                         *bytes = vec![0; self.block_bytes].into();
                     }
-                    ops.save_block(pool, block, bytes).expect(fits);
+                    machine.save_block(block, bytes).expect(fits);
                     self.saved_blocks += 1;
                 }
                 Move::Put { bytes, slot } => self.slots[slot as usize] = bytes,
                 Move::Load { slot, block } => {
-                    ops.load_block(pool, block, &self.slots[slot as usize]).expect(fits);
+                    machine.load_block(block, &self.slots[slot as usize]).expect(fits);
                     self.loaded_blocks += 1;
                 }
             }
@@ -257,11 +257,11 @@ impl HostTier {
 
     /// Copies a block that nobody reads there and back so often, for a caller with a clock. Returns how many bytes that
     /// is, both ways together.
-    pub(crate) fn exercise<O: Ops>(&self, ops: &O, pool: &mut O::KvPool, times: u32) -> u64 {
+    pub(crate) fn exercise(&self, machine: &mut dyn Machine, times: u32) -> u64 {
         let mut bytes = vec![0; self.block_bytes];
         for _ in 0..times {
-            ops.save_block(pool, 0, &mut bytes).expect("the null block is a block");
-            ops.load_block(pool, 0, &bytes).expect("the null block is a block");
+            machine.save_block(0, &mut bytes).expect("the null block is a block");
+            machine.load_block(0, &bytes).expect("the null block is a block");
         }
         2 * u64::from(times) * self.block_bytes as u64
     }

@@ -16,11 +16,13 @@ mod engine;
 mod error;
 mod files;
 mod grammar;
+mod graphs;
 mod handover;
 mod host_tier;
 mod input;
 mod json;
 mod layers;
+mod machine;
 mod masks;
 mod model;
 mod models;
@@ -57,7 +59,8 @@ pub use input::StepArrays;
 pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{
-    FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Preemption, Speeds,
+    Device, FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Preemption,
+    Speeds,
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use quayline_batching::{Fair, Policy, Targets, TenantId, WeightError};

@@ -43,17 +43,9 @@ pub struct StepInput<'a> {
 
 /// A model on one machine. The cache of keys and values is the caller's ([`Model::kv_pool`]).
 pub struct Model<O: Ops> {
-    ops: O,
-    config: ModelConfig,
-    embedding: O::Weight,
-    network: Network<O>,
-    /// `None` when the embedding is the head.
-    head: Option<O::Weight>,
+    pass: Pass<O>,
     weight_dtype: Dtype,
     weight_bytes: u64,
-    rope: Rope,
-    rope_table: O::RopeTable,
-    rope_positions: usize,
     limits: StepLimits,
     rows: Rows<O>,
     /// What the head reads of the wanted rows, `[rows, hidden]`, if the last step was computed in pieces; after a
@@ -114,28 +106,14 @@ impl<O: Ops> Model<O> {
         let rope_table = rope_table(&ops, &rope, rope_positions, config.head_dim)?;
         let rows = Rows::new(&ops, &config, limits.tokens)?;
         let logits = ops.tensor(limits.logits_rows, config.vocab)?;
-        Ok(Self {
-            ops,
-            config,
-            embedding,
-            network,
-            head,
-            weight_dtype,
-            weight_bytes,
-            rope,
-            rope_table,
-            rope_positions,
-            limits,
-            rows,
-            kept: None,
-            logits,
-        })
+        let pass = Pass { ops, config, embedding, network, head, rope, rope_table, rope_positions };
+        Ok(Self { pass, weight_dtype, weight_bytes, limits, rows, kept: None, logits })
     }
 
     /// What `config.json` said. A window at least as long as the longest sequence reads as none.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.pass.config
     }
 
     /// The room that was made.
@@ -147,7 +125,12 @@ impl<O: Ops> Model<O> {
     /// The kernels.
     #[must_use]
     pub fn ops(&self) -> &O {
-        &self.ops
+        &self.pass.ops
+    }
+
+    /// What computes a step.
+    pub(crate) fn pass(&self) -> &Pass<O> {
+        &self.pass
     }
 
     /// How the weights are stored (the embedding's format; others may differ).
@@ -165,7 +148,7 @@ impl<O: Ops> Model<O> {
     /// The cache this model needs, with `blocks` blocks of `block_size` tokens.
     #[must_use]
     pub fn kv_shape(&self, blocks: usize, block_size: usize, dtype: Dtype) -> KvShape {
-        let &ModelConfig { layers, kv_heads, head_dim, .. } = &self.config;
+        let &ModelConfig { layers, kv_heads, head_dim, .. } = &self.pass.config;
         KvShape { layers, blocks, block_size, kv_heads, head_dim, dtype }
     }
 
@@ -174,7 +157,7 @@ impl<O: Ops> Model<O> {
     /// # Errors
     /// When it cannot be had.
     pub fn kv_pool(&self, blocks: usize, block_size: usize, dtype: Dtype) -> Result<O::KvPool, Error> {
-        self.ops.kv_pool(self.kv_shape(blocks, block_size, dtype))
+        self.pass.ops.kv_pool(self.kv_shape(blocks, block_size, dtype))
     }
 
     /// Runs the layers over one step and writes its keys and values into `pool`. Logits of the wanted rows can then
@@ -194,12 +177,12 @@ impl<O: Ops> Model<O> {
             let (found, max) = (row as usize, rows - 1);
             return Err(Error::TooLarge { operator: "run", dimension: "row of logits", found, max });
         }
-        let hidden = self.config.hidden;
+        let hidden = self.pass.config.hidden;
         let mut kept = vec![0.0; input.logits_rows.len() * hidden];
         for start in (0..rows).step_by(self.limits.tokens) {
             let piece = Piece::cut(input, start..rows.min(start + self.limits.tokens));
             self.run_piece(pool, &piece.input(input))?;
-            let found = self.ops.read(&self.rows.normed)?;
+            let found = self.pass.ops.read(&self.rows.normed)?;
             for (&at, row) in piece.wanted_by.iter().zip(found.chunks_exact(hidden)) {
                 kept[at * hidden..][..hidden].copy_from_slice(row);
             }
@@ -209,18 +192,9 @@ impl<O: Ops> Model<O> {
     }
 
     fn run_piece(&mut self, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<(), Error> {
-        let batch = self.ops.batch(input.batch)?;
-        self.ops.embed(&self.embedding, input.tokens, &mut self.rows.residual)?;
-        self.network.forward(&mut Step {
-            ops: &self.ops,
-            config: &self.config,
-            rope: &self.rope_table,
-            batch: &batch,
-            pool,
-            rows: &mut self.rows,
-            logits_rows: input.logits_rows,
-            tokens: input.tokens.len(),
-        })
+        let batch = self.pass.ops.batch(input.batch)?;
+        self.pass.embed(input.tokens, &mut self.rows)?;
+        self.pass.layers(pool, &batch, input, &mut self.rows)
     }
 
     /// Logits of the wanted rows `range` (indices into the last step's `logits_rows`): `[range, vocab]`, row-major.
@@ -233,44 +207,90 @@ impl<O: Ops> Model<O> {
         match &self.kept {
             None => {
                 let wanted: Vec<u32> = range.collect();
-                self.ops.gather_rows(&self.rows.normed, &wanted, x)?;
+                self.pass.ops.gather_rows(&self.rows.normed, &wanted, x)?;
             }
             Some(kept) => {
-                let hidden = self.config.hidden;
+                let hidden = self.pass.config.hidden;
                 let (start, end) = (range.start as usize * hidden, range.end as usize * hidden);
                 let (operator, dimension) = ("logits", "row");
                 let max = kept.len() / hidden;
                 let wanted = kept.get(start..end);
                 let found = range.end as usize;
-                self.ops.write(x, wanted.ok_or(Error::TooLarge { operator, dimension, found, max })?)?;
+                self.pass.ops.write(x, wanted.ok_or(Error::TooLarge { operator, dimension, found, max })?)?;
             }
         }
-        let weight = self.head.as_ref().unwrap_or(&self.embedding);
-        let mut head = [Projection { weight, bias: None, out: &mut self.logits }];
-        self.ops.linear(&self.rows.residual, &mut head)?;
-        self.ops.read(&self.logits)
+        self.pass.head(&self.rows.residual, &mut self.logits)?;
+        self.pass.ops.read(&self.logits)
     }
 
     /// Grows the rotary table to the step's last position.
-    fn cover_positions(&mut self, positions: &[u32]) -> Result<(), Error> {
+    pub(crate) fn cover_positions(&mut self, positions: &[u32]) -> Result<(), Error> {
         let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
         if needed > self.limits.positions {
             let (found, max) = (needed - 1, self.limits.positions - 1);
             return Err(Error::TooLarge { operator: "rope", dimension: "position", found, max });
         }
-        if needed > self.rope_positions {
-            let grown = needed.max(2 * self.rope_positions).min(self.limits.positions);
-            self.rope_table = rope_table(&self.ops, &self.rope, grown, self.config.head_dim)?;
-            self.rope_positions = grown;
+        let Pass { ops, config, rope, rope_table: table, rope_positions, .. } = &mut self.pass;
+        if needed > *rope_positions {
+            let grown = needed.max(2 * *rope_positions).min(self.limits.positions);
+            *table = rope_table(ops, rope, grown, config.head_dim)?;
+            *rope_positions = grown;
         }
         Ok(())
+    }
+}
+
+/// What a forward pass reads: everything but the step.
+pub(crate) struct Pass<O: Ops> {
+    pub(crate) ops: O,
+    pub(crate) config: ModelConfig,
+    embedding: O::Weight,
+    network: Network<O>,
+    /// `None` when the embedding is the head.
+    head: Option<O::Weight>,
+    rope: Rope,
+    rope_table: O::RopeTable,
+    /// Positions of the table.
+    pub(crate) rope_positions: usize,
+}
+
+impl<O: Ops> Pass<O> {
+    /// Tokens to rows.
+    pub(crate) fn embed(&self, tokens: &[u32], rows: &mut Rows<O>) -> Result<(), Error> {
+        self.ops.embed(&self.embedding, tokens, &mut rows.residual)
+    }
+
+    /// From embedded tokens to what the head reads of the rows whose logits are wanted, in `rows.normed`.
+    pub(crate) fn layers(
+        &self,
+        pool: &mut O::KvPool,
+        batch: &O::Batch,
+        input: &StepInput<'_>,
+        rows: &mut Rows<O>,
+    ) -> Result<(), Error> {
+        self.network.forward(&mut Step {
+            ops: &self.ops,
+            config: &self.config,
+            rope: &self.rope_table,
+            batch,
+            pool,
+            rows,
+            logits_rows: input.logits_rows,
+            tokens: input.tokens.len(),
+        })
+    }
+
+    /// Logits of all rows of `x`.
+    pub(crate) fn head(&self, x: &O::Tensor, logits: &mut O::Tensor) -> Result<(), Error> {
+        let weight = self.head.as_ref().unwrap_or(&self.embedding);
+        self.ops.linear(x, &mut [Projection { weight, bias: None, out: logits }])
     }
 }
 
 impl<O: Ops> fmt::Debug for Model<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model")
-            .field("config", &self.config)
+            .field("config", &self.pass.config)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

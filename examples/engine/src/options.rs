@@ -61,6 +61,8 @@ pub struct Options {
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait.
     pub max_queued_tokens: Option<u64>,
+    /// Where the arithmetic runs.
+    pub device: Device,
     /// Threads for the arithmetic; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Seeds requests that bring no seed of their own.
@@ -93,6 +95,7 @@ impl Default for Options {
             residency_every: None,
             max_queued_requests: None,
             max_queued_tokens: None,
+            device: Device::Cpu,
             threads: None,
             seed: 0,
         }
@@ -172,6 +175,18 @@ impl Default for Speeds {
             }
         }
     }
+}
+
+/// Where the arithmetic runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU, with nothing but its driver. Activations, weights and the cache are bf16 or f16 there, as
+    /// the checkpoint is (f16 for one of 32 bits).
+    Cuda,
+    /// That GPU, or where it cannot be had the CPU: [`Engine::no_gpu`](crate::Engine::no_gpu) says why.
+    Auto,
 }
 
 /// How much memory keys and values may take.

@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::drafts::Speculation;
 use crate::error::LoadError;
 use crate::model::StepLimits;
-use crate::options::{FailedLoads, KvDtype, KvSize, Offloading, Options, Preemption};
+use crate::options::{Device, FailedLoads, KvSize, Offloading, Options, Preemption};
 
 /// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
@@ -17,8 +17,9 @@ const AUTO_BYTES: u64 = 1 << 30;
 const LOGITS_BYTES: usize = 20 << 20;
 
 /// A longer step is computed in parts of so many tokens, with the same bits: by then the weights are read for so many
-/// rows that reading them again costs little, and activations stay small.
+/// rows that reading them again costs little, and activations stay small. A GPU is filled by more.
 const PART_TOKENS_MAX: u32 = 512;
+const PART_TOKENS_MAX_CUDA: u32 = 8192;
 
 /// Numbers that fit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +35,8 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    pub(crate) fn new(options: &Options, config: &ModelConfig, weights: Dtype) -> Result<Self, LoadError> {
-        let dtype = match options.kv_dtype {
-            KvDtype::Auto => weights,
-            KvDtype::F32 => Dtype::F32,
-            KvDtype::Bf16 => Dtype::Bf16,
-            KvDtype::F16 => Dtype::F16,
-        };
+    /// `dtype` is that of cached keys and values.
+    pub(crate) fn new(options: &Options, config: &ModelConfig, dtype: Dtype) -> Result<Self, LoadError> {
         let block_size = options.block_size.get();
         let positions = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
         let wanted = options.max_model_len.unwrap_or(positions);
@@ -153,12 +149,13 @@ impl Sizes {
         }
     }
 
-    pub(crate) fn step_limits(&self, options: &Options, vocab: usize) -> StepLimits {
+    pub(crate) fn step_limits(&self, options: &Options, vocab: usize, device: Device) -> StepLimits {
+        let part = if device == Device::Cuda { PART_TOKENS_MAX_CUDA } else { PART_TOKENS_MAX };
         let drafts = options.speculation.map_or(0, |speculation| speculation.num_speculative_tokens.get());
         let rows_max = options.max_num_seqs.saturating_mul(1 + drafts) as usize;
         let rows = (LOGITS_BYTES / (4 * vocab.max(1))).clamp(1, rows_max);
         StepLimits {
-            tokens: self.step_tokens_max.min(PART_TOKENS_MAX) as usize,
+            tokens: self.step_tokens_max.min(part) as usize,
             logits_rows: rows.min(self.step_tokens_max as usize),
             positions: self.model_tokens_max as usize,
         }

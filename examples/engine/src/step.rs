@@ -1,7 +1,6 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 
 use quayline_batching::{self as batching, Batcher, Finished, Plan, Sampled, Scheduled, Source, TokenId};
 
@@ -155,12 +154,12 @@ impl Engine {
     /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
     /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
     fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
-        let vocab = self.model.config().vocab;
-        let part = self.model.limits().logits_rows;
+        let vocab = self.machine.config().vocab;
+        let part = self.machine.limits().logits_rows;
         let mut from = 0;
         for wanted in step.wanted.chunks(part) {
             let to = from + u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-            let logits = self.model.logits(from..to).expect(CHECKED);
+            let logits = self.machine.logits(from..to).expect(CHECKED);
             for (&Wanted { id, goal }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
                 // Planned ahead: it may have ended meanwhile.
                 let Some(active) = self.active.get_mut(&id) else { continue };
@@ -234,8 +233,7 @@ impl Engine {
             Some((output, guide))
         });
         let (outputs, mut guides): (Vec<&mut Output>, Vec<Guide>) = guided.unzip();
-        let threads = NonZeroUsize::new(self.model.ops().threads()).unwrap_or(NonZeroUsize::MIN);
-        masks::look_ahead(&mut guides, self.model.config().vocab, threads);
+        masks::look_ahead(&mut guides, self.machine.config().vocab, self.threads);
         for (output, guide) in outputs.into_iter().zip(guides) {
             self.active.get_mut(&output.id).expect("it was there").guided(guide, output);
         }

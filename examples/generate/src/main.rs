@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use quayline_engine::{Chat, Engine, ModelFiles, Options, Request, RequestId, Rounding, Sampling, Tick};
+use quayline_engine::{
+    Chat, Device, Engine, ModelFiles, Options, Request, RequestId, Rounding, Sampling, Tick,
+};
 
 /// Continues a text with a language model.
 #[derive(Parser)]
@@ -48,6 +50,9 @@ struct Arguments {
     /// Longest sequence, prompt and answer together.
     #[arg(long)]
     max_model_len: Option<u32>,
+    /// Where the arithmetic runs: the CPU, an NVIDIA GPU, or the GPU if there is one that works.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
     /// Threads for the arithmetic; without it, one per core.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -58,6 +63,13 @@ struct Arguments {
 enum Quantization {
     Int8,
     Int4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+    Auto,
 }
 
 fn main() -> ExitCode {
@@ -85,11 +97,19 @@ fn generate(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             Quantization::Int4 => Rounding::Int4,
         }),
         max_model_len: arguments.max_model_len,
+        device: match arguments.device {
+            DeviceName::Cpu => Device::Cpu,
+            DeviceName::Cuda => Device::Cuda,
+            DeviceName::Auto => Device::Auto,
+        },
         threads: arguments.threads,
         max_num_seqs: 1,
         ..Options::default()
     };
     let mut engine = Engine::load(&files, &options)?;
+    if let Some(error) = engine.no_gpu() {
+        progress.suspend(|| writeln!(io::stderr(), "no GPU that works ({error}): computing on the CPU"))?;
+    }
 
     let prompt = encode(&engine, arguments)?;
     let prompt_tokens = prompt.len() as u64;

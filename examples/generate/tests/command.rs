@@ -27,6 +27,26 @@ fn a_message_is_answered() {
 }
 
 #[test]
+fn without_a_gpu_there_is_an_error_or_the_cpu_aloud() {
+    let run = |device| generate(&["--device", device, "--seed", "1", "--max-tokens", "3", "JULIET:\n"]);
+    let (cpu, cuda, auto) = (run("cpu"), run("cuda"), run("auto"));
+    assert!(cpu.status.success() && auto.status.success(), "{cpu:?} {auto:?}");
+    if cuda.status.success() {
+        // This machine has a GPU.
+        assert_eq!(cuda.stdout, auto.stdout);
+        return;
+    }
+    let message = String::from_utf8(cuda.stderr).unwrap();
+    assert_eq!(cuda.status.code(), Some(1));
+    assert!(
+        message.starts_with("error: option device: no CUDA: ") && message.lines().count() == 1,
+        "{message}"
+    );
+    assert_eq!(cpu.stdout, auto.stdout);
+    assert!(String::from_utf8(auto.stderr).unwrap().contains("computing on the CPU"));
+}
+
+#[test]
 fn what_is_wrong_is_said_in_one_line() {
     let cases: [(&[&str], &str); 4] = [
         (&["--model", "/nowhere/at/all"], "/nowhere/at/all"),

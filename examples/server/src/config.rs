@@ -154,7 +154,7 @@ mod tests {
     fn a_typical_vllm_command_line_is_understood() {
         let flags = parse(
             "/models/a --served-model-name a b --port 9000 --max-model-len 4K --max_num_seqs=8 \
-             --no-enable-prefix-caching --kv-cache-memory-bytes 1G --dtype auto --tensor-parallel-size 1",
+             --no-enable-prefix-caching --kv-cache-memory-bytes 1G --dtype auto --device cuda --tensor-parallel-size 1",
         )
         .unwrap();
         let options = flags.options();
@@ -162,6 +162,7 @@ mod tests {
         assert_eq!(flags.served_model_name, ["a", "b"]);
         assert_eq!(options.max_model_len, Some(4096));
         assert_eq!(options.max_num_seqs, 8);
+        assert_eq!(options.device, quayline_engine::Device::Cuda);
         assert_eq!(options.kv, KvSize::Bytes(1 << 30));
         assert!(!options.prefix_caching);
         assert!(options.chunked_prefill);
@@ -210,7 +211,7 @@ mod tests {
             "--tensor-parallel-size 2",
             "--quantization awq",
             "--dtype float16",
-            "--device cuda",
+            "--device tpu",
             "--port 70000",
             "--block-size 0",
             "--max-model-len 4.5",

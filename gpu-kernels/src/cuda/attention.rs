@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::batch::{Batch, DeviceWork};
-use super::device::{Address, Device, Memory};
+use super::device::Address;
+use super::memory::{Keeper, Memory};
 use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
 use super::pool::{KvPool, KvStorage};
 use super::tensor::Tensor;
@@ -490,7 +491,7 @@ impl Cuda {
     pub(super) fn workspace(&self, bytes: usize) -> Result<Arc<Memory>, Error> {
         let mut workspace = self.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if workspace.bytes() < bytes {
-            let device: &Arc<dyn Device> = &self.device;
+            let device: &Arc<Keeper> = &self.device;
             *workspace = Arc::new(Memory::new(device, bytes.next_power_of_two())?);
         }
         Ok(Arc::clone(&workspace))

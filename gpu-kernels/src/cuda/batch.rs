@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::{Address, Device, Memory};
+use super::device::Address;
+use super::memory::{Keeper, Memory};
 use super::plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, Work, plan};
 use crate::error::{below, same};
 use crate::{BatchInput, Error, Span, cpu};
@@ -32,7 +33,7 @@ struct Limits {
 }
 
 impl Batch {
-    pub(crate) fn new(device: &Arc<dyn Device>, input: BatchInput<'_>, fixed: bool) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Arc<Keeper>, input: BatchInput<'_>, fixed: bool) -> Result<Self, Error> {
         let host = cpu::Batch::new(input)?;
         let (bytes, starts) = on_device(&host);
         let limits = Limits { blocks: usize::MAX, slots: usize::MAX, positions: usize::MAX };
@@ -121,7 +122,7 @@ impl Batch {
     }
 
     /// The step's work, cut once for all layers that attend alike.
-    pub(crate) fn plan(&self, device: &Arc<dyn Device>, cut: Cut) -> Result<Arc<DevicePlan>, Error> {
+    pub(crate) fn plan(&self, device: &Arc<Keeper>, cut: Cut) -> Result<Arc<DevicePlan>, Error> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, plan)) = plans.iter().find(|(known, _)| *known == cut) {
             return Ok(Arc::clone(plan));
@@ -187,8 +188,8 @@ impl Room {
         Self { few: of(&plan.few), many: of(&plan.many), nobody: 0 }
     }
 
-    /// What the spans need whatever their contexts: every tile may be cut, all of them together into no more
-    /// pieces than there are tiles and slots.
+    /// What the spans need whatever their contexts: all tiles together into no more pieces than there are tiles and
+    /// slots, and no more of them cut than have more than an even share.
     fn for_any_context(host: &cpu::Batch, cut: Cut) -> Self {
         let chunks = (host.blocks_max * host.block_size).div_ceil(CHUNK as usize);
         let mut room = Self { few: Lengths::default(), many: Lengths::default(), nobody: 0 };
@@ -197,11 +198,13 @@ impl Room {
             let few = rows <= ROWS_FEW as usize;
             let tiles = rows.div_ceil(if few { ROWS_FEW } else { cut.rows_many } as usize);
             let lengths = if few { &mut room.few } else { &mut room.many };
-            lengths.merges += tiles;
-            lengths.partials += tiles * chunks;
+            lengths.items += tiles;
         }
-        for lengths in [&mut room.few, &mut room.many] {
-            lengths.items = if lengths.merges == 0 { 0 } else { lengths.merges + cut.slots as usize };
+        let cut_tiles = (cut.slots / cut.kv_heads.max(1)) as usize;
+        for lengths in [&mut room.few, &mut room.many].into_iter().filter(|lengths| lengths.items > 0) {
+            lengths.merges = lengths.items.min(cut_tiles);
+            lengths.partials = lengths.merges * chunks;
+            lengths.items += cut.slots as usize;
         }
         room.nobody = u32::try_from(host.spans.len()).unwrap_or(u32::MAX);
         room
@@ -227,7 +230,7 @@ pub(crate) struct DeviceWork {
 }
 
 impl DevicePlan {
-    fn new(device: &Arc<dyn Device>, plan: &Plan, room: Room) -> Result<Self, Error> {
+    fn new(device: &Arc<Keeper>, plan: &Plan, room: Room) -> Result<Self, Error> {
         let (bytes, starts) = filled(plan, room);
         Ok(Self { memory: Memory::of(device, &bytes)?, starts, room })
     }

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::device::{Address, Memory};
+use super::device::Address;
+use super::memory::Memory;
 use super::pool::KvPool;
 use super::{Cuda, count, divide};
 use crate::Error;

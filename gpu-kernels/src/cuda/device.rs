@@ -1,7 +1,6 @@
 //! What the CUDA operators need of a machine: memory, copies and launches.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::Error;
 
@@ -137,65 +136,4 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// The argument is the kernel's struct, and every address that the kernel computes from it lies in live memory of
     /// this device.
     unsafe fn launch(&self, launch: Launch<'_>) -> Result<(), Error>;
-}
-
-/// Memory of a device, given back when dropped.
-pub(crate) struct Memory {
-    device: Arc<dyn Device>,
-    address: Address,
-    bytes: usize,
-}
-
-impl Memory {
-    /// At least `bytes`, not set to anything. Nothing is a legal size.
-    pub(crate) fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Error> {
-        let address = if bytes == 0 { 0 } else { device.allocate(bytes)? };
-        Ok(Self { device: Arc::clone(device), address, bytes })
-    }
-
-    /// All bytes 0.
-    pub(crate) fn zeroed(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Error> {
-        let memory = Self::new(device, bytes)?;
-        if bytes > 0 {
-            device.fill(memory.address, 0, bytes)?;
-        }
-        Ok(memory)
-    }
-
-    /// A copy of bytes of the host.
-    pub(crate) fn of(device: &Arc<dyn Device>, bytes: &[u8]) -> Result<Self, Error> {
-        let memory = Self::new(device, bytes.len())?;
-        if !bytes.is_empty() {
-            device.upload(memory.address, bytes)?;
-        }
-        Ok(memory)
-    }
-
-    /// Other bytes, as many as before.
-    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        assert!(bytes.len() == self.bytes, "{} bytes in the place of {}", bytes.len(), self.bytes);
-        if bytes.is_empty() { Ok(()) } else { self.device.upload(self.address, bytes) }
-    }
-
-    pub(crate) fn address(&self) -> Address {
-        self.address
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.address != 0 {
-            self.device.release(self.address);
-        }
-    }
-}
-
-impl fmt::Debug for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Memory({:#x}, {} bytes)", self.address, self.bytes)
-    }
 }

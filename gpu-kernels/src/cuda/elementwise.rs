@@ -1,6 +1,7 @@
 //! Operators whose limit is bytes: `kernels/norm.cu`, `activation.cu` and `gather.cu`.
 
-use super::device::{Address, Memory};
+use super::device::Address;
+use super::memory::Memory;
 use super::norm::QuantTensor;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};

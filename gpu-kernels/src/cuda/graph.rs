@@ -1,18 +1,18 @@
 //! A step that is recorded once and then replayed: one call to the driver in the place of one per kernel.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::Cuda;
-use super::device::{Device, Memory, Recording};
+use super::device::Recording;
+use super::memory::Keeper;
 use crate::Error;
 
-/// A recorded step. It keeps to the addresses that it was recorded with.
+/// A recorded step. It keeps to the addresses that it was recorded with, and all memory that was there then stays for
+/// as long as there are recordings.
 #[derive(Debug)]
 pub struct Graph {
-    device: Arc<dyn Device>,
+    device: Arc<Keeper>,
     recording: Recording,
-    /// What the recorded launches use and nobody else may hold on to.
-    _workspace: Arc<Memory>,
 }
 
 impl Cuda {
@@ -22,29 +22,21 @@ impl Cuda {
     ///
     /// # Errors
     /// The step's own; when it allocates or copies; when the device cannot record.
-    ///
-    /// # Safety
-    /// Tensors, weights, tables, pools and the batch of the step live as long as the graph is replayed.
-    #[expect(unsafe_code, reason = "the borrow checker does not see what a recording uses")]
-    pub unsafe fn capture(&self, step: impl FnOnce(&Self) -> Result<(), Error>) -> Result<Graph, Error> {
+    pub fn capture(&self, step: impl FnOnce(&Self) -> Result<(), Error>) -> Result<Graph, Error> {
         let mut step = Some(step);
         let recording = self.device.capture(&mut || step.take().map_or(Ok(()), |step| step(self)))?;
-        let workspace = Arc::clone(&self.workspace.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Graph { device: Arc::clone(&self.device), recording, _workspace: workspace })
+        Ok(Graph { device: Arc::clone(&self.device), recording })
     }
 }
 
 impl Graph {
-    /// Does the recorded step again, on what its tensors and its batch hold now.
+    /// Does the recorded step again, on what its tensors and its batch hold now. The host does not see it: a tensor's
+    /// rows are as many as before, see [`Tensor::resize`](super::Tensor::resize).
     ///
     /// # Errors
     /// When the device fails.
     pub fn replay(&self) -> Result<(), Error> {
-        // SAFETY: as `capture` was promised; the workspace is ours.
-        #[expect(unsafe_code, reason = "as above")]
-        unsafe {
-            self.device.replay(self.recording)
-        }
+        self.device.replay(self.recording)
     }
 }
 

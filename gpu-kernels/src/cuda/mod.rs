@@ -18,6 +18,7 @@ mod gemm;
 mod graph;
 mod hopper;
 mod latent;
+mod memory;
 mod moe;
 mod norm;
 mod plan;
@@ -48,8 +49,8 @@ pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
 pub use verify::{Draft, Drafts, Verified};
 
-use device::Memory;
 use elementwise::NormBy;
+use memory::{Keeper, Memory};
 
 use crate::error::{at_most, below, multiple, same};
 use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
@@ -59,7 +60,7 @@ use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection
 /// Activations are bf16 or f16, and weights are rounded to that when they are brought over. Sums are f32.
 #[derive(Debug)]
 pub struct Cuda {
-    device: Arc<dyn Device>,
+    device: Arc<Keeper>,
     dtype: Dtype,
     /// Partial results of attention.
     workspace: Mutex<Arc<Memory>>,
@@ -81,6 +82,7 @@ impl Cuda {
                 supported: "bf16 and f16",
             });
         }
+        let device = Keeper::new(device);
         let workspace = Mutex::new(Arc::new(Memory::new(&device, 0)?));
         Ok(Self { device, dtype, workspace, fast_prompts: false })
     }
@@ -358,7 +360,7 @@ impl Ops for Cuda {
     }
 
     fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
-        Ok(Cow::Owned(x.read(&*self.device, self.dtype)?))
+        Ok(Cow::Owned(x.read(&self.device, self.dtype)?))
     }
 
     fn write(&self, x: &mut Tensor, elements: &[f32]) -> Result<(), Error> {
@@ -370,6 +372,6 @@ impl Ops for Cuda {
         let rows = elements.len() / x.cols();
         x.check_rows("write", rows)?;
         x.set_rows(rows);
-        x.write(&*self.device, self.dtype, elements)
+        x.write(&self.device, self.dtype, elements)
     }
 }

@@ -1,8 +1,9 @@
 //! Mixtures of experts and adapters: `kernels/moe.cu` and `kernels/grouped.cu`.
 
 use super::attention::Floats;
-use super::device::{Address, Memory};
+use super::device::Address;
 use super::gemm::GemmArgument;
+use super::memory::Memory;
 use super::tensor::{Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::Error;

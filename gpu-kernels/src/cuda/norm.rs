@@ -1,8 +1,8 @@
 //! The forms of RMSNorm beyond [`crate::Ops`]: Gemma's, and those whose rows come in one byte per element.
 
 use super::Cuda;
-use super::device::Memory;
 use super::elementwise::NormBy;
+use super::memory::Memory;
 use super::tensor::{Tensor, Weight};
 use crate::Error;
 use crate::error::{at_most, same};

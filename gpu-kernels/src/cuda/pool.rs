@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::device::{Address, Device, Memory};
+use super::device::Address;
+use super::memory::{Keeper, Memory};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Dtype, Error, KvShape};
@@ -129,7 +130,7 @@ impl Layout {
 
 impl KvPool {
     pub(crate) fn new(
-        device: &Arc<dyn Device>,
+        device: &Arc<Keeper>,
         dtype: Dtype,
         shape: KvShape,
         storage: KvStorage,
@@ -138,7 +139,7 @@ impl KvPool {
     }
 
     pub(crate) fn latents(
-        device: &Arc<dyn Device>,
+        device: &Arc<Keeper>,
         dtype: Dtype,
         shape: LatentShape,
         storage: KvStorage,
@@ -164,7 +165,7 @@ impl KvPool {
     }
 
     fn with_planes(
-        device: &Arc<dyn Device>,
+        device: &Arc<Keeper>,
         dtype: Dtype,
         shape: KvShape,
         storage: KvStorage,

@@ -5,8 +5,9 @@
 
 use half::f16;
 
-use super::device::{Address, Memory};
+use super::device::Address;
 use super::gemm::Matrix;
+use super::memory::Memory;
 use super::tensor::{Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::error::{at_most, below, multiple, same};

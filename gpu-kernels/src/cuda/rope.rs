@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::batch::Batch;
-use super::device::{Address, Device, Memory};
+use super::device::Address;
+use super::memory::{Keeper, Memory};
 use super::pool::KvPool;
 use super::tensor::{Tensor, Weight};
 use super::{Cuda, check_heads, count, divide};
@@ -21,7 +22,7 @@ pub struct RopeTable {
 
 impl RopeTable {
     pub(super) fn new(
-        device: &Arc<dyn Device>,
+        device: &Arc<Keeper>,
         cos: &[f32],
         sin: &[f32],
         rotary_dim: usize,

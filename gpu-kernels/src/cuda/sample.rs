@@ -1,6 +1,7 @@
 //! The next token of each row of logits, or what it would be drawn from: `kernels/sample.cu`.
 
-use super::device::{Address, Memory};
+use super::device::Address;
+use super::memory::Memory;
 use super::tensor::Tensor;
 use super::{Cuda, count};
 use crate::Error;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::device::{Address, Device, Memory};
+use super::device::Address;
+use super::memory::{Keeper, Memory};
 use crate::error::{at_most, same};
 use crate::{Dtype, Error, WeightSource};
 
@@ -21,7 +22,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub(crate) fn new(device: &Arc<dyn Device>, rows_max: usize, cols: usize) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Arc<Keeper>, rows_max: usize, cols: usize) -> Result<Self, Error> {
         let bytes = rows_max
             .checked_mul(cols.next_multiple_of(PIECE))
             .and_then(|elements| elements.checked_mul(2))
@@ -41,6 +42,17 @@ impl Tensor {
         self.cols
     }
 
+    /// Makes the tensor have so many rows, whatever they hold: those that a [`Graph`](super::Graph) writes, which the
+    /// host does not see.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub fn resize(&mut self, rows: usize) -> Result<(), Error> {
+        self.check_rows("resize", rows)?;
+        self.set_rows(rows);
+        Ok(())
+    }
+
     pub(crate) fn set_rows(&mut self, rows: usize) {
         self.rows = rows;
     }
@@ -58,7 +70,7 @@ impl Tensor {
         self.cols.next_multiple_of(PIECE)
     }
 
-    pub(crate) fn read(&self, device: &dyn Device, dtype: Dtype) -> Result<Vec<f32>, Error> {
+    pub(crate) fn read(&self, device: &Keeper, dtype: Dtype) -> Result<Vec<f32>, Error> {
         let mut bytes = vec![0; self.rows * self.stride() * 2];
         if !bytes.is_empty() {
             device.download(self.address(), &mut bytes)?;
@@ -70,7 +82,7 @@ impl Tensor {
         Ok(out)
     }
 
-    pub(crate) fn write(&self, device: &dyn Device, dtype: Dtype, elements: &[f32]) -> Result<(), Error> {
+    pub(crate) fn write(&self, device: &Keeper, dtype: Dtype, elements: &[f32]) -> Result<(), Error> {
         let mut bytes = Vec::with_capacity(elements.len() * 2);
         for row in elements.chunks_exact(self.cols) {
             let start = bytes.len();
@@ -94,7 +106,7 @@ pub struct Weight {
 const UPLOAD_BYTES: usize = 64 << 20;
 
 impl Weight {
-    pub(crate) fn new(device: &Arc<dyn Device>, dtype: Dtype, source: &WeightSource) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Arc<Keeper>, dtype: Dtype, source: &WeightSource) -> Result<Self, Error> {
         let (rows, cols) = match source.shape[..] {
             [cols] => (None, cols),
             [rows, cols] => (Some(rows), cols),

@@ -1,6 +1,7 @@
 //! Which drafts stand, in chains and in trees: `kernels/verify.cu`.
 
-use super::device::{Address, Memory};
+use super::device::Address;
+use super::memory::Memory;
 use super::sample::{BLOCK, Distributions, SHARED_BYTES};
 use super::{Cuda, count};
 use crate::Error;

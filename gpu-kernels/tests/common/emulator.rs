@@ -65,12 +65,14 @@ pub(crate) struct Emulator {
     /// Programs for Hopper run, and how many did.
     pub(crate) hopper: AtomicBool,
     pub(crate) hopper_launches: AtomicU64,
+    /// Recordings that were replayed.
+    pub(crate) replays: AtomicU64,
     /// What a block may have: that of the smallest GPUs, unless a test says otherwise.
     pub(crate) shared_bytes_max: AtomicU32,
 }
 
 impl Emulator {
-    fn new(descending: bool) -> Option<Self> {
+    pub(crate) fn new(descending: bool) -> Option<Self> {
         if compiler().is_none() {
             eprintln!("skipped: no C++ compiler (c++, g++ or clang++) to run the kernels with");
             return None;
@@ -88,8 +90,14 @@ impl Emulator {
             lazy: AtomicBool::new(false),
             hopper: AtomicBool::new(false),
             hopper_launches: AtomicU64::new(0),
+            replays: AtomicU64::new(0),
             shared_bytes_max: AtomicU32::new(99 << 10),
         }
+    }
+
+    /// Pieces of memory that somebody has.
+    pub(crate) fn allocations(&self) -> usize {
+        self.memory.lock().expect("no panic").len()
     }
 
     /// An error while a recording is under way.
@@ -150,6 +158,7 @@ impl Device for Emulator {
     }
 
     unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {
+        self.replays.fetch_add(1, Ordering::Relaxed);
         let recorded = self.recorded.lock().expect("no panic");
         for act in &recorded[&recording] {
             match act {
@@ -318,7 +327,10 @@ fn load(path: &Path) -> Result<usize, Error> {
 
 /// The library of a file, compiled unless one of the same source is there.
 fn build(file: &str) -> Result<PathBuf, Error> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kernels =
+        package.ancestors().map(|folder| folder.join("gpu-kernels/kernels")).find(|path| path.is_dir());
+    let kernels = kernels.expect("the test's package is in the workspace");
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let source = SOURCES
         .iter()

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use quayline_engine::{KvDtype, KvSize, Options, Rounding};
+use quayline_engine::{Device, KvDtype, KvSize, Options, Rounding};
 
 use super::parse::{count_u32, count_u64, json};
 use crate::speculative::SpeculativeConfig;
@@ -74,9 +74,9 @@ pub(crate) struct EngineFlags {
     /// Threads for the arithmetic; the default is one per core
     #[arg(long)]
     threads: Option<NonZeroUsize>,
-    /// Where the arithmetic runs
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
+    /// Where the arithmetic runs: the CPU, an NVIDIA GPU, or the GPU if there is one that works
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
     /// Number format of the arithmetic: the weights decide
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
@@ -105,8 +105,10 @@ enum CacheDtype {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Device {
+enum DeviceName {
     Cpu,
+    Cuda,
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -153,6 +155,11 @@ impl EngineFlags {
             speculation: self.speculative_config.map(SpeculativeConfig::speculation),
             max_queued_requests: Some(self.max_num_queued_reqs),
             max_queued_tokens: Some(self.max_num_queued_tokens),
+            device: match self.device {
+                DeviceName::Cpu => Device::Cpu,
+                DeviceName::Cuda => Device::Cuda,
+                DeviceName::Auto => Device::Auto,
+            },
             threads: self.threads,
             ..base
         }

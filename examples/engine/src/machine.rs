@@ -1,0 +1,216 @@
+//! What a model computes on: its weights, its cache and the arithmetic, wherever they are. The engine does not know
+//! whether that is the CPU or a GPU.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use quayline_gpu_kernels::cuda;
+use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
+
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::files::ModelFiles;
+use crate::graphs::Graphs;
+use crate::model::{Model, Pass, StepInput, StepLimits};
+use crate::options::{Device, KvDtype, Options};
+use crate::sizing::Sizes;
+
+/// A model and its cache.
+pub(crate) trait Machine: Send + Sync {
+    fn device(&self) -> Device;
+    fn config(&self) -> &ModelConfig;
+    fn limits(&self) -> StepLimits;
+    /// Bytes of all weights in the files.
+    fn weight_bytes(&self) -> u64;
+    /// Bytes of one block of the cache.
+    fn block_bytes(&self) -> usize;
+    /// As [`Model::run`].
+    fn run(&mut self, input: &StepInput<'_>) -> Result<(), Error>;
+    /// As [`Model::logits`].
+    fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error>;
+    /// As [`Ops::copy_blocks`].
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error>;
+    /// As [`Ops::save_block`].
+    fn save_block(&self, block: u32, bytes: &mut [u8]) -> Result<(), Error>;
+    /// As [`Ops::load_block`].
+    fn load_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), Error>;
+}
+
+/// A way to compute some steps that is quicker than [`Model::run`].
+pub(crate) trait Shortcut<O: Ops>: Send + Sync {
+    /// Computes a step, and keeps its logits; or says that it is none of those.
+    fn run(&mut self, pass: &Pass<O>, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<bool, Error>;
+    /// As [`Model::logits`], of a step that was computed here.
+    fn logits(&mut self, pass: &Pass<O>, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error>;
+}
+
+/// No step is.
+impl Shortcut<Cpu> for () {
+    fn run(&mut self, _: &Pass<Cpu>, _: &mut <Cpu as Ops>::KvPool, _: &StepInput<'_>) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    fn logits(&mut self, _: &Pass<Cpu>, _: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
+        unreachable!("no step was computed here")
+    }
+}
+
+/// Where a model can be loaded.
+pub(crate) enum Place {
+    Cpu(Cpu),
+    Cuda(Cuda),
+}
+
+impl Place {
+    /// The place that the options ask for; and, where they leave it open and it is not a GPU, why. `given` is a device
+    /// in the place of the machine's GPU. Weights of 32 bits are computed with in f16 there.
+    pub(crate) fn find(
+        options: &Options,
+        weights: Dtype,
+        given: Option<Arc<dyn cuda::Device>>,
+    ) -> Result<(Self, Option<Error>), LoadError> {
+        let dtype = if weights == Dtype::F32 { Dtype::F16 } else { weights };
+        let cpu = || Ok::<_, LoadError>(Self::Cpu(Cpu::new(options.threads, None)?));
+        let cuda = match (given, options.device) {
+            (Some(device), _) => Cuda::on(device, dtype),
+            (None, Device::Cpu) => return Ok((cpu()?, None)),
+            (None, Device::Cuda | Device::Auto) => first_gpu(dtype),
+        };
+        match cuda {
+            Ok(cuda) => Ok((Self::Cuda(cuda), None)),
+            Err(error) if options.device == Device::Auto => Ok((cpu()?, Some(error))),
+            Err(error) => Err(LoadError::Options { option: "device", problem: format!("no CUDA: {error}") }),
+        }
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Cpu(_) => Device::Cpu,
+            Self::Cuda(_) => Device::Cuda,
+        }
+    }
+
+    /// How keys and values are cached: a GPU takes its own format alone.
+    pub(crate) fn kv_dtype(&self, wanted: KvDtype, weights: Dtype) -> Result<Dtype, LoadError> {
+        let asked = match wanted {
+            KvDtype::Auto => None,
+            KvDtype::F32 => Some(Dtype::F32),
+            KvDtype::Bf16 => Some(Dtype::Bf16),
+            KvDtype::F16 => Some(Dtype::F16),
+        };
+        match self {
+            Self::Cpu(_) => Ok(asked.unwrap_or(weights)),
+            Self::Cuda(cuda) => match asked {
+                Some(asked) if asked != cuda.dtype() => {
+                    let problem = format!("{asked} on a GPU that computes in {}", cuda.dtype());
+                    Err(LoadError::Options { option: "kv_cache_dtype", problem })
+                }
+                _ => Ok(cuda.dtype()),
+            },
+        }
+    }
+
+    /// Loads a model, and makes a cache for it.
+    pub(crate) fn load(
+        self,
+        files: &ModelFiles,
+        options: &Options,
+        sizes: &Sizes,
+        limits: StepLimits,
+    ) -> Result<Box<dyn Machine>, LoadError> {
+        let (blocks, block_size) = (sizes.blocks as usize + 1, options.block_size.get() as usize);
+        Ok(match self {
+            Self::Cpu(cpu) => {
+                let model = Model::load_rounded(cpu, files, limits, options.quantization)?;
+                Box::new(Hosted::new(model, (blocks, block_size, sizes.dtype), Device::Cpu, ())?)
+            }
+            Self::Cuda(cuda) => {
+                let model = Model::load_rounded(cuda, files, limits, options.quantization)?;
+                let graphs = Graphs::new(model.pass(), model.limits(), options.max_num_seqs, block_size)?;
+                Box::new(Hosted::new(model, (blocks, block_size, sizes.dtype), Device::Cuda, graphs)?)
+            }
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn first_gpu(dtype: Dtype) -> Result<Cuda, Error> {
+    Cuda::detect(dtype)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn first_gpu(_: Dtype) -> Result<Cuda, Error> {
+    Err(Error::Device { call: "cuda", reason: "this program was built without the feature cuda".to_owned() })
+}
+
+/// A model over some operators, and its cache.
+struct Hosted<O: Ops, S> {
+    model: Model<O>,
+    pool: O::KvPool,
+    block_bytes: usize,
+    device: Device,
+    shortcut: S,
+    /// The last step was computed by the shortcut.
+    was_short: bool,
+}
+
+impl<O: Ops, S: Shortcut<O>> Hosted<O, S> {
+    fn new(
+        model: Model<O>,
+        (blocks, block_size, dtype): (usize, usize, Dtype),
+        device: Device,
+        shortcut: S,
+    ) -> Result<Self, Error> {
+        let pool = model.kv_pool(blocks, block_size, dtype)?;
+        let block_bytes = model.ops().kv_block_bytes(model.kv_shape(1, block_size, dtype))?;
+        Ok(Self { model, pool, block_bytes, device, shortcut, was_short: false })
+    }
+}
+
+impl<O: Ops, S: Shortcut<O>> Machine for Hosted<O, S>
+where
+    Self: Send + Sync,
+{
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn limits(&self) -> StepLimits {
+        self.model.limits()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.model.weight_bytes()
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    fn run(&mut self, input: &StepInput<'_>) -> Result<(), Error> {
+        self.model.cover_positions(input.batch.positions)?;
+        self.was_short = self.shortcut.run(self.model.pass(), &mut self.pool, input)?;
+        if self.was_short { Ok(()) } else { self.model.run(&mut self.pool, input) }
+    }
+
+    fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
+        if self.was_short { self.shortcut.logits(self.model.pass(), range) } else { self.model.logits(range) }
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error> {
+        self.model.ops().copy_blocks(&mut self.pool, pairs)
+    }
+
+    fn save_block(&self, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
+        self.model.ops().save_block(&self.pool, block, bytes)
+    }
+
+    fn load_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.model.ops().load_block(&mut self.pool, block, bytes)
+    }
+}

@@ -1,0 +1,254 @@
+//! The engine with CUDA's operators. Without a GPU they run in the emulator that the tests of `gpu-kernels` bring; with
+//! `QUAYLINE_GPU` set, on this machine's GPU.
+//!
+//! Activations have 16 bits there: numbers are compared with the reference's and the CPU's within a bound. Every
+//! other way to compute the same tokens (in chunks, beside others, recorded and replayed, after a hit) must then give
+//! the very same bits.
+#![cfg(unix)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test; the emulator is a library of C++"
+)]
+
+#[path = "../../../gpu-kernels/tests/common/mod.rs"]
+mod common;
+#[path = "../../../gpu-kernels/tests/common/emulator.rs"]
+mod emulator;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use emulator::Emulator;
+use quayline_engine::{
+    Device, Engine, KvDtype, KvSize, LoadError, Model, ModelFiles, Options, Output, Request, RequestId,
+    Sampling, StepArrays, StepLimits, Tick,
+};
+use quayline_gpu_kernels::Dtype;
+use safetensors::SafeTensors;
+
+/// Largest difference from the f32 reference of any logit (their standard deviation is 1.2): activations, keys and
+/// values are rounded to 8 bits of bf16, or to 11 of f16, about ten times a layer.
+const TOLERANCE_BF16: f32 = 2e-1;
+const TOLERANCE_F16: f32 = 2e-2;
+/// The same for log-probabilities of one layer in bf16, from the CPU's.
+const TOLERANCE_LOGPROB: f32 = 1e-1;
+
+/// What the reference computed: `tests/parity/README.md`.
+struct Golden {
+    tokens: Vec<u32>,
+    rows: Vec<usize>,
+    logits: Vec<f32>,
+}
+
+fn directory(variant: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(variant)
+}
+
+impl Golden {
+    fn read(variant: &str) -> Self {
+        let bytes = std::fs::read(directory(variant).join("golden.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let words =
+            |name: &str| -> Vec<[u8; 4]> { file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec() };
+        let ids = |name: &str| -> Vec<u32> { words(name).into_iter().map(u32::from_le_bytes).collect() };
+        let tokens = [ids("prompt"), ids("greedy")].concat();
+        let rows = ids("rows").into_iter().map(|row| row as usize).collect();
+        Self { tokens, rows, logits: words("logits").into_iter().map(f32::from_le_bytes).collect() }
+    }
+}
+
+/// Logits of a sequence of a checkpoint of `tests/parity`, in chunks of some length.
+fn logits(variant: &str, dtype: Dtype, tokens: &[u32], chunk: usize) -> Option<Vec<f32>> {
+    let (cuda, _) = emulator::cuda(dtype, false)?;
+    let limits = StepLimits { tokens: 128, logits_rows: 128, positions: 128 };
+    let mut model = Model::load(cuda, &ModelFiles::open(directory(variant)).unwrap(), limits).unwrap();
+    let mut pool = model.kv_pool(9, 16, dtype).unwrap();
+    let mut found = Vec::new();
+    for (part, start) in tokens.chunks(chunk).zip((0..).step_by(chunk)) {
+        let mut arrays = StepArrays::new(16);
+        arrays.push(start, [part, &[], &[]], [3, 7, 1, 8, 2, 6].into_iter());
+        (0..part.len() as u32).for_each(|row| assert_eq!(arrays.want_logits(row), row));
+        model.run(&mut pool, &arrays.input()).unwrap();
+        found.extend_from_slice(&model.logits(0..part.len() as u32).unwrap());
+    }
+    Some(found)
+}
+
+#[test]
+fn logits_are_the_reference_s_and_chunks_do_not_change_a_bit() {
+    for (variant, dtype, tolerance) in [
+        ("llama-f16", Dtype::F16, TOLERANCE_F16),
+        ("llama-f32", Dtype::F16, TOLERANCE_F16),
+        ("llama-biases", Dtype::Bf16, TOLERANCE_BF16),
+        ("llama-yarn", Dtype::Bf16, TOLERANCE_BF16),
+        ("mistral", Dtype::Bf16, TOLERANCE_BF16),
+        ("qwen2", Dtype::Bf16, TOLERANCE_BF16),
+        ("qwen3", Dtype::Bf16, TOLERANCE_BF16),
+    ] {
+        let golden = Golden::read(variant);
+        let Some(whole) = logits(variant, dtype, &golden.tokens, usize::MAX) else { return };
+        let vocab = whole.len() / golden.tokens.len();
+        let rows = golden.rows.iter().flat_map(|&row| &whole[row * vocab..(row + 1) * vocab]);
+        let apart = rows.zip(&golden.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{variant}: largest difference {apart:e}");
+        assert!(apart <= tolerance, "{variant}: {apart} is above {tolerance}");
+        assert!(logits(variant, dtype, &golden.tokens, 7).unwrap() == whole, "{variant} in chunks");
+    }
+}
+
+/// The first layer of the bundled model alone: an emulator takes its time.
+fn one_layer() -> ModelFiles {
+    let (bundled, directory) =
+        (ModelFiles::bundled(), Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-layer"));
+    let _ = std::fs::create_dir_all(&directory);
+    let write = |name: &str, bytes: &[u8]| {
+        // Another test may read the file: the finished one takes its place at once.
+        let unfinished = directory.join(format!("{name}.{:?}", std::thread::current().id()));
+        std::fs::write(&unfinished, bytes).unwrap();
+        std::fs::rename(&unfinished, directory.join(name)).unwrap();
+    };
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        write(name, &bundled.read(name).unwrap().unwrap());
+    }
+    let mut config = bundled.json("config.json").unwrap().unwrap();
+    config.insert("num_hidden_layers".into(), 1.into());
+    write("config.json", &serde_json::to_vec(&config).unwrap());
+    let weights = bundled.read("model.safetensors").unwrap().unwrap();
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    let first = |name: &str| !name.starts_with("model.layers.") || name.starts_with("model.layers.0.");
+    let kept = weights.iter().filter(|(name, _)| first(name));
+    write("model.safetensors", &safetensors::serialize(kept, None).unwrap());
+    ModelFiles::open(directory).unwrap()
+}
+
+/// That model on the GPU or in the emulator; `None` and a line in the log where there is neither.
+fn load(options: &Options) -> Option<(Engine, Arc<Emulator>)> {
+    let (files, emulator) = (one_layer(), Arc::new(Emulator::new(false)?));
+    let engine = if emulator::on_gpu() {
+        Engine::load(&files, &Options { device: Device::Cuda, ..options.clone() })
+    } else {
+        Engine::load_on(Arc::clone(&emulator) as _, &files, options)
+    };
+    Some((engine.unwrap(), emulator))
+}
+
+fn options() -> Options {
+    Options { kv: KvSize::Blocks(40), max_model_len: Some(128), max_num_seqs: 8, ..Options::default() }
+}
+
+/// An answer's tokens, their log-probabilities, and by how much each was likelier than the next likely.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Answer {
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    leads: Vec<f32>,
+}
+
+/// Two that begin alike, one that draws, and a short one.
+fn requests(engine: &Engine) -> Vec<Request> {
+    let texts = [
+        ("ROMEO:\nBut, soft! what light through yonder window breaks? It is", 0.0),
+        ("ROMEO:\nBut, soft! what light through yonder window breaks? And", 0.8),
+        ("JULIET:\nO", 0.0),
+    ];
+    let request = |(id, (text, temperature)): (u64, (&str, f32))| {
+        let sampling = Sampling {
+            temperature,
+            seed: Some(5),
+            max_tokens: Some(5),
+            ignore_eos: true,
+            logprobs: Some(2),
+            ..Sampling::default()
+        };
+        Request { sampling, ..Request::new(RequestId(id), engine.text().encode(text, true).unwrap()) }
+    };
+    (0..).zip(texts).map(request).collect()
+}
+
+/// Answers to some of the requests, all at once.
+fn answers(engine: &mut Engine, asked: &[usize]) -> Vec<Answer> {
+    let all = requests(engine);
+    asked.iter().for_each(|&n| engine.add(all[n].clone()).unwrap());
+    let mut outputs: Vec<Output> = Vec::new();
+    while engine.has_work() {
+        engine.step(Tick(0), &mut outputs);
+        engine.check().unwrap();
+    }
+    let of = |&n: &usize| {
+        let tokens =
+            outputs.iter().filter(|output| output.id.0 == n as u64).flat_map(|output| &output.tokens);
+        tokens.fold(Answer::default(), |mut answer, token| {
+            let logprobs = token.logprobs.as_ref().unwrap();
+            answer.tokens.push(token.id);
+            answer.logprobs.push(logprobs.chosen.logprob);
+            answer.leads.push(logprobs.top[0].logprob - logprobs.top[1].logprob);
+            answer
+        })
+    };
+    asked.iter().map(of).collect()
+}
+
+#[test]
+fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
+    let Some((mut engine, emulator)) = load(&Options { prefix_caching: false, ..options() }) else { return };
+    assert_eq!(engine.device(), Device::Cuda);
+    let alone: Vec<Answer> = (0..3).flat_map(|n| answers(&mut engine, &[n])).collect();
+    if !emulator::on_gpu() {
+        // Five tokens each: one after the prompt, one in a step that is then recorded, and that again.
+        assert_eq!(emulator.replays.load(Ordering::Relaxed), 3 + 4 + 4);
+    }
+
+    let mut cpu = Engine::load(&one_layer(), &options()).unwrap();
+    for n in [0, 2] {
+        let (exact, found) = (answers(&mut cpu, &[n]).remove(0), &alone[n]);
+        let context = format!("answer {n} is {found:?}, the CPU's {exact:?}");
+        // From a choice on that was as good as a tie, both go on with texts of their own.
+        let same = (0..5).take_while(|&at| found.tokens[at] == exact.tokens[at]).count();
+        assert!(same == 5 || (same > 2 && exact.leads[same] < TOLERANCE_LOGPROB), "{context}");
+        for at in 0..same {
+            assert!((found.logprobs[at] - exact.logprobs[at]).abs() < TOLERANCE_LOGPROB, "{context}");
+        }
+    }
+
+    assert!(answers(&mut engine, &[0, 1, 2]) == alone, "together");
+    let chunked = Options { long_prefill_token_threshold: 5, block_size: 8.try_into().unwrap(), ..options() };
+    let Some((mut engine, _)) = load(&chunked) else { return };
+    assert!(answers(&mut engine, &[2, 0, 1]) == [2, 0, 1].map(|n| alone[n].clone()), "in chunks of five");
+    let before = engine.snapshot().prefix.hits;
+    assert!(answers(&mut engine, &[1]) == [alone[1].clone()], "from the cache");
+    assert!(engine.snapshot().prefix.hits > before);
+}
+
+#[test]
+fn without_a_gpu_there_is_an_error_or_the_cpu() {
+    let ask = |device| Engine::load(&ModelFiles::bundled(), &Options { device, ..options() });
+    let auto = ask(Device::Auto).unwrap();
+    match ask(Device::Cuda) {
+        Ok(engine) => {
+            eprintln!("skipped: this machine has a GPU");
+            assert_eq!((engine.device(), auto.device()), (Device::Cuda, Device::Cuda));
+        }
+        Err(LoadError::Options { option: "device", problem }) => {
+            assert!(problem.starts_with("no CUDA: "), "{problem}");
+            assert_eq!(auto.device(), Device::Cpu);
+            assert!(problem.ends_with(&auto.no_gpu().unwrap().to_string()));
+        }
+        Err(other) => panic!("{other}"),
+    }
+    assert_eq!(ask(Device::Cpu).unwrap().no_gpu(), None);
+}
+
+#[test]
+fn a_cache_of_another_format_is_refused() {
+    let Some(device) = Emulator::new(false) else { return };
+    let options = Options { kv_dtype: KvDtype::F32, ..options() };
+    let refused = Engine::load_on(Arc::new(device), &ModelFiles::bundled(), &options).unwrap_err();
+    assert!(
+        matches!(&refused, LoadError::Options { option: "kv_cache_dtype", problem } if problem.contains("bf16")),
+        "{refused}"
+    );
+}
