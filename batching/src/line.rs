@@ -38,6 +38,9 @@ pub(crate) struct Line {
     len: usize,
 }
 
+/// So many lanes are kept when nobody waits in them any more: whoever comes next needs no memory of its own.
+const LANES_KEPT: usize = 16;
+
 #[derive(Debug, Clone, Default)]
 struct LaneQueue {
     waiting: BTreeMap<Key, Slot>,
@@ -66,7 +69,7 @@ impl Line {
     pub(crate) fn leave(&mut self, lane: Lane, key: Key) {
         let queue = self.lanes.get_mut(&lane).expect("who waits has a lane");
         queue.waiting.remove(&key).expect("who waits has its place in the lane");
-        if queue.waiting.is_empty() {
+        if queue.waiting.is_empty() && self.lanes.len() > LANES_KEPT {
             self.lanes.remove(&lane);
         }
         self.len -= 1;
