@@ -12,9 +12,9 @@ use std::marker::PhantomData;
 use super::Isa;
 use super::integers::{Form, Integers, LINE, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
-use super::matmul::{AHEAD, Piece, Tiles, pieces, store_sums};
 use super::out::SharedOut;
 use super::scratch::Scratch;
+use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, store_sums};
 use super::workers::Workers;
 
 /// Most vectors of sums in a tile.
@@ -43,38 +43,29 @@ pub(crate) fn linear(
         return;
     }
     let registers = Registers::of(isa);
-    let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(rows_max(registers))));
+    let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
     let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP));
-    let counts = products.iter().map(|product| product.weight.count());
-    let pieces = pieces(workers.threads(), group, tiles, tiles.pairs, counts);
-    workers.run(pieces.len(), &|index, scratch| {
-        let piece = pieces[index];
-        let product = products[piece.product];
+    let groups = groups(group, products.iter().map(|product| product.weight.count()));
+    workers.run_in_sight(groups.len(), &|index, next, scratch| {
+        let group = groups[index];
+        let product = products[group.product];
+        let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
         match product.weight.form {
             Form::Four if tile == 1 => {
-                let of = Multiply::<Four> { tiles, product, piece, rows, integer: PhantomData };
+                let of = Multiply::<Four> { tiles, product, group, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             // With several rows a zero point that is none costs next to nothing, and changes no bit.
             Form::Four | Form::FourZeros => {
-                let of = Multiply::<FourZeros> { tiles, product, piece, rows, integer: PhantomData };
+                let of = Multiply::<FourZeros> { tiles, product, group, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Form::Eight => {
-                let of = Multiply::<Eight> { tiles, product, piece, rows, integer: PhantomData };
+                let of = Multiply::<Eight> { tiles, product, group, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
         }
     });
-}
-
-/// Most rows of a tile.
-fn rows_max(registers: Registers) -> usize {
-    match registers {
-        Registers::Many => 12,
-        Registers::Few => 6,
-        Registers::Quarters => 3,
-    }
 }
 
 /// Rows of a tile for at least so many, and the panels whose sums fit beside each other: the kernels of [`Run`].
@@ -83,8 +74,7 @@ fn shape(registers: Registers, rows: usize) -> (usize, usize) {
         (Registers::Many, 1) => (1, 8),
         (Registers::Many, 2) => (2, 8),
         (Registers::Many, ..=4) => (4, 4),
-        (Registers::Many, ..=8) => (8, 3),
-        (Registers::Many, _) => (12, 2),
+        (Registers::Many, _) => (8, 3),
         (Registers::Few, 1) => (1, 4),
         (Registers::Few, ..=3) => (3, 2),
         (Registers::Few, _) => (6, 1),
@@ -93,11 +83,13 @@ fn shape(registers: Registers, rows: usize) -> (usize, usize) {
     }
 }
 
-/// A piece of work for one form of integers.
+/// A group of panels for one form of integers.
 struct Multiply<'a, I> {
     tiles: Tiles<'a>,
     product: Product<'a>,
-    piece: Piece,
+    group: Group,
+    /// The first panel of the thread's next group.
+    next: Option<*const u8>,
     /// Rows of `out`.
     rows: usize,
     integer: PhantomData<I>,
@@ -115,48 +107,53 @@ impl<I: Integer> Kernel for Run<'_, I> {
         let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
         let multiply = self.of;
         match (L::REGISTERS, multiply.tiles.rows) {
-            (Registers::Many, 1) => multiply.panels::<L, 1, 8>(lanes, memory),
-            (Registers::Few, 1) => multiply.panels::<L, 1, 4>(lanes, memory),
-            (Registers::Quarters, 1) => multiply.panels::<L, 1, 2>(lanes, memory),
+            (Registers::Many, 1) => multiply.group::<L, 1, 8>(lanes, memory),
+            (Registers::Few, 1) => multiply.group::<L, 1, 4>(lanes, memory),
+            (Registers::Quarters, 1) => multiply.group::<L, 1, 2>(lanes, memory),
             _ if I::ALONE => unreachable!("several rows take the general form"),
-            (Registers::Many, 2) => multiply.panels::<L, 2, 8>(lanes, memory),
-            (Registers::Many, 4) => multiply.panels::<L, 4, 4>(lanes, memory),
-            (Registers::Many, 8) => multiply.panels::<L, 8, 3>(lanes, memory),
-            (Registers::Many, 12) => multiply.panels::<L, 12, 2>(lanes, memory),
-            (Registers::Few, 3) => multiply.panels::<L, 3, 2>(lanes, memory),
-            (Registers::Few, 6) => multiply.panels::<L, 6, 1>(lanes, memory),
-            (Registers::Quarters, 3) => multiply.panels::<L, 3, 1>(lanes, memory),
+            (Registers::Many, 2) => multiply.group::<L, 2, 8>(lanes, memory),
+            (Registers::Many, 4) => multiply.group::<L, 4, 4>(lanes, memory),
+            (Registers::Many, 8) => multiply.group::<L, 8, 3>(lanes, memory),
+            (Registers::Few, 3) => multiply.group::<L, 3, 2>(lanes, memory),
+            (Registers::Few, 6) => multiply.group::<L, 6, 1>(lanes, memory),
+            (Registers::Quarters, 3) => multiply.group::<L, 3, 1>(lanes, memory),
             (_, rows) => unreachable!("{rows} rows in a tile"),
         }
     }
 }
 
 impl<I: Integer> Multiply<'_, I> {
-    /// All panels of the piece, N at a time and the last ones alone.
+    /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
-    fn panels<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
-        let Piece { from, to, .. } = self.piece;
+    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
+        let Group { from, to, .. } = self.group;
         let mut panel = from;
         while panel < to {
-            if panel + N <= to {
-                self.group::<L, R, N>(lanes, memory, panel);
-                panel += N;
-            } else {
-                self.group::<L, R, 1>(lanes, memory, panel);
-                panel += 1;
+            let count = if to - panel >= N { N } else { (to - panel).min(2) };
+            let next =
+                if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
+            match count {
+                1 => self.panels::<L, R, 1>(lanes, memory, panel, next),
+                2 => self.panels::<L, R, 2>(lanes, memory, panel, next),
+                _ => self.panels::<L, R, N>(lanes, memory, panel, next),
             }
+            panel += count;
         }
     }
 
-    /// All tiles of the piece against N panels.
+    /// All tiles against N panels from `panel` on.
     #[inline(always)]
-    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32], panel: usize) {
+    fn panels<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        memory: &mut [f32],
+        panel: usize,
+        next: Option<*const u8>,
+    ) {
         let weight = self.product.weight;
-        let here = weight.panel(panel);
-        let next = if panel + N < self.piece.to { weight.panel(panel + N) } else { here };
-        for tile in 0..self.piece.tiles {
-            let asks = (tile == 0).then_some(next);
-            let tile = self.piece.tile + tile;
+        let (here, tiles) = (weight.panel(panel), self.tiles.count);
+        for tile in 0..tiles {
+            let asks = Asks::new((tile, tiles), (here, weight.stride() / LINE, LINE), next);
             let memory = &mut memory[..R * N * WIDTH];
             memory.fill(0.0);
             self.tile::<L, R, N>(lanes, memory, (self.tiles.tile(tile), here), asks);
@@ -172,11 +169,11 @@ impl<I: Integer> Multiply<'_, I> {
         lanes: L,
         memory: &mut [f32],
         (x, here): (&[f32], *const u8),
-        asks: Option<*const u8>,
+        asks: Asks,
     ) {
         let weight = self.product.weight;
         let stride = weight.stride();
-        let mut x = x.as_ptr();
+        let (mut x, mut far) = (x.as_ptr(), asks.far);
         for group in 0..weight.groups() {
             let start = group * weight.group_bytes();
             let mut sums = [[lanes.splat(0.0); N]; R];
@@ -187,20 +184,22 @@ impl<I: Integer> Multiply<'_, I> {
             }
             for line in 1..=weight.lines(group) {
                 let offset = start + line * LINE;
-                if let Some(next) = asks {
-                    let ahead = offset + AHEAD * LINE;
-                    let ask = if ahead < stride {
-                        here.wrapping_add(ahead)
-                    } else {
-                        next.wrapping_add(ahead - stride)
-                    };
+                let near = asks.near(here, offset, stride);
+                for j in 0..N {
+                    lanes.prefetch(near.wrapping_add(j * stride));
+                }
+                if L::REGISTERS.one_of_several(R) {
                     for j in 0..N {
-                        lanes.prefetch(ask.wrapping_add(j * stride));
+                        lanes.prefetch_far(far.wrapping_add(j * stride));
                     }
+                    far = far.wrapping_add(asks.pace);
                 }
                 let at = here.wrapping_add(offset);
                 macro_rules! elements {
                     ($($index:literal)*) => {$(
+                        if L::REGISTERS.one_of_several(R) && $index % 2 == 0 {
+                            lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                        }
                         // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
                         unsafe { multiply::<L, I, R, N, $index>(lanes, x, at, stride, &zeros, &mut sums) };
                         x = x.wrapping_add(R);

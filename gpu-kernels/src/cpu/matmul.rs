@@ -15,22 +15,22 @@
 use std::marker::PhantomData;
 
 use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch};
-use super::norm::{load, store};
+use super::norm::load;
 use super::panels::Panels;
 use super::scratch::Scratch;
+use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, place, store_sums};
 use super::workers::Workers;
 use super::{Isa, SharedOut};
 use crate::Dtype;
 
-/// Lines between the one that is multiplied and the one that is asked for, where memory is the limit.
-pub(super) const AHEAD: usize = 32;
-/// Pairs of elements that several tiles pass over before they go on.
-const DEPTH: usize = 512;
-/// Groups of panels that a piece should have at least.
-const GROUPS: usize = 4;
-/// Bytes of `x` that should stay in the second-level cache while panels pass.
-const BLOCK_BYTES: usize = 512 << 10;
-
+/// Pairs of elements that several tiles pass over before they go on: three panels of as many, and the three that come
+/// next, leave half of the second-level cache to `x`.
+const DEPTH: usize = 1024;
+/// From so many tiles on, panels are widened once for all of them instead of by each: that takes as long as two thirds of a
+/// tile, and widening is a ninth of what a tile does.
+const WIDEN: usize = 12;
+/// Bytes of a panel between those that are widened and those that are asked for.
+const WIDEN_AHEAD: usize = 1024;
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;
 
@@ -41,31 +41,6 @@ pub(crate) struct Product<'a> {
     pub(crate) bias: Option<&'a [f32]>,
     /// `[rows, weight.rows]`.
     pub(crate) out: SharedOut,
-}
-
-/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is
-/// nothing.
-#[derive(Clone, Copy)]
-pub(super) struct Tiles<'a> {
-    x: &'a [f32],
-    /// Rows of a tile.
-    pub(super) rows: usize,
-    /// Tiles.
-    count: usize,
-    /// Pairs of elements in a row.
-    pub(super) pairs: usize,
-}
-
-/// A run of panels of one product against a run of tiles: what one thread does at a time.
-#[derive(Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) product: usize,
-    /// Panels `from..to`.
-    pub(super) from: usize,
-    pub(super) to: usize,
-    /// The first tile, and how many.
-    pub(super) tile: usize,
-    pub(super) tiles: usize,
 }
 
 /// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
@@ -81,77 +56,39 @@ pub(crate) fn linear(
     if rows == 0 {
         return;
     }
-    let count = rows.div_ceil(Registers::of(isa).rows_max());
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (rows.div_ceil(count), 2));
-    let (group, depth) = (Registers::of(isa).panels(tiles.rows), tiles.pairs.min(DEPTH));
-    let counts = products.iter().map(|product| product.weight.count());
-    let pieces = pieces(workers.threads(), group, tiles, depth, counts);
-    workers.run(pieces.len(), &|index, scratch| {
-        let piece = pieces[index];
-        let product = products[piece.product];
+    let registers = Registers::of(isa);
+    let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2));
+    let groups = groups(registers.panels(tile), products.iter().map(|product| product.weight.count()));
+    workers.run_in_sight(groups.len(), &|index, next, scratch| {
+        let group = groups[index];
+        let product = products[group.product];
+        let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
         match product.weight.dtype {
             Dtype::F32 => {
-                let of = Multiply::<AsF32> { tiles, product, piece, rows, element: PhantomData };
+                let of = Multiply::<AsF32> { tiles, product, group, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Dtype::Bf16 => {
-                let of = Multiply::<AsBf16> { tiles, product, piece, rows, element: PhantomData };
+                let of = Multiply::<AsBf16> { tiles, product, group, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Dtype::F16 => {
-                let of = Multiply::<AsF16> { tiles, product, piece, rows, element: PhantomData };
+                let of = Multiply::<AsF16> { tiles, product, group, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
         }
     });
 }
 
-/// Cuts each product into as many equal pieces for every thread as have several groups of `group` panels: within a
-/// piece each group is asked for while the one before it is computed, between pieces nobody knows who goes on. `depth`
-/// pairs of elements pass at a time; `counts` are the panels of each product.
-pub(super) fn pieces(
-    threads: usize,
-    group: usize,
-    tiles: Tiles<'_>,
-    depth: usize,
-    counts: impl Iterator<Item = usize>,
-) -> Vec<Piece> {
-    let tile_bytes = tiles.rows * depth * 2 * 4;
-    let block = (BLOCK_BYTES / tile_bytes.max(1)).clamp(1, tiles.count);
-    let block = tiles.count.div_ceil(tiles.count.div_ceil(block));
-    let mut pieces = Vec::new();
-    for (product, panels) in counts.enumerate() {
-        let groups = panels.div_ceil(group);
-        let parts = threads * (groups / (GROUPS * threads)).clamp(1, 8);
-        for part in 0..parts {
-            let cut = |part: usize| (part * groups / parts * group).min(panels);
-            let (from, to) = (cut(part), cut(part + 1));
-            for tile in (0..tiles.count).step_by(block).filter(|_| from < to) {
-                pieces.push(Piece { product, from, to, tile, tiles: block.min(tiles.count - tile) });
-            }
-        }
-    }
-    pieces
-}
-
 impl Registers {
-    /// Most rows of a tile.
-    fn rows_max(self) -> usize {
-        match self {
-            Self::Many => 12,
-            Self::Few => 6,
-            Self::Quarters => 3,
-        }
-    }
-
-    /// Panels whose sums fit beside each other for so many rows: the `N` of each `R` in [`Multiply::run`].
+    /// Panels whose sums fit beside each other for so many rows: the `N` of each `R` in [`Run`].
     fn panels(self, rows: usize) -> usize {
         match (self, rows) {
             (Self::Many, ..=2) => 8,
             (Self::Many, 3) => 6,
             (Self::Many, ..=6) => 4,
-            (Self::Many, ..=8) => 3,
-            (Self::Many, _) => 2,
+            (Self::Many, _) => 3,
             (Self::Few, 1) => 4,
             (Self::Few, 2) => 3,
             (Self::Few, 3) => 2,
@@ -161,95 +98,13 @@ impl Registers {
     }
 }
 
-impl<'a> Tiles<'a> {
-    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in
-    /// `packed`, or where `x` lies if that is the same.
-    pub(super) fn new(
-        with: (&Workers, Isa),
-        packed: &'a mut Scratch,
-        x: &'a [f32],
-        (rows, cols): (usize, usize),
-        (of, step): (usize, usize),
-    ) -> Self {
-        let tiles = Self { x, rows: of, count: rows.div_ceil(of), pairs: cols.next_multiple_of(step) / 2 };
-        let as_it_lies = of == 1 && rows == 1 && cols == 2 * tiles.pairs;
-        if as_it_lies { tiles } else { tiles.pack(with, packed, (rows, cols)) }
-    }
-
-    /// The elements of one tile, `[in][rows]`.
-    #[inline(always)]
-    pub(super) fn tile(&self, tile: usize) -> &'a [f32] {
-        &self.x[tile * self.tile_len()..][..self.tile_len()]
-    }
-
-    /// The same from row-major `x`, turned into `packed`.
-    fn pack(
-        self,
-        (workers, isa): (&Workers, Isa),
-        packed: &'a mut Scratch,
-        (rows, cols): (usize, usize),
-    ) -> Self {
-        let blocks = cols.div_ceil(WIDTH);
-        // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a
-        // line more.
-        let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
-        let to = SharedOut::new(packed);
-        workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| {
-            dispatch(isa, Pack { tiles: self, rows, cols, to, from, end });
-        });
-        Self { x: packed, ..self }
-    }
-
-    /// Elements of one tile.
-    fn tile_len(&self) -> usize {
-        2 * self.pairs * self.rows
-    }
-}
-
-/// Blocks of sixteen elements of the rows of a tile on their way to where lanes run along rows: blocks `from..end` of
-/// all tiles.
-struct Pack<'a> {
-    tiles: Tiles<'a>,
-    rows: usize,
-    cols: usize,
-    to: SharedOut,
-    from: usize,
-    end: usize,
-}
-
-impl Kernel for Pack<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let Self { tiles, rows, cols, to, from, end } = self;
-        let blocks = cols.div_ceil(WIDTH);
-        for index in from..end {
-            let (tile, first) = (index / blocks, index % blocks * WIDTH);
-            let (whole, rest) = (first + WIDTH <= cols, cols - first);
-            let mut block = [lanes.splat(0.0); WIDTH];
-            for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut block) {
-                // SAFETY: sixteen elements of the row, or as many as are left.
-                *vector =
-                    unsafe { load(lanes, tiles.x.as_ptr().wrapping_add(row * cols + first), whole, rest) };
-            }
-            let block = lanes.transpose(block);
-            // Behind the last block there is what somebody else writes.
-            let last = index + 1 == end || index % blocks + 1 == blocks;
-            let elements = WIDTH.min(2 * tiles.pairs - first);
-            for (element, &vector) in block.iter().enumerate().take(elements) {
-                let at = to.row(0, 0).wrapping_add(tile * tiles.tile_len() + (first + element) * tiles.rows);
-                // SAFETY: inside the tile, and of this piece of work; except what a whole vector spills into the next
-                // elements, which are written after it.
-                unsafe { store(lanes, at, vector, !last, tiles.rows) };
-            }
-        }
-    }
-}
-
-/// A piece of work for one type of elements.
+/// A group of panels for one type of elements.
 struct Multiply<'a, E> {
     tiles: Tiles<'a>,
     product: Product<'a>,
-    piece: Piece,
+    group: Group,
+    /// The first panel of the thread's next group.
+    next: Option<*const u8>,
     /// Rows of `out`.
     rows: usize,
     element: PhantomData<E>,
@@ -264,61 +119,92 @@ struct Run<'a, E> {
 impl<E: Element> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
-        let multiply = self.of;
+        let Self { of: multiply, scratch } = self;
         match (L::REGISTERS, multiply.tiles.rows) {
-            (Registers::Many, 1) => multiply.panels::<L, 1, 8>(lanes, memory),
-            (Registers::Many, 2) => multiply.panels::<L, 2, 8>(lanes, memory),
-            (Registers::Many, 3) => multiply.panels::<L, 3, 6>(lanes, memory),
-            (Registers::Many, 4) => multiply.panels::<L, 4, 4>(lanes, memory),
-            (Registers::Many, 5) => multiply.panels::<L, 5, 4>(lanes, memory),
-            (Registers::Many, 6) => multiply.panels::<L, 6, 4>(lanes, memory),
-            (Registers::Many, 7) => multiply.panels::<L, 7, 3>(lanes, memory),
-            (Registers::Many, 8) => multiply.panels::<L, 8, 3>(lanes, memory),
-            (Registers::Many, 9) => multiply.panels::<L, 9, 2>(lanes, memory),
-            (Registers::Many, 10) => multiply.panels::<L, 10, 2>(lanes, memory),
-            (Registers::Many, 11) => multiply.panels::<L, 11, 2>(lanes, memory),
-            (Registers::Many, 12) => multiply.panels::<L, 12, 2>(lanes, memory),
-            (Registers::Few, 1) => multiply.panels::<L, 1, 4>(lanes, memory),
-            (Registers::Few, 2) => multiply.panels::<L, 2, 3>(lanes, memory),
-            (Registers::Few, 3) => multiply.panels::<L, 3, 2>(lanes, memory),
-            (Registers::Few, 4) => multiply.panels::<L, 4, 1>(lanes, memory),
-            (Registers::Few, 5) => multiply.panels::<L, 5, 1>(lanes, memory),
-            (Registers::Few, 6) => multiply.panels::<L, 6, 1>(lanes, memory),
-            (Registers::Quarters, 1) => multiply.panels::<L, 1, 2>(lanes, memory),
-            (Registers::Quarters, 2) => multiply.panels::<L, 2, 1>(lanes, memory),
-            (Registers::Quarters, 3) => multiply.panels::<L, 3, 1>(lanes, memory),
+            (Registers::Many, 1) => multiply.group::<L, 1, 8>(lanes, scratch),
+            (Registers::Many, 2) => multiply.group::<L, 2, 8>(lanes, scratch),
+            (Registers::Many, 3) => multiply.group::<L, 3, 6>(lanes, scratch),
+            (Registers::Many, 4) => multiply.group::<L, 4, 4>(lanes, scratch),
+            (Registers::Many, 5) => multiply.group::<L, 5, 4>(lanes, scratch),
+            (Registers::Many, 6) => multiply.group::<L, 6, 4>(lanes, scratch),
+            (Registers::Many, 7) => multiply.group::<L, 7, 3>(lanes, scratch),
+            (Registers::Many, 8) => multiply.group::<L, 8, 3>(lanes, scratch),
+            (Registers::Few, 1) => multiply.group::<L, 1, 4>(lanes, scratch),
+            (Registers::Few, 2) => multiply.group::<L, 2, 3>(lanes, scratch),
+            (Registers::Few, 3) => multiply.group::<L, 3, 2>(lanes, scratch),
+            (Registers::Few, 4) => multiply.group::<L, 4, 1>(lanes, scratch),
+            (Registers::Few, 5) => multiply.group::<L, 5, 1>(lanes, scratch),
+            (Registers::Few, 6) => multiply.group::<L, 6, 1>(lanes, scratch),
+            (Registers::Quarters, 1) => multiply.group::<L, 1, 2>(lanes, scratch),
+            (Registers::Quarters, 2) => multiply.group::<L, 2, 1>(lanes, scratch),
+            (Registers::Quarters, 3) => multiply.group::<L, 3, 1>(lanes, scratch),
             (_, rows) => unreachable!("{rows} rows in a tile"),
         }
     }
 }
 
 impl<E: Element> Multiply<'_, E> {
-    /// All panels of the piece, N at a time and the last ones alone.
+    /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
-    fn panels<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
-        let (Piece { from, to, tiles, .. }, pairs) = (self.piece, self.tiles.pairs);
+    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, scratch: &mut Scratch) {
+        let Group { from, to, .. } = self.group;
+        let mut panel = from;
+        while panel < to {
+            let count = if to - panel >= N { N } else { (to - panel).min(2) };
+            let next =
+                if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
+            match count {
+                1 => self.panels::<L, R, 1>(lanes, scratch, panel, next),
+                2 => self.panels::<L, R, 2>(lanes, scratch, panel, next),
+                _ => self.panels::<L, R, N>(lanes, scratch, panel, next),
+            }
+            panel += count;
+        }
+    }
+
+    /// All tiles against N panels from `panel` on.
+    #[inline(always)]
+    fn panels<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        lanes: L,
+        scratch: &mut Scratch,
+        panel: usize,
+        next: Option<*const u8>,
+    ) {
+        let (pairs, tiles, weight) = (self.tiles.pairs, self.tiles.count, self.product.weight);
+        let wide = E::BYTES < 4 && L::REGISTERS.one_of_several(R) && tiles >= WIDEN;
         // One tile needs its panels once, so it may as well go through to their end.
-        let depth = if tiles == 1 { pairs } else { pairs.div_ceil(pairs.div_ceil(DEPTH).max(1)) };
+        let depth = match (tiles, wide) {
+            (1, _) => pairs,
+            (_, false) => pairs.div_ceil(pairs.div_ceil(DEPTH).max(1)),
+            (_, true) => pairs.div_ceil(pairs.div_ceil(DEPTH / 2).max(1)),
+        };
+        let [memory, widened] =
+            scratch.take([SUMS_MAX * WIDTH, if wide { 2 * N * depth * WIDTH } else { 0 }]);
+        let line = 2 * WIDTH * E::BYTES;
         let mut start = 0;
         loop {
             let len = depth.min(pairs - start);
             let last = start + len == pairs;
-            let mut panel = from;
-            while panel < to {
-                let group = if panel + N <= to { N } else { 1 };
-                let next = match panel + group {
-                    next if next < to => Some((next, start)),
-                    _ if !last => Some((from, start + len)),
-                    _ => None,
-                };
-                let group_of = Group { panel, start, len, last, next, asked: panel > from || start > 0 };
-                if group == N {
-                    self.group::<L, R, N>(lanes, memory, group_of);
-                } else {
-                    self.group::<L, R, 1>(lanes, memory, group_of);
+            let lines = Lines {
+                here: weight.panel(panel).wrapping_add(start * line),
+                stride: weight.stride(),
+                start,
+                len,
+                last,
+            };
+            let next = if last { next } else { Some(lines.here.wrapping_add(len * line)) };
+            if wide {
+                let lines = lines.widen::<L, E, N>(lanes, widened);
+                for tile in 0..tiles {
+                    let asks = Asks::new((tile, tiles), (lines.here, len, line), next);
+                    self.tile::<L, AsF32, R, N>(lanes, memory, lines, asks, (tile, panel));
                 }
-                panel += group;
+            } else {
+                for tile in 0..tiles {
+                    let asks = Asks::new((tile, tiles), (lines.here, len, line), next);
+                    self.tile::<L, E, R, N>(lanes, memory, lines, asks, (tile, panel));
+                }
             }
             start += len;
             if last {
@@ -327,53 +213,24 @@ impl<E: Element> Multiply<'_, E> {
         }
     }
 
-    /// All tiles of the piece against N panels.
+    /// One tile against lines of N panels, which hold elements of W: those of the weight, or what became of them.
     #[inline(always)]
-    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32], group: Group) {
-        let Group { panel, start, len, .. } = group;
-        let (weight, tiles) = (self.product.weight, self.piece.tiles);
-        let line = 2 * WIDTH * E::BYTES;
-        let at = |(panel, start): (usize, usize)| weight.panel(panel).wrapping_add(start * line);
-        let (here, next) = (at((panel, start)), group.next.map(at));
-        for tile in 0..tiles {
-            let asks = if tiles == 1 || (tile == 0 && !group.asked) {
-                let within = len.saturating_sub(AHEAD);
-                let first = Ask { lines: within, at: here.wrapping_add(AHEAD * line), pace: line };
-                [first, Ask { lines: len - within, at: next.unwrap_or(here), pace: line }]
-            } else {
-                // Each of the tiles asks for its share of what comes next.
-                let (shares, share) = if group.asked { (tiles, tile) } else { (tiles - 1, tile - 1) };
-                let pace = line.div_ceil(shares);
-                let from = share * pace * len;
-                let at = next.filter(|_| from < line * len).map(|next| next.wrapping_add(from));
-                [
-                    Ask { lines: len, at: at.unwrap_or(here), pace: if at.is_some() { pace } else { 0 } },
-                    Ask::none(here),
-                ]
-            };
-            let tile = self.piece.tile + tile;
-            let x = &self.tiles.tile(tile)[2 * start * R..2 * (start + len) * R];
-            self.tile::<L, R, N>(lanes, memory, (x, here), asks, (tile * R, group));
-        }
-    }
-
-    /// One tile against N panels.
-    #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const N: usize>(
+    fn tile<L: Lanes, W: Element, const R: usize, const N: usize>(
         &self,
         lanes: L,
         memory: &mut [f32],
-        (x, lines): (&[f32], *const u8),
-        asks: [Ask; 2],
-        (row, group): (usize, Group),
+        lines: Lines,
+        asks: Asks,
+        (tile, panel): (usize, usize),
     ) {
-        let (line, stride) = (2 * WIDTH * E::BYTES, self.product.weight.stride());
+        let Lines { here, stride, start, len, last } = lines;
+        let line = 2 * WIDTH * W::BYTES;
         // Sums come and go through memory, where loops over what is there may be as long as they like: a loop that
         // is not unrolled would keep all sums from living in registers.
         let memory = &mut memory[..R * N * WIDTH];
         let mut sums = [[lanes.splat(0.0); N]; R];
-        if group.start > 0 {
-            self.fetch::<L, R, N>(lanes, memory, row, group.panel);
+        if start > 0 {
+            self.fetch::<L, R, N>(lanes, memory, tile * R, panel);
             for i in 0..R {
                 for j in 0..N {
                     // SAFETY: R N vectors.
@@ -381,23 +238,27 @@ impl<E: Element> Multiply<'_, E> {
                 }
             }
         }
-        let (mut x, mut at) = (x.as_ptr(), lines);
-        for ask in asks {
-            let mut ahead = ask.at;
-            for _ in 0..ask.lines {
-                for j in 0..N {
-                    for part in (0..line).step_by(64) {
-                        lanes.prefetch(ahead.wrapping_add(j * stride + part));
-                    }
+        let (mut x, mut far) = (self.tiles.tile(tile)[2 * start * R..].as_ptr(), asks.far);
+        for offset in (0..len * line).step_by(line) {
+            let near = asks.near(here, offset, len * line);
+            for j in 0..N {
+                for part in (0..line).step_by(64) {
+                    lanes.prefetch(near.wrapping_add(j * stride + part));
                 }
-                // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
-                unsafe { multiply::<L, E, R, N, false>(lanes, x, at, stride, &mut sums) };
-                // SAFETY: as above.
-                unsafe { multiply::<L, E, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
-                x = x.wrapping_add(2 * R);
-                at = at.wrapping_add(line);
-                ahead = ahead.wrapping_add(ask.pace);
             }
+            if L::REGISTERS.one_of_several(R) {
+                for j in 0..N {
+                    lanes.prefetch_far(far.wrapping_add(j * self.product.weight.stride()));
+                }
+                lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+            }
+            let at = here.wrapping_add(offset);
+            // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
+            unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
+            // SAFETY: as above.
+            unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
+            x = x.wrapping_add(2 * R);
+            far = far.wrapping_add(asks.pace);
         }
         for i in 0..R {
             for j in 0..N {
@@ -405,9 +266,9 @@ impl<E: Element> Multiply<'_, E> {
                 unsafe { lanes.store(memory.as_mut_ptr().wrapping_add((i * N + j) * WIDTH), sums[i][j]) };
             }
         }
-        let bias = self.product.bias.filter(|_| group.last);
+        let bias = self.product.bias.filter(|_| last);
         let out = (self.product.out, self.product.weight.rows);
-        store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, row, group.panel));
+        store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
     }
 
     /// Sums of elements before these, from `out`.
@@ -419,83 +280,51 @@ impl<E: Element> Multiply<'_, E> {
         row: usize,
         panel: usize,
     ) {
+        let out = (self.product.out, self.product.weight.rows);
         for (i, sums) in sums.chunks_exact_mut(N * WIDTH).enumerate().take(self.rows - row) {
             for (j, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
-                let (at, whole, rest) = self.place(row + i, panel + j);
-                // SAFETY: inside `out`, and only this piece writes these elements.
+                let (at, whole, rest) = place(out, row + i, panel + j);
+                // SAFETY: inside `out`, and only this task writes these elements.
                 let before = unsafe { load(lanes, at, whole, rest) };
                 // SAFETY: sixteen sums.
                 unsafe { lanes.store(sums.as_mut_ptr(), before) };
             }
         }
     }
-
-    /// Where in `out` the sums of a row and a panel go.
-    #[inline(always)]
-    fn place(&self, row: usize, panel: usize) -> (*mut f32, bool, usize) {
-        place((self.product.out, self.product.weight.rows), row, panel)
-    }
 }
 
-/// Where in `out`, with rows of `cols`, the sums of a row and a panel go: all sixteen (`whole`), or only as many as are
-/// left.
-#[inline(always)]
-fn place((out, cols): (SharedOut, usize), row: usize, panel: usize) -> (*mut f32, bool, usize) {
-    let column = panel * WIDTH;
-    (out.row(row, cols).wrapping_add(column), column + WIDTH <= cols, cols - column)
-}
-
-/// The sums of R rows from `row` on and N panels from `panel` on, and the bias if there is one, to `out`: as many of
-/// them as there are of its `rows`.
-#[inline(always)]
-pub(super) fn store_sums<L: Lanes, const R: usize, const N: usize>(
-    lanes: L,
-    sums: &[f32],
-    bias: Option<&[f32]>,
-    out: (SharedOut, usize),
-    (rows, row, panel): (usize, usize, usize),
-) {
-    for (i, sums) in sums.chunks_exact(N * WIDTH).enumerate().take(R.min(rows - row)) {
-        for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
-            let (at, whole, rest) = place(out, row + i, panel + j);
-            // SAFETY: sixteen sums.
-            let mut sum = unsafe { lanes.load(sums.as_ptr()) };
-            if let Some(bias) = bias {
-                let bias = bias[(panel + j) * WIDTH..].as_ptr();
-                // SAFETY: the bias has as many elements as there are outputs.
-                sum = lanes.add(sum, unsafe { load(lanes, bias, whole, rest) });
-            }
-            // SAFETY: inside `out`, and only this piece writes these elements.
-            unsafe { store(lanes, at, sum, whole, rest) };
-        }
-    }
-}
-
-/// Lines `start..start + len` of some panels from `panel` on.
+/// Lines `start..start + len` of some panels, `stride` bytes from panel to panel.
 #[derive(Clone, Copy)]
-struct Group {
-    panel: usize,
+struct Lines {
+    here: *const u8,
+    stride: usize,
     start: usize,
     len: usize,
     /// No elements are left after these: the sums are complete.
     last: bool,
-    /// The panel and line with which the piece goes on.
-    next: Option<(usize, usize)>,
-    /// Whether these lines were asked for before.
-    asked: bool,
 }
 
-/// What to ask memory for during so many lines: first `at`, then `pace` bytes on with each line.
-#[derive(Clone, Copy)]
-struct Ask {
-    lines: usize,
-    at: *const u8,
-    pace: usize,
-}
-
-impl Ask {
-    fn none(at: *const u8) -> Self {
-        Self { lines: 0, at, pace: 0 }
+impl Lines {
+    /// The same lines of N panels in f32, in `to`.
+    #[inline(always)]
+    fn widen<L: Lanes, E: Element, const N: usize>(self, lanes: L, to: &mut [f32]) -> Self {
+        let (line, stride) = (2 * WIDTH * E::BYTES, 2 * WIDTH * self.len);
+        let widened = &mut to[..N * stride];
+        for (j, to) in widened.chunks_exact_mut(stride).enumerate() {
+            for (index, to) in to.chunks_exact_mut(2 * WIDTH).enumerate() {
+                let from = self.here.wrapping_add(j * self.stride + index * line);
+                lanes.prefetch(from.wrapping_add(WIDEN_AHEAD));
+                // SAFETY: N panels have the lines.
+                let first = unsafe { E::half_line::<L, false>(lanes, from) };
+                // SAFETY: as above.
+                let second = unsafe { E::half_line::<L, true>(lanes, from) };
+                // SAFETY: twice sixteen elements.
+                unsafe { lanes.store(to.as_mut_ptr(), first) };
+                // SAFETY: as above.
+                unsafe { lanes.store(to[WIDTH..].as_mut_ptr(), second) };
+            }
+        }
+        Self { here: widened.as_ptr().cast(), stride: 4 * stride, ..self }
     }
 }
 

@@ -20,6 +20,7 @@ mod pool;
 mod rope;
 mod scratch;
 mod tensor;
+mod tiles;
 mod weight;
 mod workers;
 

@@ -107,6 +107,24 @@ impl Workers {
         assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of a parallel region panicked");
     }
 
+    /// The same, of which every thread claims its next task before it begins one: `task(index, next, scratch)`.
+    pub(crate) fn run_in_sight(
+        &self,
+        tasks: usize,
+        task: &(dyn Fn(usize, Option<usize>, &mut Scratch) + Sync),
+    ) {
+        let claims = AtomicUsize::new(0);
+        let claim = || Some(claims.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < tasks);
+        self.run(self.threads().min(tasks), &|_, scratch| {
+            let mut now = claim();
+            while let Some(index) = now {
+                let next = claim();
+                task(index, next, scratch);
+                now = next;
+            }
+        });
+    }
+
     /// Runs `piece(from, to)` over all of `rows`, in pieces worth handing out when a row is `cols` cheap elements.
     pub(crate) fn rows(&self, rows: usize, cols: usize, piece: &(dyn Fn(usize, usize) + Sync)) {
         /// Below this a piece takes less time than waking somebody for it.

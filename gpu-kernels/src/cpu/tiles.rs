@@ -1,0 +1,223 @@
+//! What products of all kinds of weights share: the rows of `x` in tiles, groups of panels as tasks, and what is asked
+//! of memory meanwhile.
+//!
+//! A task is a group of panels that a kernel walks at once, against all tiles. Threads know their next task when they
+//! begin one, so that its panels are on their way while these are multiplied. Bytes that come from memory go into the second-level
+//! cache in good time, and from there into the first shortly before their use: the buffers of the first-level cache
+//! are few, and a line on its way from memory holds one for ten times as long as one from the next cache.
+
+use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::norm::{load, store};
+use super::scratch::Scratch;
+use super::workers::Workers;
+use super::{Isa, SharedOut};
+
+/// Bytes of a panel between the line that is multiplied and the one that is asked for, where memory is the limit.
+const AHEAD: usize = 2048;
+/// The same where lines wait in the second-level cache.
+const NEAR: usize = 512;
+/// Elements of `x` between those that are multiplied and those that are asked for.
+pub(super) const X_AHEAD: usize = 128;
+
+/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is
+/// nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    x: &'a [f32],
+    /// Rows of a tile.
+    pub(super) rows: usize,
+    /// Tiles.
+    pub(super) count: usize,
+    /// Pairs of elements in a row.
+    pub(super) pairs: usize,
+}
+
+impl<'a> Tiles<'a> {
+    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in
+    /// `packed`, or where `x` lies if that is the same.
+    pub(super) fn new(
+        with: (&Workers, Isa),
+        packed: &'a mut Scratch,
+        x: &'a [f32],
+        (rows, cols): (usize, usize),
+        (of, step): (usize, usize),
+    ) -> Self {
+        let tiles = Self { x, rows: of, count: rows.div_ceil(of), pairs: cols.next_multiple_of(step) / 2 };
+        let as_it_lies = of == 1 && rows == 1 && cols == 2 * tiles.pairs;
+        if as_it_lies { tiles } else { tiles.pack(with, packed, (rows, cols)) }
+    }
+
+    /// The elements of one tile, `[in][rows]`.
+    #[inline(always)]
+    pub(super) fn tile(&self, tile: usize) -> &'a [f32] {
+        &self.x[tile * self.tile_len()..][..self.tile_len()]
+    }
+
+    /// The same from row-major `x`, turned into `packed`.
+    fn pack(
+        self,
+        (workers, isa): (&Workers, Isa),
+        packed: &'a mut Scratch,
+        (rows, cols): (usize, usize),
+    ) -> Self {
+        let blocks = cols.div_ceil(WIDTH);
+        // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a
+        // line more.
+        let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
+        let to = SharedOut::new(packed);
+        workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| {
+            dispatch(isa, Pack { tiles: self, rows, cols, to, from, end });
+        });
+        Self { x: packed, ..self }
+    }
+
+    /// Elements of one tile.
+    fn tile_len(&self) -> usize {
+        2 * self.pairs * self.rows
+    }
+}
+
+/// Blocks of sixteen elements of the rows of a tile on their way to where lanes run along rows: blocks `from..end` of
+/// all tiles.
+struct Pack<'a> {
+    tiles: Tiles<'a>,
+    rows: usize,
+    cols: usize,
+    to: SharedOut,
+    from: usize,
+    end: usize,
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { tiles, rows, cols, to, from, end } = self;
+        let blocks = cols.div_ceil(WIDTH);
+        for index in from..end {
+            let (tile, first) = (index / blocks, index % blocks * WIDTH);
+            let (whole, rest) = (first + WIDTH <= cols, cols - first);
+            let mut block = [lanes.splat(0.0); WIDTH];
+            for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut block) {
+                // SAFETY: sixteen elements of the row, or as many as are left.
+                *vector =
+                    unsafe { load(lanes, tiles.x.as_ptr().wrapping_add(row * cols + first), whole, rest) };
+            }
+            let block = lanes.transpose(block);
+            // Behind the last block there is what somebody else writes.
+            let last = index + 1 == end || index % blocks + 1 == blocks;
+            let elements = WIDTH.min(2 * tiles.pairs - first);
+            for (element, &vector) in block.iter().enumerate().take(elements) {
+                let at = to.row(0, 0).wrapping_add(tile * tiles.tile_len() + (first + element) * tiles.rows);
+                // SAFETY: inside the tile, and of this piece of work; except what a whole vector spills into the next
+                // elements, which are written after it.
+                unsafe { store(lanes, at, vector, !last, tiles.rows) };
+            }
+        }
+    }
+}
+
+/// A group of panels of one product: what one thread does at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Group {
+    pub(super) product: usize,
+    /// Panels `from..to`.
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// All products in groups of `size` panels; `counts` are the panels of each.
+pub(super) fn groups(size: usize, counts: impl Iterator<Item = usize>) -> Vec<Group> {
+    let of = |(product, panels): (usize, usize)| {
+        (0..panels).step_by(size).map(move |from| Group { product, from, to: panels.min(from + size) })
+    };
+    counts.enumerate().flat_map(of).collect()
+}
+
+impl Registers {
+    /// Most rows of a tile.
+    pub(super) fn rows_max(self) -> usize {
+        match self {
+            Self::Many => 8,
+            Self::Few => 6,
+            Self::Quarters => 3,
+        }
+    }
+
+    /// Whether a tile of so many rows may be one of several: they share rows equally.
+    #[inline(always)]
+    pub(super) fn one_of_several(self, rows: usize) -> bool {
+        2 * rows > self.rows_max()
+    }
+}
+
+/// What a tile asks of memory with each line that it multiplies.
+#[derive(Clone, Copy)]
+pub(super) struct Asks {
+    /// So many bytes ahead into the first-level cache, and where that goes on after the last line.
+    near: usize,
+    then: *const u8,
+    /// From here on into the second-level cache, so many bytes a line.
+    pub(super) far: *const u8,
+    pub(super) pace: usize,
+}
+
+impl Asks {
+    /// For tile `tile` of `tiles` against `len` lines of `line` bytes at `here`; the thread goes on at `next`.
+    #[inline(always)]
+    pub(super) fn new(
+        (tile, tiles): (usize, usize),
+        (here, len, line): (*const u8, usize, usize),
+        next: Option<*const u8>,
+    ) -> Self {
+        if tiles == 1 {
+            return Self { near: AHEAD, then: next.unwrap_or(here), far: here, pace: 0 };
+        }
+        // Each of the tiles asks for its share of what comes next.
+        let pace = line.div_ceil(tiles);
+        let from = tile * pace * len;
+        let share = next.filter(|_| from < line * len).map(|next| next.wrapping_add(from));
+        let then = if tile + 1 < tiles { here } else { next.unwrap_or(here) };
+        Self { near: NEAR, then, far: share.unwrap_or(here), pace: if share.is_some() { pace } else { 0 } }
+    }
+
+    /// The near place to ask for beside the line `offset` bytes into the `bytes` at `here`.
+    #[inline(always)]
+    pub(super) fn near(self, here: *const u8, offset: usize, bytes: usize) -> *const u8 {
+        let ahead = offset + self.near;
+        if ahead < bytes { here.wrapping_add(ahead) } else { self.then.wrapping_add(ahead - bytes) }
+    }
+}
+
+/// Where in `out`, with rows of `cols`, the sums of a row and a panel go: all sixteen (`whole`), or only as many as are
+/// left.
+#[inline(always)]
+pub(super) fn place((out, cols): (SharedOut, usize), row: usize, panel: usize) -> (*mut f32, bool, usize) {
+    let column = panel * WIDTH;
+    (out.row(row, cols).wrapping_add(column), column + WIDTH <= cols, cols - column)
+}
+
+/// The sums of R rows from `row` on and N panels from `panel` on, and the bias if there is one, to `out`: as many of
+/// them as there are of its `rows`.
+#[inline(always)]
+pub(super) fn store_sums<L: Lanes, const R: usize, const N: usize>(
+    lanes: L,
+    sums: &[f32],
+    bias: Option<&[f32]>,
+    out: (SharedOut, usize),
+    (rows, row, panel): (usize, usize, usize),
+) {
+    for (i, sums) in sums.chunks_exact(N * WIDTH).enumerate().take(R.min(rows - row)) {
+        for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
+            let (at, whole, rest) = place(out, row + i, panel + j);
+            // SAFETY: sixteen sums.
+            let mut sum = unsafe { lanes.load(sums.as_ptr()) };
+            if let Some(bias) = bias {
+                let bias = bias[(panel + j) * WIDTH..].as_ptr();
+                // SAFETY: the bias has as many elements as there are outputs.
+                sum = lanes.add(sum, unsafe { load(lanes, bias, whole, rest) });
+            }
+            // SAFETY: inside `out`, and only this piece writes these elements.
+            unsafe { store(lanes, at, sum, whole, rest) };
+        }
+    }
+}
