@@ -1,10 +1,11 @@
-//! The operators on this machine's CPU: matrix products from one token to a whole prompt, and paged attention.
-//! Weights are bf16 and take turns, so that they come from memory and not from a cache.
+//! The operators on this machine's CPU: matrix products from one token to a whole prompt, paged attention, and what lies
+//! between them. Names read `gpu-kernels/operator/shape/backend`; above every operator stand the machine's limits, measured
+//! in the same moment. Weights take turns, so that they come from memory and not from a cache.
 #![expect(clippy::unwrap_used, reason = "a bench whose setup fails has no figure")]
 
 use std::hint::black_box;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Instant;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use quayline_benches::bandwidth::read_gigabytes_per_second;
@@ -12,7 +13,8 @@ use quayline_benches::beside::beside;
 use quayline_benches::random::Random;
 use quayline_gpu_kernels::cpu::{Tensor, Weight};
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Projection, Span, WeightBytes, WeightSource,
+    Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Projection, RopeStyle, Rounding, Span,
+    WeightSource,
 };
 
 /// Together these weights are far larger than the last cache.
@@ -32,19 +34,20 @@ fn bf16_bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes().into_iter().skip(2)).collect()
 }
 
-/// As many weights `[outputs, inputs]` as fill [`WEIGHT_BYTES`], the same numbers in all.
-fn weights(cpu: &Cpu, outputs: usize, inputs: usize) -> (Vec<f32>, Vec<Weight>) {
+fn source(bytes: Vec<u8>, shape: Vec<usize>) -> WeightSource {
+    WeightSource { range: 0..bytes.len(), bytes: Arc::new(bytes), dtype: Dtype::Bf16, shape }
+}
+
+/// As many weights `[outputs, inputs]` as fill [`WEIGHT_BYTES`] in bf16, the same numbers in all.
+fn weights(cpu: &Cpu, outputs: usize, inputs: usize, rounding: Option<Rounding>) -> (Vec<f32>, Vec<Weight>) {
     let values = numbers(1, outputs * inputs);
+    let one = source(bf16_bytes(&values), vec![outputs, inputs]);
     let copies = (WEIGHT_BYTES / (values.len() * 2)).max(2);
-    let bytes: WeightBytes = Arc::new(bf16_bytes(&values).repeat(copies));
-    let size = values.len() * 2;
-    let one = |copy: usize| WeightSource {
-        bytes: Arc::clone(&bytes),
-        range: copy * size..(copy + 1) * size,
-        dtype: Dtype::Bf16,
-        shape: vec![outputs, inputs],
+    let make = |_| match rounding {
+        None => cpu.weight(one.clone()).unwrap(),
+        Some(rounding) => cpu.weight_rounded(one.clone(), rounding).unwrap(),
     };
-    let all = (0..copies).map(|copy| cpu.weight(one(copy)).unwrap()).collect();
+    let all = (0..copies).map(make).collect();
     (values, all)
 }
 
@@ -72,43 +75,130 @@ fn assert_product(cpu: &Cpu, out: &Tensor, x: &[f32], weight: &[f32], inputs: us
     }
 }
 
-fn limits() -> f64 {
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    read_gigabytes_per_second(threads, 128 << 20)
+/// Prints what the machine can do at this moment, above the figures of an operator.
+fn limits(cpu: &Cpu, operator: &str, peer: &str) {
+    let bytes = read_gigabytes_per_second(cpu.threads(), 128 << 20);
+    let mut rates: Vec<f64> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            let flop = cpu.multiply_add(400_000);
+            flop as f64 / start.elapsed().as_secs_f64() / 1e9
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    let limit =
+        format!("{bytes:.1} GB/s read, {:.0} GFLOP/s, {} threads", rates[rates.len() / 2], cpu.threads());
+    beside(&format!("gpu-kernels/{operator}/*"), &limit, peer);
 }
 
 fn linear(criterion: &mut Criterion) {
     let cpu = cpu();
-    beside(
-        "gpu-kernels/linear/1x*",
-        &format!("{:.1} GB/s, read with {} threads just now ({:?})", limits(), cpu.threads(), cpu.isa()),
+    limits(
+        &cpu,
+        "linear",
         "oneDNN through PyTorch reached 10 to 23 GB/s of 28 to 36 GB/s on 2 vCPU Sapphire Rapids",
     );
     let mut group = criterion.benchmark_group("gpu-kernels/linear");
     group.sample_size(10);
     for (inputs, outputs) in [(768, 2048), (896, 4864), (2048, 5632)] {
-        let (values, weights) = weights(&cpu, outputs, inputs);
-        for rows in [1, 8, 32, 128, 512] {
-            let x = numbers(2, rows * inputs);
-            let tensor = activations(&cpu, rows, inputs, &x);
-            let mut out = cpu.tensor(rows, outputs).unwrap();
-            product(&cpu, &tensor, &weights[0], &mut out);
-            assert_product(&cpu, &out, &x, &values, inputs, rows);
-            // One row is bound by bytes read, many rows by arithmetic.
-            let flop = 2 * rows * inputs * outputs;
-            let bytes = outputs * inputs * 2;
-            group.throughput(if rows == 1 {
-                Throughput::BytesDecimal(bytes as u64)
-            } else {
-                Throughput::Elements(flop as u64)
-            });
-            let mut turn = weights.iter().cycle();
-            group.bench_function(format!("{rows}x{inputs}x{outputs}-bf16"), |bencher| {
-                bencher.iter(|| product(&cpu, black_box(&tensor), turn.next().unwrap(), &mut out));
-            });
+        for rounding in [None, Some(Rounding::Int8), Some(Rounding::Int4)] {
+            let (values, weights) = weights(&cpu, outputs, inputs, rounding);
+            let (stored, bits) = match rounding {
+                None => ("bf16", 16),
+                Some(Rounding::Int8) => ("int8", 8),
+                Some(Rounding::Int4) => ("int4", 4),
+            };
+            for rows in [1, 8, 16, 32, 128, 512] {
+                let x = numbers(2, rows * inputs);
+                let tensor = activations(&cpu, rows, inputs, &x);
+                let mut out = cpu.tensor(rows, outputs).unwrap();
+                product(&cpu, &tensor, &weights[0], &mut out);
+                if rounding.is_none() {
+                    assert_product(&cpu, &out, &x, &values, inputs, rows);
+                }
+                // Up to some eight rows bytes are the limit, then arithmetic.
+                let flop = 2 * rows * inputs * outputs;
+                let bytes = outputs * inputs * bits / 8;
+                group.throughput(if rows <= 8 {
+                    Throughput::BytesDecimal(bytes as u64)
+                } else {
+                    Throughput::Elements(flop as u64)
+                });
+                let mut turn = weights.iter().cycle();
+                group.bench_function(
+                    format!("{rows}x{inputs}x{outputs}-{stored}/{}", cpu.isa()),
+                    |bencher| {
+                        bencher.iter(|| product(&cpu, black_box(&tensor), turn.next().unwrap(), &mut out));
+                    },
+                );
+            }
         }
     }
     group.finish();
+}
+
+/// The operators whose limit is bytes, on rows that lie in the caches, as they do between products.
+fn rows(criterion: &mut Criterion) {
+    const WIDTH: usize = 2048;
+    const DIM: usize = 64;
+    let cpu = cpu();
+    let ones = |len: usize| bf16_bytes(&vec![1.0; len]);
+    let vector = |len: usize| cpu.weight(source(ones(len), vec![len])).unwrap();
+    let table = cpu.table(source(ones(4096 * WIDTH), vec![4096, WIDTH])).unwrap();
+    let angles = vec![0.5; 512 * DIM / 2];
+    let rope = cpu.rope_table(&angles, &angles, DIM, RopeStyle::Halves).unwrap();
+    let heads = Heads { query: WIDTH / DIM, kv: 8, dim: DIM };
+    let shape = KvShape {
+        layers: 1,
+        blocks: 512 / BLOCK,
+        block_size: BLOCK,
+        kv_heads: 8,
+        head_dim: DIM,
+        dtype: Dtype::Bf16,
+    };
+    let mut pool = cpu.kv_pool(shape).unwrap();
+    let (norm, head_norm) = (vector(WIDTH), vector(DIM));
+    limits(
+        &cpu,
+        "{embed,rms_norm,add_rms_norm,head_norm,rope,append,silu_mul}",
+        "none measured in isolation",
+    );
+    for count in [1, 32, 512] {
+        let ids: Vec<u32> = (0..u32::try_from(count).unwrap()).map(|row| row * 7 % 4096).collect();
+        let slots: Vec<i64> = (0..i64::try_from(count).unwrap()).collect();
+        let positions: Vec<u32> = (0..u32::try_from(count).unwrap()).collect();
+        let input = BatchInput {
+            positions: &positions,
+            slots: &slots,
+            spans: &[],
+            block_tables: &[],
+            block_size: BLOCK,
+        };
+        let batch = cpu.batch(input).unwrap();
+        let x = activations(&cpu, count, WIDTH, &numbers(5, count * WIDTH));
+        let mut y = activations(&cpu, count, WIDTH, &numbers(6, count * WIDTH));
+        let mut out = activations(&cpu, count, WIDTH, &numbers(7, count * WIDTH));
+        let mut k = activations(&cpu, count, 8 * DIM, &numbers(8, count * 8 * DIM));
+        let v = activations(&cpu, count, 8 * DIM, &numbers(9, count * 8 * DIM));
+        // Bytes of one pass over a tensor of activations.
+        let pass = count * WIDTH * 4;
+        let mut bench = |operator: &str, bytes: usize, run: &mut dyn FnMut()| {
+            let mut group = criterion.benchmark_group(format!("gpu-kernels/{operator}"));
+            group.sample_size(10).throughput(Throughput::BytesDecimal(bytes as u64));
+            group.bench_function(format!("{count}x{WIDTH}/{}", cpu.isa()), |bencher| bencher.iter(&mut *run));
+            group.finish();
+        };
+        bench("embed", pass + pass / 2, &mut || cpu.embed(&table, &ids, &mut out).unwrap());
+        assert!(cpu.read(&out).unwrap().iter().all(|&element| element == 1.0), "a table of ones");
+        bench("rms_norm", 2 * pass, &mut || cpu.rms_norm(&x, &norm, 1e-5, &mut out).unwrap());
+        let squares: f32 = cpu.read(&out).unwrap()[..WIDTH].iter().map(|element| element * element).sum();
+        assert!((squares / WIDTH as f32 - 1.0).abs() < 1e-2, "a normed row: {squares}");
+        bench("add_rms_norm", 4 * pass, &mut || cpu.add_rms_norm(&mut y, &x, &norm, 1e-5, &mut out).unwrap());
+        bench("head_norm", 2 * pass, &mut || cpu.head_norm(&mut y, &head_norm, 1e-5).unwrap());
+        bench("rope", 2 * (pass + pass / 4), &mut || cpu.rope(&batch, &rope, &mut y, &mut k, heads).unwrap());
+        bench("append", 3 * pass / 4, &mut || cpu.append(&mut pool, 0, &batch, &k, &v).unwrap());
+        bench("silu_mul", 3 * pass, &mut || cpu.silu_mul(&x, &x, &mut out).unwrap());
+    }
 }
 
 /// Spans over one pool: `count` sequences of `context` tokens, each computing its last `queries`.
@@ -123,11 +213,7 @@ const HEADS: Heads = Heads { query: 14, kv: 2, dim: 64 };
 
 fn attention(criterion: &mut Criterion) {
     let cpu = cpu();
-    beside(
-        "gpu-kernels/attention/decode-*",
-        &format!("{:.1} GB/s of keys and values, read just now", limits()),
-        "none measured in isolation",
-    );
+    limits(&cpu, "attention", "none measured in isolation");
     let mut group = criterion.benchmark_group("gpu-kernels/attention");
     group.sample_size(10);
     let cases = [
@@ -148,7 +234,7 @@ fn attention(criterion: &mut Criterion) {
         });
         let mut run = attend(&cpu, &spans);
         run();
-        group.bench_function(name, |bencher| bencher.iter(&mut run));
+        group.bench_function(format!("{name}/{}", cpu.isa()), |bencher| bencher.iter(&mut run));
     }
     group.finish();
 }
@@ -215,5 +301,5 @@ fn fill(cpu: &Cpu, pool: &mut <Cpu as Ops>::KvPool, tokens: usize) {
     cpu.append(pool, 0, &batch, &k, &v).unwrap();
 }
 
-criterion_group!(benches, linear, attention);
+criterion_group!(benches, linear, attention, rows);
 criterion_main!(benches);

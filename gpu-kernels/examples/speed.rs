@@ -85,80 +85,11 @@ fn bandwidth(threads: usize, buffer: &[u8]) -> f64 {
     buffer.len() as f64 / seconds / 1e9
 }
 
-/// Not known here.
-#[cfg(not(target_arch = "x86_64"))]
-fn peak(_: usize, _: Isa) -> f64 {
-    f64::NAN
-}
-
-/// GFLOP/s of multiply-adds in registers on this many threads.
-#[cfg(target_arch = "x86_64")]
-fn peak(threads: usize, isa: Isa) -> f64 {
-    const ROUNDS: usize = 20_000;
-    let lanes = match isa.name() {
-        "avx512" | "amx" => 16,
-        "avx2" => 8,
-        _ => return f64::NAN,
-    };
-    let one = move || {
-        let sum = if lanes == 16 {
-            // SAFETY: `isa` is available, and so are its instructions.
-            unsafe { multiply_add_512(ROUNDS) }
-        } else {
-            // SAFETY: as above.
-            unsafe { multiply_add_256(ROUNDS) }
-        };
-        black_box(sum);
-    };
-    let seconds = best(threads, || {
-        if threads == 1 {
-            return one();
-        }
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(one);
-            }
-        });
-    });
-    (threads * ROUNDS * 12 * lanes * 2) as f64 / seconds / 1e9
-}
-
-/// Twelve chains of multiply-adds.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn multiply_add_512(rounds: usize) -> f32 {
-    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
-    let mut sums = [_mm512_set1_ps(1.0); 12];
-    let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_ps(*sum, a, b);
-        }
-    }
-    let mut all = 0.0;
-    for sum in sums {
-        all += _mm512_reduce_add_ps(sum);
-    }
-    all
-}
-
-/// Twelve chains of multiply-adds.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_add_256(rounds: usize) -> f32 {
-    use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
-    let mut sums = [_mm256_set1_ps(1.0); 12];
-    let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, a, b);
-        }
-    }
-    let mut all = 0.0;
-    for sum in sums {
-        all += _mm256_cvtss_f32(sum);
-    }
-    all
+/// GFLOP/s of multiply-adds in registers on all threads.
+fn peak(cpu: &Cpu) -> f64 {
+    let mut operations = 0;
+    let seconds = best(cpu.threads(), || operations = black_box(cpu.multiply_add(100_000)));
+    operations as f64 / seconds / 1e9
 }
 
 fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) {
@@ -201,7 +132,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
             });
             let gb = (k * n) as f64 * bytes_each / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
-            let peak = peak(cpu.threads(), cpu.isa());
+            let peak = peak(cpu);
             println!(
                 "{:41} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 name(m),
@@ -278,7 +209,7 @@ fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
             let seen = rows * context - sequences * queries * (queries - 1) / 2;
             let gb = (sequences * context * kv * dim * 2 * 2) as f64 / seconds / 1e9;
             let gf = (seen * query * dim * 4) as f64 / seconds / 1e9;
-            let peak = peak(cpu.threads(), cpu.isa());
+            let peak = peak(cpu);
             println!(
                 "{name:44} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 seconds * 1e6

@@ -16,6 +16,7 @@ mod matmul;
 mod norm;
 mod out;
 mod panels;
+mod peak;
 mod pool;
 mod rope;
 mod scratch;
@@ -97,6 +98,13 @@ impl Cpu {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.workers.threads()
+    }
+
+    /// Nothing but multiply-adds in registers, on all threads; gives back how many operations it was, about 400 for each of
+    /// `rounds` and threads with AVX-512. Timed, it is what this machine can do at most, to put beside a product's figure.
+    #[must_use]
+    pub fn multiply_add(&self, rounds: usize) -> usize {
+        peak::multiply_add(&self.workers, self.isa, rounds)
     }
 }
 
