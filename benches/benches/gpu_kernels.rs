@@ -1,6 +1,6 @@
-//! The operators on this machine's CPU: matrix products from one token to a whole prompt, paged attention, and what lies
-//! between them. Names read `gpu-kernels/operator/shape/backend`; above every operator stand the machine's limits, measured
-//! in the same moment. Weights take turns, so that they come from memory and not from a cache.
+//! The operators on this machine's CPU: matrix products from one token to a whole prompt, paged attention, and what
+//! lies between them. Names read `gpu-kernels/operator/shape/backend`; above every operator stand the machine's
+//! limits, measured in the same moment. Weights take turns, so that they come from memory and not from a cache.
 #![expect(clippy::unwrap_used, reason = "a bench whose setup fails has no figure")]
 
 use std::hint::black_box;

@@ -26,8 +26,8 @@ use crate::Dtype;
 /// Pairs of elements that several tiles pass over before they go on: three panels of as many, and the three that come
 /// next, leave half of the second-level cache to `x`.
 const DEPTH: usize = 1024;
-/// From so many tiles on, panels are widened once for all of them instead of by each: that takes as long as two thirds of a
-/// tile, and widening is a ninth of what a tile does.
+/// From so many tiles on, panels are widened once for all of them instead of by each: that takes as long as two thirds
+/// of a tile, and widening is a ninth of what a tile does.
 const WIDEN: usize = 12;
 /// Bytes of a panel between those that are widened and those that are asked for.
 const WIDEN_AHEAD: usize = 1024;

@@ -100,8 +100,8 @@ impl Cpu {
         self.workers.threads()
     }
 
-    /// Nothing but multiply-adds in registers, on all threads; gives back how many operations it was, about 400 for each of
-    /// `rounds` and threads with AVX-512. Timed, it is what this machine can do at most, to put beside a product's figure.
+    /// Nothing but multiply-adds in registers, on all threads; gives back how many operations it was (384 for each of
+    /// `rounds` on a thread with AVX-512). Timed, it is what the machine can do at most, to put beside a figure.
     #[must_use]
     pub fn multiply_add(&self, rounds: usize) -> usize {
         peak::multiply_add(&self.workers, self.isa, rounds)

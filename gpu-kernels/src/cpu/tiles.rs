@@ -2,9 +2,9 @@
 //! of memory meanwhile.
 //!
 //! A task is a group of panels that a kernel walks at once, against all tiles. Threads know their next task when they
-//! begin one, so that its panels are on their way while these are multiplied. Bytes that come from memory go into the second-level
-//! cache in good time, and from there into the first shortly before their use: the buffers of the first-level cache
-//! are few, and a line on its way from memory holds one for ten times as long as one from the next cache.
+//! begin one, so that its panels are on their way while these are multiplied. Bytes that come from memory go into the
+//! second-level cache in good time, and from there into the first shortly before their use: the buffers of the
+//! first-level cache are few, and a line on its way from memory holds one for ten times as long as one from the next.
 
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
 use super::norm::{load, store};
