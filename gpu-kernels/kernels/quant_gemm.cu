@@ -20,6 +20,9 @@ struct QuantGemm {
     const void *bias;
     // [rows, out]; of `dequantise` the weight [out, in].
     void *out;
+    // Of `dequantise`: the rows to write, `out_cols` of them, multiplied by their scales. Null: all, and eight-bit
+    // numbers without their scale.
+    const u32 *which;
     // In elements.
     u64 x_stride, out_stride;
     u32 rows, in, out_cols, out_padded, group, scale_stride;
@@ -150,22 +153,22 @@ template <class T, class W> FN void quant_gemm(const QuantGemm &p) {
     }
 }
 
-// The weight as rows of T: what many rows are multiplied by. Eight-bit numbers come without their scale.
+// The weight as rows of T: what many rows are multiplied by, or rows of an embedding table.
 template <class T, class W> FN void dequantise(const QuantGemm &p) {
     u32 blocks = divide_up(p.in, PART);
     u64 at = static_cast<u64>(block_index()) * (THREADS / 4) + thread_index() / 4;
-    u32 row = static_cast<u32>(at / blocks), block = static_cast<u32>(at % blocks), lane = thread_index() % 4;
-    if (row >= p.out_cols) return;
+    u32 to_row = static_cast<u32>(at / blocks), block = static_cast<u32>(at % blocks), lane = thread_index() % 4;
+    if (to_row >= p.out_cols) return;
+    u32 row = p.which ? p.which[to_row] : to_row;
+    float scale = p.which && p.scales ? p.scales[row * p.scale_stride] : 1.0f;
     Part<T, W> part;
     part.load(p, row, block);
-    u16 *out = static_cast<u16 *>(p.out) + row * p.out_stride;
+    T *out = static_cast<T *>(p.out) + to_row * p.out_stride;
     UNROLL for (u32 step = 0; step < STEPS; ++step) {
-        u32 b[2], first = block * PART + step * 16 + 2 * lane;
         part.find_group(p, row, block, step);
-        part.operand(step, b);
         for (u32 i = 0; i < 4; ++i) {
-            u32 to = first + i / 2 * 8 + i % 2;
-            if (to < p.in) out[to] = static_cast<u16>(b[i / 2] >> 16 * (i % 2));
+            u32 to = block * PART + step * 16 + 2 * lane + i / 2 * 8 + i % 2;
+            if (to < p.in) out[to] = narrow<T>(part.number(step, i) * scale);
         }
     }
 }

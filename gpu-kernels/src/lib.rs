@@ -10,7 +10,9 @@ compile_error!("weights are read where they lie, and they lie in little-endian o
 mod dtype;
 mod error;
 mod ops;
+mod rounding;
 mod shape;
+mod stored;
 
 pub mod cpu;
 pub mod cuda;

@@ -67,6 +67,9 @@ pub struct Int4Source {
     pub zeros: WeightPart,
     /// The scales, `scales`.
     pub scales: WeightPart,
+    /// The group of each input, `g_idx` (i32, `[cols]`); `None`: one group after the other. An implementation may
+    /// refuse any other order (act-order).
+    pub group_of: Option<WeightPart>,
 }
 
 /// How 4-bit integers lie in words.

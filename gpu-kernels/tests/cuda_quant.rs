@@ -12,24 +12,22 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
+use std::sync::Arc;
+
 use common::{Random, bits, close, half_ulp, rounded, store};
 use emulator::each;
 use half::f16;
-use quayline_gpu_kernels::cuda::{QuantSource, QuantWeight};
-use quayline_gpu_kernels::{Cuda, Dtype, Error, Ops};
+use quayline_gpu_kernels::cuda::{QuantSource, Weight};
+use quayline_gpu_kernels::{
+    Cpu, Cuda, Dtype, Error, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart,
+};
 
-fn product(
-    cuda: &Cuda,
-    x: &[f32],
-    weight: &QuantWeight,
-    bias: &[f32],
-    (rows, cols): (usize, usize),
-) -> Vec<f32> {
+fn product(cuda: &Cuda, x: &[f32], weight: &Weight, bias: &[f32], (rows, cols): (usize, usize)) -> Vec<f32> {
     let mut input = cuda.tensor(x.len() / cols, cols).unwrap();
     cuda.write(&mut input, x).unwrap();
     let mut out = cuda.tensor(input.rows(), rows).unwrap();
     let bias = cuda.weight(store(Dtype::F32, &[rows], bias, 0).source).unwrap();
-    cuda.quant_linear(&input, weight, Some(&bias), &mut out).unwrap();
+    cuda.linear(&input, &mut [Projection { weight, bias: Some(&bias), out: &mut out }]).unwrap();
     cuda.read(&out).unwrap().into_owned()
 }
 
@@ -40,7 +38,7 @@ fn check(
     cuda: &Cuda,
     dtype: Dtype,
     random: &mut Random,
-    weight: &QuantWeight,
+    weight: &Weight,
     exact: &[f64],
     shape: (usize, usize),
 ) {
@@ -108,7 +106,23 @@ fn words(n: usize, of: impl Fn(usize, usize) -> u32) -> Vec<u32> {
 }
 
 const SHAPES: [((usize, usize), usize); 5] =
-    [((16, 128), 128), ((24, 64), 32), ((8, 1160), 128), ((40, 656), 16), ((16, 200), 200)];
+    [((16, 128), 128), ((24, 64), 32), ((8, 1152), 128), ((40, 656), 16), ((16, 200), 200)];
+
+fn part<A: bytemuck::NoUninit>(numbers: &[A]) -> WeightPart {
+    let bytes: Vec<u8> = bytemuck::cast_slice(numbers).to_vec();
+    WeightPart { range: 0..bytes.len(), bytes: Arc::new(bytes) }
+}
+
+/// A matrix of a checkpoint out of its words.
+fn source(
+    layout: Int4Layout,
+    ((rows, cols), group): ((usize, usize), usize),
+    (values, zeros, scales): (&[u32], &[u32], &[f16]),
+    group_of: Option<&[u32]>,
+) -> Int4Source {
+    let (values, zeros, scales) = (part(values), part(zeros), part(scales));
+    Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: group_of.map(part) }
+}
 
 #[test]
 fn gptq_words_with_and_without_order() {
@@ -124,14 +138,10 @@ fn gptq_words_with_and_without_order() {
                 if act_order {
                     random.shuffle(&mut group_of);
                 }
-                let source = QuantSource::Gptq {
-                    words: &qweight,
-                    zeros: &qzeros,
-                    scales: &four.scales,
-                    group_of: act_order.then_some(&group_of),
-                    group,
-                };
-                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                let words = (&qweight[..], &qzeros[..], &four.scales[..]);
+                let order = act_order.then_some(&group_of[..]);
+                let source = source(Int4Layout::Gptq, ((rows, cols), group), words, order);
+                let weight = cuda.weight_int4(&source).unwrap();
                 let exact = four.exact(dtype, (rows, cols), |column| group_of[column] as usize);
                 let what = format!("GPTQ {rows} x {cols}, groups of {group}, order {act_order}");
                 check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
@@ -153,8 +163,9 @@ fn awq_words() {
             let qzeros = words(four.zeros.len() / 8, |word, place| {
                 four.zeros[word / across * rows + word % across * 8 + ORDER[place]]
             });
-            let source = QuantSource::Awq { words: &qweight, zeros: &qzeros, scales: &four.scales, group };
-            let weight = cuda.quant_weight(rows, cols, source).unwrap();
+            let words = (&qweight[..], &qzeros[..], &four.scales[..]);
+            let source = source(Int4Layout::Awq, ((rows, cols), group), words, None);
+            let weight = cuda.weight_int4(&source).unwrap();
             let exact = four.exact(dtype, (rows, cols), |column| column / group);
             check(
                 &format!("AWQ {rows} x {cols}, {group}"),
@@ -194,15 +205,47 @@ fn bytes_with_one_scale_and_with_one_per_output() {
                 let exact: Vec<f64> =
                     elements.iter().enumerate().map(|(i, &bits)| e4m3(bits) * scale(i / cols)).collect();
                 let source = QuantSource::Fp8 { elements: &elements, scales: &scales };
-                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                let weight = cuda.weight_bytes(rows, cols, source).unwrap();
                 check(&format!("fp8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
 
                 let elements: Vec<i8> = elements.iter().map(|&bits| (bits as i8).max(-127)).collect();
                 let exact: Vec<f64> =
                     elements.iter().enumerate().map(|(i, &q)| f64::from(q) * scale(i / cols)).collect();
                 let source = QuantSource::Int8 { elements: &elements, scales: &scales };
-                let weight = cuda.quant_weight(rows, cols, source).unwrap();
+                let weight = cuda.weight_bytes(rows, cols, source).unwrap();
                 check(&format!("int8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+            }
+        }
+    });
+}
+
+/// What matrices are rounded to is what the CPU rounds them to: products, and rows as of an embedding table.
+#[test]
+fn rounded_matrices_are_those_of_the_cpu() {
+    let cpu = Cpu::detect().unwrap();
+    each(|dtype, cuda, random| {
+        for ((rows, cols), rounding) in
+            [((16, 128), Rounding::Int4), ((10, 300), Rounding::Int4), ((33, 77), Rounding::Int8)]
+        {
+            let stored = random.stored(Dtype::F32, &[rows, cols]);
+            let on_cpu = cpu.weight_rounded(stored.source.clone(), rounding).unwrap();
+            let weight = cuda.weight_rounded(stored.source, rounding).unwrap();
+            let mut table = cpu.tensor(rows, cols).unwrap();
+            cpu.embed(&on_cpu, &(0..rows as u32).collect::<Vec<_>>(), &mut table).unwrap();
+            let worth = cpu.read(&table).unwrap();
+            // Four bits are rounded with their scale, eight without.
+            let exact = worth.iter().map(|&w| if rounding == Rounding::Int4 { rounded(dtype, w) } else { w });
+            let exact: Vec<f64> = exact.map(f64::from).collect();
+            let what = format!("{rounding:?} {rows} x {cols}");
+            check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+
+            let tokens: Vec<u32> = (0..2 * rows).map(|_| random.below(rows) as u32).collect();
+            let mut out = cuda.tensor(tokens.len(), cols).unwrap();
+            cuda.embed(&weight, &tokens, &mut out).unwrap();
+            for (found, &token) in cuda.read(&out).unwrap().chunks(cols).zip(&tokens) {
+                let expected: Vec<f32> =
+                    worth[token as usize * cols..][..cols].iter().map(|&w| rounded(dtype, w)).collect();
+                assert_eq!(bits(found), bits(&expected), "{what}, row {token}");
             }
         }
     });
@@ -212,38 +255,35 @@ fn bytes_with_one_scale_and_with_one_per_output() {
 fn parts_that_disagree_are_refused() {
     let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
     let (words, zeros, scales) = (vec![0; 16 * 32 / 8], vec![0; 2], vec![f16::ONE; 16]);
-    let awq = |rows, cols, group| {
-        let source = QuantSource::Awq { words: &words, zeros: &zeros, scales: &scales, group };
-        cuda.quant_weight(rows, cols, source).map(|_| ()).map_err(|error| error.to_string())
+    let int4 = |shape, layout, group_of: Option<&[u32]>| {
+        let source = source(layout, shape, (&words, &zeros, &scales), group_of);
+        cuda.weight_int4(&source).map(drop).map_err(|error| error.to_string())
     };
+    let awq = |rows, cols, group| int4(((rows, cols), group), Int4Layout::Awq, None);
     assert_eq!(awq(16, 32, 32), Ok(()));
-    assert_eq!(awq(16, 40, 40).unwrap_err(), "quant_weight: words is 64, expected 80");
-    assert_eq!(awq(16, 32, 16).unwrap_err(), "quant_weight: words of zeros is 2, expected 4");
+    assert_eq!(awq(16, 40, 40).unwrap_err(), "weight_int4: bytes of the values is 256, expected 320");
+    assert_eq!(awq(16, 32, 16).unwrap_err(), "weight_int4: bytes of the zero points is 8, expected 16");
     assert_eq!(
         awq(16, 32, 24).unwrap_err(),
-        "quant_weight: group is 24, which is not a positive multiple of 16"
+        "weight_int4: elements of a group is 24, which is not a positive multiple of 16"
     );
     assert_eq!(
         awq(12, 32, 32).unwrap_err(),
-        "quant_weight: out is 12, which is not a positive multiple of 8"
+        "weight_int4: outputs is 12, which is not a positive multiple of 8"
     );
-    let gptq = |group_of: &[u32]| {
-        let group_of = Some(group_of);
-        let source = QuantSource::Gptq { words: &words, zeros: &zeros, scales: &scales, group_of, group: 32 };
-        cuda.quant_weight(16, 32, source)
-    };
-    assert!(gptq(&[0; 32]).is_ok());
-    assert!(matches!(
-        gptq(&[1; 32]),
-        Err(Error::TooLarge { dimension: "group of an input", found: 1, max: 0, .. })
-    ));
-    assert!(matches!(gptq(&[0; 31]), Err(Error::Shape { dimension: "inputs that have a group", .. })));
-    let fp8 = cuda.quant_weight(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0; 3] });
+    let gptq = |group_of: &[u32]| int4(((16, 32), 32), Int4Layout::Gptq, Some(group_of));
+    assert_eq!(gptq(&[0; 32]), Ok(()));
+    assert_eq!(gptq(&[1; 32]).unwrap_err(), "weight_int4: group of an input is 1, the most allowed is 0");
+    assert_eq!(
+        gptq(&[0; 31]).unwrap_err(),
+        "weight_int4: bytes of the groups of inputs is 124, expected 128"
+    );
+    let fp8 = cuda.weight_bytes(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0; 3] });
     assert!(matches!(fp8, Err(Error::Shape { dimension: "scales", found: 3, expected: 2, .. })));
-    let weight = cuda.quant_weight(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0] }).unwrap();
+    let weight = cuda.weight_bytes(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0] }).unwrap();
     let (x, mut out) = (cuda.tensor(1, 4).unwrap(), cuda.tensor(1, 2).unwrap());
     assert!(matches!(
-        cuda.quant_linear(&x, &weight, None, &mut out),
+        cuda.linear(&x, &mut [Projection { weight: &weight, bias: None, out: &mut out }]),
         Err(Error::Shape { dimension: "in of the weight", found: 3, expected: 4, .. })
     ));
 }

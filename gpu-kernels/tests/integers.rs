@@ -73,7 +73,7 @@ fn int4(
         })
         .collect();
     let (values, zeros, scales) = (part(bytes(&words)), part(bytes(&zero_words)), part(scale_bytes));
-    (Int4Source { layout, rows, cols, group, values, zeros, scales }, worth)
+    (Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None }, worth)
 }
 
 /// All rows of a matrix, as embedding reads them.
@@ -266,6 +266,12 @@ fn doors_name_what_is_wrong() {
     assert_eq!(
         says(Int4Source { cols: 128, ..good.clone() }),
         "weight_int4: bytes of the values is 512, expected 1024"
+    );
+    let reordered: Vec<u8> = (0..64).flat_map(|input| (1 - input / 32_i32).to_le_bytes()).collect();
+    let reordered = WeightPart { range: 0..256, bytes: Arc::new(reordered) };
+    assert_eq!(
+        says(Int4Source { group_of: Some(reordered), ..good.clone() }),
+        "weight_int4: a group of inputs in another order, from input 0 is not supported, only groups one after the other"
     );
     let beyond = WeightPart { range: 1..1000, ..good.scales.clone() };
     assert_eq!(

@@ -58,7 +58,8 @@ impl<O: Ops> Loader<'_, O> {
         if layout != Int4Layout::Awq {
             self.weights.take_order(&format!("{prefix}.g_idx"), cols, group)?;
         }
-        Ok(self.ops.weight_int4(&Int4Source { layout, rows, cols, group, values, zeros, scales })?)
+        let source = Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None };
+        Ok(self.ops.weight_int4(&source)?)
     }
 
     /// A matrix that is only looked up in, row by row.

@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering;
 use emulator::Emulator;
 use quayline_engine::{
     Device, Engine, KvDtype, KvSize, LoadError, Model, ModelFiles, Options, Output, Request, RequestId,
-    Sampling, StepArrays, StepLimits, Tick,
+    Rounding, Sampling, StepArrays, StepLimits, Tick,
 };
 use quayline_gpu_kernels::Dtype;
 use safetensors::SafeTensors;
@@ -192,6 +192,16 @@ fn answers(engine: &mut Engine, asked: &[usize]) -> Vec<Answer> {
     asked.iter().map(of).collect()
 }
 
+/// A greedy answer beside the CPU's. From a choice on that was as good as a tie, both go on with texts of their own.
+fn compare(found: &Answer, exact: &Answer) {
+    let context = format!("{found:?}, the CPU's {exact:?}");
+    let same = (0..5).take_while(|&at| found.tokens[at] == exact.tokens[at]).count();
+    assert!(same == 5 || (same > 0 && exact.leads[same] < TOLERANCE_LOGPROB), "{context}");
+    for at in 0..same {
+        assert!((found.logprobs[at] - exact.logprobs[at]).abs() < TOLERANCE_LOGPROB, "{context}");
+    }
+}
+
 #[test]
 fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
     let Some((mut engine, emulator)) = load(&Options { prefix_caching: false, ..options() }) else { return };
@@ -204,14 +214,7 @@ fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
 
     let mut cpu = Engine::load(&one_layer(), &options()).unwrap();
     for n in [0, 2] {
-        let (exact, found) = (answers(&mut cpu, &[n]).remove(0), &alone[n]);
-        let context = format!("answer {n} is {found:?}, the CPU's {exact:?}");
-        // From a choice on that was as good as a tie, both go on with texts of their own.
-        let same = (0..5).take_while(|&at| found.tokens[at] == exact.tokens[at]).count();
-        assert!(same == 5 || (same > 2 && exact.leads[same] < TOLERANCE_LOGPROB), "{context}");
-        for at in 0..same {
-            assert!((found.logprobs[at] - exact.logprobs[at]).abs() < TOLERANCE_LOGPROB, "{context}");
-        }
+        compare(&alone[n], &answers(&mut cpu, &[n])[0]);
     }
 
     assert!(answers(&mut engine, &[0, 1, 2]) == alone, "together");
@@ -221,6 +224,17 @@ fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
     let before = engine.snapshot().prefix.hits;
     assert!(answers(&mut engine, &[1]) == [alone[1].clone()], "from the cache");
     assert!(engine.snapshot().prefix.hits > before);
+}
+
+#[test]
+fn rounded_matrices_answer_as_on_the_cpu() {
+    for rounding in [Rounding::Int8, Rounding::Int4] {
+        let options = Options { quantization: Some(rounding), ..options() };
+        let Some((mut engine, _)) = load(&options) else { return };
+        let found = answers(&mut engine, &[2]).remove(0);
+        let mut cpu = Engine::load(&one_layer(), &options).unwrap();
+        compare(&found, &answers(&mut cpu, &[2])[0]);
+    }
 }
 
 #[test]

@@ -23,15 +23,14 @@ use super::arena::{Arena, Room};
 use super::lanes::WIDTH;
 use super::weight::widen;
 use super::workers::Workers;
-use crate::error::{multiple, same};
-use crate::{Dtype, Error, Int4Layout, Int4Source, Rounding, WeightPart};
+use crate::rounding::{GROUP, round_eight, round_four};
+use crate::stored::Stored;
+use crate::{Dtype, Error, Int4Source, Rounding};
 
 /// Bytes of a line.
 pub(crate) const LINE: usize = 64;
 /// Elements of `in` to which products pad their activations: those of the widest line.
 pub(crate) const STEP: usize = 8;
-/// Elements of `in` with one scale when a matrix is rounded to four bits.
-const GROUP: usize = 128;
 
 /// What the values of a matrix are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +101,10 @@ impl Integers {
                 let row = widen(dtype, &bytes[(first + lane) * row_bytes..][..row_bytes]);
                 let values = &mut panel.values[lane * cols..][..cols];
                 for (index, (from, to)) in row.chunks(group).zip(values.chunks_mut(group)).enumerate() {
-                    panel.scales[index * WIDTH + lane] = round_group(form, from, to);
+                    panel.scales[index * WIDTH + lane] = match rounding {
+                        Rounding::Int8 => round_eight(from, to),
+                        Rounding::Int4 => round_four(from, to).to_f32(),
+                    };
                 }
             }
         })
@@ -110,17 +112,26 @@ impl Integers {
 
     /// Takes a matrix of a checkpoint, bit for bit. Cost: one pass, on all threads.
     pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
-        let (stored, form) = Stored::new(source)?;
+        let stored = Stored::new(source, STEP)?;
+        if let Some(input) = stored.first_out_of_order() {
+            return Err(Error::Unsupported {
+                operator: "weight_int4",
+                what: "a group of inputs in another order, from input",
+                found: input.to_string(),
+                supported: "groups one after the other",
+            });
+        }
+        let form = if stored.is_plain() { Form::Four } else { Form::FourZeros };
         let &Int4Source { rows, cols, group, .. } = source;
         Self::pack(with, form, (rows, cols, group), &|first, there, panel| {
             for lane in 0..there {
                 let row = first + lane;
                 for (col, to) in panel.values[lane * cols..][..cols].iter_mut().enumerate() {
-                    *to = stored.value(row, col) - 8;
+                    *to = stored.value(row, col).cast_signed() - 8;
                 }
                 for index in 0..cols / group {
-                    panel.scales[index * WIDTH + lane] = stored.scale(row, index);
-                    panel.zeros[index * WIDTH + lane] = stored.zero(row, index) - 8;
+                    panel.scales[index * WIDTH + lane] = stored.scale(row, index).to_f32();
+                    panel.zeros[index * WIDTH + lane] = stored.zero(row, index).cast_signed() - 8;
                 }
             }
         })
@@ -256,92 +267,4 @@ impl Integers {
             }
         }
     }
-}
-
-/// Rounds elements with one scale, which it answers.
-fn round_group(form: Form, from: &[f32], to: &mut [i8]) -> f32 {
-    let largest = from.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
-    // Four bits reach one further below zero than above: the largest element gets that one.
-    let (scale, low, high) = match form {
-        Form::Eight => (largest.abs() / 127.0, -127.0, 127.0),
-        _ => (f16::from_f32(largest / -8.0).to_f32(), -8.0, 7.0),
-    };
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    for (to, from) in to.iter_mut().zip(from) {
-        #[expect(clippy::cast_possible_truncation, reason = "within eight bits; what is no number becomes 0")]
-        let value = (from * inverse).round_ties_even().clamp(low, high) as i8;
-        *to = value;
-    }
-    scale
-}
-
-/// The integers of a checkpoint, checked.
-struct Stored<'a> {
-    layout: Int4Layout,
-    /// Words of each row of `values`, and of `zeros`.
-    width: usize,
-    zeros_width: usize,
-    /// Outputs.
-    rows: usize,
-    values: &'a [[u8; 4]],
-    zeros: &'a [[u8; 4]],
-    scales: &'a [[u8; 2]],
-}
-
-impl<'a> Stored<'a> {
-    fn new(source: &'a Int4Source) -> Result<(Self, Form), Error> {
-        let &Int4Source { layout, rows, cols, group, .. } = source;
-        multiple("weight_int4", "outputs", rows, 8)?;
-        multiple("weight_int4", "inputs", cols, 8)?;
-        multiple("weight_int4", "elements of a group", group, STEP)?;
-        multiple("weight_int4", "inputs", cols, group)?;
-        let part = |name, part: &'a WeightPart, bytes: Option<usize>| {
-            let all = (*part.bytes).as_ref();
-            let found = all.get(part.range.clone()).unwrap_or_default();
-            same("weight_int4", name, found.len(), bytes.unwrap_or(usize::MAX))?;
-            Ok(found)
-        };
-        let values = part("bytes of the values", &source.values, rows.checked_mul(cols / 2))?;
-        let zeros = part("bytes of the zero points", &source.zeros, (rows / 2).checked_mul(cols / group))?;
-        let scales = part("bytes of the scales", &source.scales, (rows * 2).checked_mul(cols / group))?;
-        let width = match layout {
-            Int4Layout::Awq => rows / 8,
-            Int4Layout::Gptq | Int4Layout::GptqV2 => rows,
-        };
-        let (values, zeros) = (values.as_chunks().0, zeros.as_chunks().0);
-        let stored =
-            Self { layout, width, zeros_width: rows / 8, rows, values, zeros, scales: scales.as_chunks().0 };
-        let groups = cols / group;
-        let plain = (0..groups).all(|group| (0..rows).all(|row| stored.zero(row, group) == 8));
-        Ok((stored, if plain { Form::Four } else { Form::FourZeros }))
-    }
-
-    fn value(&self, row: usize, col: usize) -> i8 {
-        match self.layout {
-            Int4Layout::Awq => nibble(self.values[col * self.width + row / 8], awq_place(row % 8)),
-            Int4Layout::Gptq | Int4Layout::GptqV2 => nibble(self.values[col / 8 * self.width + row], col % 8),
-        }
-    }
-
-    fn zero(&self, row: usize, group: usize) -> i8 {
-        let word = self.zeros[group * self.zeros_width + row / 8];
-        match self.layout {
-            Int4Layout::Awq => nibble(word, awq_place(row % 8)),
-            Int4Layout::Gptq => nibble(word, row % 8) + 1,
-            Int4Layout::GptqV2 => nibble(word, row % 8),
-        }
-    }
-
-    fn scale(&self, row: usize, group: usize) -> f32 {
-        f16::from_le_bytes(self.scales[group * self.rows + row]).to_f32()
-    }
-}
-
-fn nibble(word: [u8; 4], place: usize) -> i8 {
-    (word[place / 2] >> (place % 2 * 4) & 15).cast_signed()
-}
-
-/// AWQ interleaves eight outputs so that its kernel unpacks two at a time: even ones lie in the lower half.
-fn awq_place(output: usize) -> usize {
-    output / 2 + output % 2 * 4
 }

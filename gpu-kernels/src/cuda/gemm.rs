@@ -1,7 +1,7 @@
 //! Matrix products: `kernels/gemm.cu`.
 
 use super::device::Address;
-use super::tensor::Tensor;
+use super::tensor::{self, FloatMatrix, Tensor};
 use super::{Cuda, count, divide};
 use crate::{Error, Projection};
 
@@ -39,10 +39,16 @@ pub(super) struct Matrix {
 impl Cuda {
     /// `out = x · weightᵀ + bias`, all shapes checked.
     pub(super) fn gemm(&self, x: &Tensor, projection: &mut Projection<'_, Self>) -> Result<(), Error> {
-        let (rows, cols) = projection.weight.matrix("linear")?;
-        let bias = projection.bias.map_or(Ok(0), |bias| bias.vector("linear", rows))?;
-        let (address, stride) = (projection.weight.address(), projection.weight.stride());
-        self.multiply(x, Matrix { address, stride, rows, cols, scales: None }, bias, projection.out)
+        let weight = projection.weight.matrix("linear")?;
+        let bias = projection.bias.map_or(Ok(0), |bias| bias.vector("linear", weight.shape().0))?;
+        match weight {
+            tensor::Matrix::Floats(floats) => {
+                let &FloatMatrix { rows, cols, .. } = floats;
+                let (address, stride) = (floats.address(), floats.stride());
+                self.multiply(x, Matrix { address, stride, rows, cols, scales: None }, bias, projection.out)
+            }
+            tensor::Matrix::Integers(integers) => self.multiply_integers(x, integers, bias, projection.out),
+        }
     }
 
     /// `out = x · matrixᵀ · scale + bias`, all shapes checked.

@@ -42,7 +42,7 @@ pub use moe::{Router, Routing};
 pub use norm::{Norm, QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, KvStorage, LatentShape};
-pub use quant::{QuantSource, QuantWeight};
+pub use quant::QuantSource;
 pub use rope::{HeadNorms, RopeTable};
 pub use sample::{Distributions, Draw, Sampled, Seen};
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
@@ -51,9 +51,13 @@ pub use verify::{Draft, Drafts, Verified};
 
 use elementwise::NormBy;
 use memory::{Keeper, Memory};
+use tensor::Matrix;
 
 use crate::error::{at_most, below, multiple, same};
-use crate::{Attention, BatchInput, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource};
+use crate::{
+    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
+    WeightSource,
+};
 
 /// The operators, on a device.
 ///
@@ -209,6 +213,17 @@ impl Ops for Cuda {
         Weight::new(&self.device, self.dtype, &source)
     }
 
+    fn weight_rounded(&self, source: WeightSource, rounding: Rounding) -> Result<Weight, Error> {
+        match source.shape[..] {
+            [_, _] => self.rounded(&source, rounding).map(Weight::of_integers),
+            _ => self.weight(source),
+        }
+    }
+
+    fn weight_int4(&self, source: &Int4Source) -> Result<Weight, Error> {
+        self.stored(source).map(Weight::of_integers)
+    }
+
     fn rope_table(
         &self,
         cos: &[f32],
@@ -232,13 +247,17 @@ impl Ops for Cuda {
     }
 
     fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
-        let (rows, cols) = table.matrix("embed")?;
+        let table = table.matrix("embed")?;
+        let (rows, cols) = table.shape();
         same("embed", "width of the output", out.cols(), cols)?;
         out.check_rows("embed", tokens.len())?;
         for &token in tokens {
             below("embed", "token", token as usize, rows)?;
         }
-        self.gather((table.address(), table.stride()), tokens, out)
+        match table {
+            Matrix::Floats(floats) => self.gather((floats.address(), floats.stride()), tokens, out),
+            Matrix::Integers(integers) => self.gather_integers(integers, tokens, out),
+        }
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
@@ -268,7 +287,7 @@ impl Ops for Cuda {
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
         for projection in projections.iter() {
-            let (rows, cols) = projection.weight.matrix("linear")?;
+            let (rows, cols) = projection.weight.matrix("linear")?.shape();
             same("linear", "in of the weight", cols, x.cols())?;
             same("linear", "width of the output", projection.out.cols(), rows)?;
             projection.out.check_rows("linear", x.rows())?;

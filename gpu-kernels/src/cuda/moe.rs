@@ -4,7 +4,7 @@ use super::attention::Floats;
 use super::device::Address;
 use super::gemm::GemmArgument;
 use super::memory::Memory;
-use super::tensor::{Tensor, Weight};
+use super::tensor::{FloatMatrix, Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::Error;
 use crate::error::{at_most, below, multiple, same};
@@ -246,9 +246,9 @@ impl Cuda {
     ) -> Result<(), Error> {
         let operator = "expert_linear";
         let pairs = routing.tokens * routing.chosen;
-        let (rows, cols) = weights.matrix(operator)?;
-        same(operator, "in of the weights", cols, x.cols())?;
-        same(operator, "out of the weights of all experts", rows, routing.expert_count * out.cols())?;
+        let weights = weights.floats(operator)?;
+        same(operator, "in of the weights", weights.cols, x.cols())?;
+        same(operator, "out of the weights of all experts", weights.rows, routing.expert_count * out.cols())?;
         if x.rows() != pairs {
             same(operator, "rows of x", x.rows(), routing.tokens)?;
         }
@@ -315,12 +315,11 @@ impl Cuda {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let operator = "lora";
-        let (adapters, (a_rows, in_cols)) = (factors.len, a.matrix(operator)?);
-        multiple(operator, "rows of a", a_rows, adapters)?;
-        let (b_rows, rank) = b.matrix(operator)?;
-        same(operator, "rank of b", rank, a_rows / adapters)?;
-        same(operator, "in of a", in_cols, x.cols())?;
-        same(operator, "out of b of all adapters", b_rows, adapters * out.cols())?;
+        let (adapters, a, b) = (factors.len, a.floats(operator)?, b.floats(operator)?);
+        multiple(operator, "rows of a", a.rows, adapters)?;
+        same(operator, "rank of b", b.cols, a.rows / adapters)?;
+        same(operator, "in of a", a.cols, x.cols())?;
+        same(operator, "out of b of all adapters", b.rows, adapters * out.cols())?;
         same(operator, "rows that have an adapter or none", adapter_of.len(), x.rows())?;
         same(operator, "rows of the output", out.rows(), x.rows())?;
         for &adapter in adapter_of.iter().flatten() {
@@ -335,7 +334,7 @@ impl Cuda {
             from: rows.address(),
             to: rows.address(),
         };
-        let mut between = Tensor::new(&self.device, x.rows(), rank)?;
+        let mut between = Tensor::new(&self.device, x.rows(), b.cols)?;
         between.set_rows(x.rows());
         self.grouped(operator, x, a, lists(), None, false, &between)?;
         self.grouped(operator, &between, b, lists(), Some(factors), true, out)
@@ -347,7 +346,7 @@ impl Cuda {
         &self,
         operator: &'static str,
         x: &Tensor,
-        weights: &Weight,
+        weights: &FloatMatrix,
         lists: Lists,
         factors: Option<&Floats>,
         accumulate: bool,

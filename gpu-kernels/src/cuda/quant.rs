@@ -1,19 +1,22 @@
 //! Weights of four and eight bits: `kernels/quant_gemm.cu`.
 //!
-//! A weight is read in the form of its checkpoint (GPTQ, AWQ, or one byte per element) and packed once for the
-//! kernel.
+//! A weight is read in the form of its checkpoint (GPTQ, AWQ, or one byte per element), or rounded, and packed once for
+//! the kernel.
 
 use half::f16;
 
 use super::device::Address;
 use super::gemm::Matrix;
 use super::memory::Memory;
-use super::tensor::{Tensor, Weight};
+use super::tensor::{Tensor, Weight, weight_bytes, widen_row};
 use super::{Cuda, count, divide};
-use crate::error::{at_most, below, multiple, same};
-use crate::{Dtype, Error};
+use crate::error::{multiple, same};
+use crate::rounding::{GROUP, round_eight, round_four};
+use crate::stored::Stored;
+use crate::{Dtype, Error, Int4Source, Rounding, WeightSource};
 
-/// A matrix `[out, in]` of a quantised checkpoint.
+/// A matrix `[out, in]` of a quantised checkpoint, of one byte for an element. Those of four bits are
+/// [`Int4Source`](crate::Int4Source)s.
 #[derive(Clone, Copy, Debug)]
 pub enum QuantSource<'a> {
     /// E4M3, `[out, in]`, and what it is multiplied by: one number, or one per output.
@@ -30,37 +33,13 @@ pub enum QuantSource<'a> {
         /// `[1]` or `[out]`.
         scales: &'a [f32],
     },
-    /// GPTQ (arXiv 2210.17323), four bits: `(q - zero - 1) · scale`.
-    Gptq {
-        /// `[in / 8, out]`, eight consecutive inputs in a word, lowest bits first.
-        words: &'a [u32],
-        /// `[groups, out / 8]`, eight consecutive outputs in a word, each 1 less than what stands for zero.
-        zeros: &'a [u32],
-        /// `[groups, out]`.
-        scales: &'a [f16],
-        /// The group of each input (act-order); `None`: `group` after `group`.
-        group_of: Option<&'a [u32]>,
-        /// Inputs of a group: a multiple of 16, or all.
-        group: usize,
-    },
-    /// AWQ (arXiv 2306.00978), four bits: `(q - zero) · scale`.
-    Awq {
-        /// `[in, out / 8]`, eight outputs in a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.
-        words: &'a [u32],
-        /// `[groups, out / 8]`, in the same order.
-        zeros: &'a [u32],
-        /// `[groups, out]`.
-        scales: &'a [f16],
-        /// Inputs of a group: a multiple of 16, or all.
-        group: usize,
-    },
 }
 
 /// A quantised matrix in a device's memory.
 #[derive(Debug)]
-pub struct QuantWeight {
-    rows: usize,
-    cols: usize,
+pub(crate) struct QuantWeight {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
     format: Format,
     packed: Memory,
     /// Four bits: f16 scales and zeros of one byte, `[groups, rows padded]`. Eight: f32 scales, and nothing.
@@ -90,6 +69,7 @@ struct QuantGemmArgument {
     scales: Address,
     bias: Address,
     out: Address,
+    which: Address,
     x_stride: u64,
     out_stride: u64,
     rows: u32,
@@ -147,142 +127,113 @@ fn pack(rows: usize, cols: usize, width: usize, number: impl Fn(usize, usize) ->
     packed
 }
 
-/// One of eight four-bit numbers of a word.
-fn nibble(word: u32, which: usize) -> u8 {
-    (word >> (4 * which) & 15) as u8
-}
-
-/// The place of each of eight outputs in AWQ's words.
-const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// Four-bit numbers, scales and zeros in the kernel's order.
-struct Four {
-    packed: Vec<u8>,
-    scales: Vec<f16>,
-    zeros: Vec<u8>,
-    order: Option<Vec<u32>>,
-}
-
-/// Reads a four-bit matrix by what its word holds for a row and column, and a row and group.
-fn four(
-    (rows, cols): (usize, usize),
-    group: usize,
-    scales: &[f16],
-    order: Option<Vec<u32>>,
-    number: impl Fn(usize, usize) -> u8,
-    zero: impl Fn(usize, usize) -> u8,
-) -> Four {
-    let source = |column: usize| order.as_ref().map_or(column, |order| order[column] as usize);
-    let packed = pack(rows, cols, 4, |row, column| number(row, source(column)));
-    let padded = rows.next_multiple_of(TILE);
-    let places = || (0..cols.div_ceil(group)).flat_map(move |g| (0..padded).map(move |row| (g, row)));
-    let scale = |(g, row): (usize, usize)| if row < rows { scales[g * rows + row] } else { f16::ZERO };
-    let zero = |(g, row): (usize, usize)| if row < rows { zero(row, g) } else { 0 };
-    let (scales, zeros) = (places().map(scale).collect(), places().map(zero).collect());
-    Four { packed, scales, zeros, order }
-}
-
-/// Inputs by their group, in their order within one: each group must have as many as the others.
-fn order_of(group_of: &[u32], groups: usize, group: usize) -> Result<Option<Vec<u32>>, Error> {
-    let mut order = Vec::with_capacity(group_of.len());
-    for &g in group_of {
-        below("quant_weight", "group of an input", g as usize, groups)?;
+impl QuantWeight {
+    /// What a kernel reads of it.
+    fn argument(&self, operator: &'static str) -> Result<QuantGemmArgument, Error> {
+        let (scales, four) = (self.scales.address(), self.format == Format::Four);
+        Ok(QuantGemmArgument {
+            weight: self.packed.address(),
+            group_scales: if four { scales } else { 0 },
+            group_zeros: self.zeros.address(),
+            scales: if four { 0 } else { scales },
+            in_cols: count(operator, "in of the weight", self.cols)?,
+            out_cols: count(operator, "out of the weight", self.rows)?,
+            out_padded: count(operator, "out of the weight", self.rows.next_multiple_of(TILE))?,
+            group: count(operator, "group", self.group)?,
+            scale_stride: u32::from(self.scale_each),
+            ..bytemuck::Zeroable::zeroed()
+        })
     }
-    for g in 0..groups {
-        let members = (0..).zip(group_of).filter(|(_, of)| **of as usize == g).map(|(input, _)| input);
-        let before = order.len();
-        order.extend(members);
-        let expected = group.min(group_of.len() - g * group);
-        same("quant_weight", "inputs of a group", order.len() - before, expected)?;
-    }
-    let unchanged = order.is_sorted();
-    Ok((!unchanged).then_some(order))
 }
 
 impl Cuda {
-    /// A quantised matrix `[rows, cols]` of a checkpoint, packed and brought to the device.
+    /// A matrix `[rows, cols]` of one byte for an element, packed and brought to the device.
     ///
     /// # Errors
-    /// When lengths disagree with the shape, a group is no multiple of 16, or the memory cannot be had.
-    pub fn quant_weight(
-        &self,
-        rows: usize,
-        cols: usize,
-        source: QuantSource<'_>,
-    ) -> Result<QuantWeight, Error> {
-        let operator = "quant_weight";
+    /// When lengths disagree with the shape, or the memory cannot be had.
+    pub fn weight_bytes(&self, rows: usize, cols: usize, source: QuantSource<'_>) -> Result<Weight, Error> {
+        let operator = "weight_bytes";
         multiple(operator, "out", rows, 1)?;
         multiple(operator, "in", cols, 1)?;
-        let shape = (rows, cols);
-        let four = match source {
-            QuantSource::Fp8 { elements, scales } => {
-                return self.eight(Format::Fp8, shape, elements, scales);
-            }
-            QuantSource::Int8 { elements, scales } => {
-                return self.eight(Format::Int8, shape, bytemuck::cast_slice(elements), scales);
-            }
-            QuantSource::Gptq { words, zeros, scales, group_of, group } => {
-                let groups = self.check_four(shape, group, words, zeros, scales)?;
-                multiple(operator, "in", cols, 8)?;
-                let order = match group_of {
-                    Some(group_of) => {
-                        same(operator, "inputs that have a group", group_of.len(), cols)?;
-                        order_of(group_of, groups, group)?
-                    }
-                    None => None,
-                };
-                let number = |row, column: usize| nibble(words[column / 8 * rows + row], column % 8);
-                let zero = |row: usize, g| nibble(zeros[g * (rows / 8) + row / 8], row % 8) + 1;
-                four(shape, group, scales, order, number, zero)
-            }
-            QuantSource::Awq { words, zeros, scales, group } => {
-                self.check_four(shape, group, words, zeros, scales)?;
-                let of = |words: &[u32], line: usize, row: usize| {
-                    nibble(words[line * (rows / 8) + row / 8], AWQ_PLACES[row % 8])
-                };
-                let number = |row, column| of(words, column, row);
-                four(shape, group, scales, None, number, |row, g| of(zeros, g, row))
-            }
+        let (format, elements, scales) = match source {
+            QuantSource::Fp8 { elements, scales } => (Format::Fp8, elements, scales),
+            QuantSource::Int8 { elements, scales } => (Format::Int8, bytemuck::cast_slice(elements), scales),
         };
-        let group = match source {
-            QuantSource::Gptq { group, .. } | QuantSource::Awq { group, .. } => group,
-            _ => cols,
-        };
+        same(operator, "elements", elements.len(), rows.saturating_mul(cols))?;
+        if scales.len() != 1 {
+            same(operator, "scales", scales.len(), rows)?;
+        }
+        self.eight(format, (rows, cols), elements, scales).map(Weight::of_integers)
+    }
+
+    /// A matrix of four bits of a checkpoint.
+    pub(super) fn stored(&self, source: &Int4Source) -> Result<QuantWeight, Error> {
+        let stored = Stored::new(source, 16)?;
+        let order = stored.order()?;
+        let input = |column: usize| order.as_ref().map_or(column, |order| order[column] as usize);
+        self.four(
+            (source.rows, source.cols, source.group),
+            |row, column| stored.value(row, input(column)),
+            |row, group| (stored.scale(row, group), stored.zero(row, group)),
+            order.as_deref(),
+        )
+    }
+
+    /// A matrix of floats, rounded. Cost: one pass over the bytes.
+    pub(super) fn rounded(&self, source: &WeightSource, rounding: Rounding) -> Result<QuantWeight, Error> {
+        let bytes = weight_bytes(source)?;
+        let [rows, cols] = source.shape[..] else { unreachable!("a matrix") };
+        multiple("weight_rounded", "out", rows, 1)?;
+        multiple("weight_rounded", "in", cols, 1)?;
+        let group = if rounding == Rounding::Int8 { cols } else { GROUP };
+        let groups = cols.div_ceil(group);
+        let (mut values, mut eight, mut four) = (vec![0_i8; rows * cols], Vec::new(), Vec::new());
+        for (row, to) in bytes.chunks(cols * source.dtype.bytes()).zip(values.chunks_mut(cols)) {
+            let row = widen_row(source.dtype, row);
+            for (from, to) in row.chunks(group).zip(to.chunks_mut(group)) {
+                match rounding {
+                    Rounding::Int8 => eight.push(round_eight(from, to)),
+                    Rounding::Int4 => four.push(round_four(from, to)),
+                }
+            }
+        }
+        match rounding {
+            Rounding::Int8 => self.eight(Format::Int8, (rows, cols), bytemuck::cast_slice(&values), &eight),
+            Rounding::Int4 => self.four(
+                (rows, cols, group),
+                |row, column| (values[row * cols + column] + 8).cast_unsigned(),
+                |row, index| (four[row * groups + index], 8),
+                None,
+            ),
+        }
+    }
+
+    /// Packs numbers of four bits by what they, and the scale and zero of a row and group, are.
+    fn four(
+        &self,
+        (rows, cols, group): (usize, usize, usize),
+        number: impl Fn(usize, usize) -> u8,
+        scale_and_zero: impl Fn(usize, usize) -> (f16, u8),
+        order: Option<&[u32]>,
+    ) -> Result<QuantWeight, Error> {
+        let packed = pack(rows, cols, 4, number);
+        let padded = rows.next_multiple_of(TILE);
+        let places = (0..cols.div_ceil(group)).flat_map(|group| (0..padded).map(move |row| (group, row)));
+        let of = |(group, row)| if row < rows { scale_and_zero(row, group) } else { (f16::ZERO, 0) };
+        let (scales, zeros): (Vec<f16>, Vec<u8>) = places.map(of).unzip();
         let device = &self.device;
-        let order = four.order.map(|order| Memory::of(device, bytemuck::cast_slice(&order))).transpose()?;
+        let order = order.map(|order| Memory::of(device, bytemuck::cast_slice(order))).transpose()?;
         Ok(QuantWeight {
             rows,
             cols,
             format: Format::Four,
-            packed: Memory::of(device, &four.packed)?,
-            scales: Memory::of(device, bytemuck::cast_slice(&four.scales))?,
-            zeros: Memory::of(device, &four.zeros)?,
+            packed: Memory::of(device, &packed)?,
+            scales: Memory::of(device, bytemuck::cast_slice(&scales))?,
+            zeros: Memory::of(device, &zeros)?,
             scale_each: false,
             group,
             order,
         })
-    }
-
-    /// The number of groups of a four-bit matrix whose parts have the lengths of its shape.
-    fn check_four(
-        &self,
-        (rows, cols): (usize, usize),
-        group: usize,
-        words: &[u32],
-        zeros: &[u32],
-        scales: &[f16],
-    ) -> Result<usize, Error> {
-        let operator = "quant_weight";
-        multiple(operator, "out", rows, 8)?;
-        if group != cols {
-            multiple(operator, "group", group, 16)?;
-        }
-        at_most(operator, "group", group, cols)?;
-        let groups = cols.div_ceil(group);
-        same(operator, "words", words.len(), (rows * cols).div_ceil(8))?;
-        same(operator, "words of zeros", zeros.len(), groups * (rows / 8))?;
-        same(operator, "scales", scales.len(), groups * rows)?;
-        Ok(groups)
     }
 
     fn eight(
@@ -292,10 +243,6 @@ impl Cuda {
         elements: &[u8],
         scales: &[f32],
     ) -> Result<QuantWeight, Error> {
-        same("quant_weight", "elements", elements.len(), rows.saturating_mul(cols))?;
-        if scales.len() != 1 {
-            same("quant_weight", "scales", scales.len(), rows)?;
-        }
         let packed = pack(rows, cols, 8, |row, column| elements[row * cols + column]);
         let device = &self.device;
         Ok(QuantWeight {
@@ -311,25 +258,17 @@ impl Cuda {
         })
     }
 
-    /// `out = x · weightᵀ + bias` with a quantised weight. Four-bit numbers are rounded to the activations' type
-    /// once they are multiplied by their scale; eight-bit ones are exact in it, and sums are multiplied. A row's
-    /// bits do not depend on the other rows.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn quant_linear(
+    /// `out = x · weightᵀ + bias`, all shapes checked. Four-bit numbers are rounded to the activations' type once they
+    /// are multiplied by their scale; eight-bit ones are exact in it, and sums are multiplied. A row's bits do not
+    /// depend on the other rows.
+    pub(super) fn multiply_integers(
         &self,
         x: &Tensor,
         weight: &QuantWeight,
-        bias: Option<&Weight>,
-        out: &mut Tensor,
+        bias: Address,
+        out: &Tensor,
     ) -> Result<(), Error> {
-        let operator = "quant_linear";
-        same(operator, "in of the weight", weight.cols, x.cols())?;
-        same(operator, "width of the output", out.cols(), weight.rows)?;
-        out.check_rows(operator, x.rows())?;
-        let bias = bias.map_or(Ok(0), |bias| bias.vector(operator, weight.rows))?;
-        out.set_rows(x.rows());
+        let operator = "linear";
         if x.rows() == 0 {
             return Ok(());
         }
@@ -340,23 +279,14 @@ impl Cuda {
             self.permute(x, order, &permuted)?;
         }
         let x = if weight.order.is_some() { &permuted } else { x };
-        let scales = (weight.format != Format::Four).then(|| (weight.scales.address(), weight.scale_each));
         let argument = QuantGemmArgument {
             x: x.address(),
-            weight: weight.packed.address(),
-            group_scales: if scales.is_none() { weight.scales.address() } else { 0 },
-            group_zeros: weight.zeros.address(),
-            scales: scales.map_or(0, |(scales, _)| scales),
             bias,
             out: out.address(),
             x_stride: x.stride() as u64,
             out_stride: out.stride() as u64,
             rows: count(operator, "rows", x.rows())?,
-            in_cols: count(operator, "in of the weight", weight.cols)?,
-            out_cols: count(operator, "out of the weight", weight.rows)?,
-            out_padded: count(operator, "out of the weight", weight.rows.next_multiple_of(TILE))?,
-            group: count(operator, "group", weight.group)?,
-            scale_stride: u32::from(weight.scale_each),
+            ..weight.argument(operator)?
         };
         // 8 warps with 2 stages of 16 rows of 128 numbers, and 16 x 16 sums of each slab of 512.
         let flat_bytes = 8 * 2 * TILE * PART * 2 + weight.cols.div_ceil(512) * TILE * TILE * 4;
@@ -368,12 +298,44 @@ impl Cuda {
         let stride = weight.cols.next_multiple_of(8);
         let whole = self.workspace(weight.rows * stride * 2)?;
         let argument = QuantGemmArgument { out: whole.address(), out_stride: stride as u64, ..argument };
-        let blocks = divide(operator, weight.rows * weight.cols.div_ceil(PART), THREADS / 4)?;
-        let kernel = self.quant_kernel("dequantise", weight);
-        self.start("quant_gemm", &kernel, blocks, THREADS, 0, &argument)?;
+        self.dequantise(weight, weight.rows, &argument)?;
+        let scales = (weight.format != Format::Four).then(|| (weight.scales.address(), weight.scale_each));
         let matrix =
             Matrix { address: whole.address(), stride, rows: weight.rows, cols: weight.cols, scales };
         self.multiply(x, matrix, bias, out)
+    }
+
+    /// `out[i] = weight[rows[i]]`, all checked, rounded to the activations' type.
+    pub(super) fn gather_integers(
+        &self,
+        weight: &QuantWeight,
+        rows: &[u32],
+        out: &mut Tensor,
+    ) -> Result<(), Error> {
+        out.set_rows(rows.len());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let which = Memory::of(&self.device, bytemuck::cast_slice(rows))?;
+        let argument = QuantGemmArgument {
+            out: out.address(),
+            out_stride: out.stride() as u64,
+            which: which.address(),
+            out_cols: count("embed", "rows", rows.len())?,
+            ..weight.argument("embed")?
+        };
+        self.dequantise(weight, rows.len(), &argument)
+    }
+
+    fn dequantise(
+        &self,
+        weight: &QuantWeight,
+        rows: usize,
+        argument: &QuantGemmArgument,
+    ) -> Result<(), Error> {
+        let blocks = divide("dequantise", rows * weight.cols.div_ceil(PART), THREADS / 4)?;
+        let kernel = self.quant_kernel("dequantise", weight);
+        self.start("quant_gemm", &kernel, blocks, THREADS, 0, argument)
     }
 
     fn quant_kernel(&self, kernel: &str, weight: &QuantWeight) -> String {

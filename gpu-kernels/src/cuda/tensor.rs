@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use super::device::Address;
 use super::memory::{Keeper, Memory};
+use super::quant::QuantWeight;
 use crate::error::{at_most, same};
 use crate::{Dtype, Error, WeightSource};
 
@@ -93,13 +94,52 @@ impl Tensor {
     }
 }
 
-/// A matrix `[rows, cols]` or a vector `[cols]` of the checkpoint, rounded to the activations' type.
+/// A matrix `[rows, cols]` or a vector `[cols]` of the checkpoint, rounded to the activations' type; or a matrix of
+/// small integers.
 #[derive(Debug)]
-pub struct Weight {
+pub struct Weight(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Vector { memory: Memory, cols: usize },
+    Floats(FloatMatrix),
+    Integers(QuantWeight),
+}
+
+/// A matrix in the activations' type.
+#[derive(Debug)]
+pub(crate) struct FloatMatrix {
     memory: Memory,
-    /// Of a matrix.
-    rows: Option<usize>,
-    cols: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl FloatMatrix {
+    pub(crate) fn address(&self) -> Address {
+        self.memory.address()
+    }
+
+    /// Elements from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.cols.next_multiple_of(PIECE)
+    }
+}
+
+/// What products are made with, and rows are taken from.
+#[derive(Clone, Copy)]
+pub(crate) enum Matrix<'a> {
+    Floats(&'a FloatMatrix),
+    Integers(&'a QuantWeight),
+}
+
+impl Matrix<'_> {
+    /// Outputs and inputs.
+    pub(crate) fn shape(self) -> (usize, usize) {
+        match self {
+            Self::Floats(floats) => (floats.rows, floats.cols),
+            Self::Integers(integers) => (integers.rows, integers.cols),
+        }
+    }
 }
 
 /// Rows of a weight are brought over in parts of about this size.
@@ -135,40 +175,63 @@ impl Weight {
                 to += padded.len() as u64;
             }
         }
-        Ok(Self { memory, rows, cols })
+        Ok(Self(match rows {
+            Some(rows) => Kind::Floats(FloatMatrix { memory, rows, cols }),
+            None => Kind::Vector { memory, cols },
+        }))
     }
 
-    pub(crate) fn address(&self) -> Address {
-        self.memory.address()
+    pub(crate) fn of_integers(integers: QuantWeight) -> Self {
+        Self(Kind::Integers(integers))
     }
 
-    pub(crate) fn stride(&self) -> usize {
-        self.cols.next_multiple_of(PIECE)
-    }
-
-    /// `(rows, cols)` of a matrix.
-    pub(crate) fn matrix(&self, operator: &'static str) -> Result<(usize, usize), Error> {
+    /// The matrix, or an error naming the operator that needed one.
+    pub(crate) fn matrix(&self, operator: &'static str) -> Result<Matrix<'_>, Error> {
         let dimension = "dimensions of a weight";
-        let rows = self.rows.ok_or(Error::Shape { operator, dimension, found: 1, expected: 2 })?;
-        Ok((rows, self.cols))
+        match &self.0 {
+            Kind::Floats(floats) => Ok(Matrix::Floats(floats)),
+            Kind::Integers(integers) => Ok(Matrix::Integers(integers)),
+            Kind::Vector { .. } => Err(Error::Shape { operator, dimension, found: 1, expected: 2 }),
+        }
+    }
+
+    /// The matrix, which must not be of integers.
+    pub(crate) fn floats(&self, operator: &'static str) -> Result<&FloatMatrix, Error> {
+        match self.matrix(operator)? {
+            Matrix::Floats(floats) => Ok(floats),
+            Matrix::Integers(_) => Err(Error::Unsupported {
+                operator,
+                what: "a weight of",
+                found: "integers".to_owned(),
+                supported: "bf16 and f16",
+            }),
+        }
     }
 
     /// The address of a vector of this length.
     pub(crate) fn vector(&self, operator: &'static str, len: usize) -> Result<Address, Error> {
-        same(operator, "dimensions of a weight", 1 + usize::from(self.rows.is_some()), 1)?;
-        same(operator, "length of a weight", self.cols, len)?;
-        Ok(self.address())
+        match &self.0 {
+            Kind::Vector { memory, cols } => {
+                same(operator, "length of a weight", *cols, len)?;
+                Ok(memory.address())
+            }
+            _ => Err(Error::Shape { operator, dimension: "dimensions of a weight", found: 2, expected: 1 }),
+        }
     }
 
     /// Elements of a row.
     #[must_use]
     pub fn cols(&self) -> usize {
-        self.cols
+        match &self.0 {
+            Kind::Vector { cols, .. } => *cols,
+            Kind::Floats(floats) => floats.cols,
+            Kind::Integers(integers) => integers.cols,
+        }
     }
 }
 
 /// The bytes of a weight, which must be exactly its elements.
-fn weight_bytes(source: &WeightSource) -> Result<&[u8], Error> {
+pub(crate) fn weight_bytes(source: &WeightSource) -> Result<&[u8], Error> {
     let elements = source.shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
     let needed = elements.and_then(|n| n.checked_mul(source.dtype.bytes())).unwrap_or(usize::MAX);
     let available = (*source.bytes).as_ref();
@@ -182,6 +245,14 @@ fn weight_bytes(source: &WeightSource) -> Result<&[u8], Error> {
             end: source.range.end,
             available: available.len(),
         }),
+    }
+}
+
+/// A row of a checkpoint in f32.
+pub(crate) fn widen_row(dtype: Dtype, row: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => row.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)).collect(),
+        _ => row.as_chunks::<2>().0.iter().map(|&x| widen(dtype, x)).collect(),
     }
 }
 
