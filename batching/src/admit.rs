@@ -80,7 +80,7 @@ impl<O: Order> Batcher<O> {
     }
 
     /// Who waits since before this moment has lost patience.
-    fn patience_ends(&self, now: Tick) -> Option<Tick> {
+    pub(crate) fn patience_ends(&self, now: Tick) -> Option<Tick> {
         self.config.patience_ticks.map(|ticks| Tick(now.0.saturating_sub(ticks)))
     }
 

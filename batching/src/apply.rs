@@ -50,6 +50,9 @@ impl<O: Order> Batcher<O> {
     /// Offers so many drafts of a request's next tokens, to be verified in the next step. Returns how many
     /// will be, if the step has room for them: fewer than offered when they could be of no use, and none
     /// for a request that does not generate at the moment.
+    ///
+    /// With [`outputs_ahead`](crate::Config::outputs_ahead) the drafts need not exist yet: they are asked for when the
+    /// step is carried out, and may be fewer then; those that are missing count as rejected.
     pub fn propose(&mut self, id: RequestId, drafts: u32) -> u32 {
         let worth = self.drafts_wanted(id).min(drafts);
         if let Some(slot) = self.sequences.find(id) {
@@ -62,7 +65,10 @@ impl<O: Order> Batcher<O> {
     pub fn drafts_wanted(&self, id: RequestId) -> u32 {
         let Some(slot) = self.sequences.find(id) else { return 0 };
         let sequence = self.sequences.at(slot);
-        if !sequence.is_running() || sequence.pending > 0 || sequence.new_tokens() == 0 {
+        if !sequence.is_running()
+            || sequence.pending > self.config.outputs_ahead
+            || sequence.new_tokens() == 0
+        {
             return 0;
         }
         let drafts_max = self.config.drafts.tokens_max(self.running.len());
@@ -95,6 +101,7 @@ impl<O: Order> Batcher<O> {
             return;
         }
         sequence.pending -= 1;
+        sequence.pending_drafts -= part.drafts + part.padding;
         let model_tokens_max = self.config.model_tokens_max;
         let mut taken = 0;
         let verdict = outputs.iter().find_map(|output| {

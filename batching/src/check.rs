@@ -27,10 +27,14 @@ impl<O: Order> Batcher<O> {
         let in_flight = self.in_flight();
         for (slot, sequence) in self.sequences.iter() {
             self.check_sequence(sequence)?;
-            let (outputs, tokens) = in_flight.get(&slot).copied().unwrap_or_default();
+            let (outputs, drafts, tokens) = in_flight.get(&slot).copied().unwrap_or_default();
             let (id, pending) = (sequence.id, sequence.pending);
             ensure(outputs == pending, || {
                 format!("{pending} outputs of {id} are pending, and {outputs} in flight")
+            })?;
+            let pending = sequence.pending_drafts;
+            ensure(drafts == pending, || {
+                format!("{pending} drafts of {id} are pending, and {drafts} in flight")
             })?;
             if let State::Running(running) = &sequence.state {
                 self.check_running(sequence, running)?;
@@ -114,14 +118,15 @@ impl<O: Order> Batcher<O> {
         ensure(promises == counted, || format!("{promises} were promised room, and {counted} are counted"))
     }
 
-    /// Outputs and tokens in flight of each sequence that is still the one they were planned for.
-    fn in_flight(&self) -> BTreeMap<Slot, (u32, u32)> {
-        let mut in_flight: BTreeMap<Slot, (u32, u32)> = BTreeMap::new();
+    /// Outputs, drafts and tokens in flight of each sequence that is still the one they were planned for.
+    fn in_flight(&self) -> BTreeMap<Slot, (u32, u32, u32)> {
+        let mut in_flight: BTreeMap<Slot, (u32, u32, u32)> = BTreeMap::new();
         for part in self.flight.plans().iter().flat_map(|flown| &flown.parts) {
             let Some(sequence) = self.sequences.get(part.slot) else { continue };
             if part.life >= sequence.lives_from {
-                let (outputs, tokens) = in_flight.entry(part.slot).or_default();
+                let (outputs, drafts, tokens) = in_flight.entry(part.slot).or_default();
                 *outputs += u32::from(part.samples);
+                *drafts += part.drafts + part.padding;
                 *tokens += if part.life == sequence.preemptions { part.tokens } else { 0 };
             }
         }

@@ -41,7 +41,8 @@ pub struct Config {
     /// How many drafts are verified beside each token.
     pub drafts: Drafts,
     /// How many outputs of a request may still be in flight when it is scheduled again: 0 waits for each,
-    /// 1 plans one step ahead of the outputs (asynchronous scheduling).
+    /// 1 plans one step ahead of the outputs (asynchronous scheduling). Where drafts are in flight, the step is
+    /// planned as if they were accepted: see [`Scheduled::start`](crate::Scheduled::start).
     pub outputs_ahead: u32,
     /// Into how many plans the running are spread, for as many plans in flight (pipeline stages).
     pub micro_batches: NonZeroU32,

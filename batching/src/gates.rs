@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::batcher::Batcher;
 use crate::config::Config;
-use crate::id::AdapterId;
+use crate::id::{AdapterId, RequestId, Tick};
+use crate::order::Order;
 use crate::queue::Class;
 use crate::reason::Reason;
 
@@ -14,6 +16,8 @@ pub(crate) struct Gates {
     longs_max: Option<u32>,
     adapters: BTreeMap<AdapterId, u32>,
     adapters_max: Option<u32>,
+    /// The adapter whose place is wanted by a request that has waited for too long, and that request.
+    yields: Option<(AdapterId, RequestId)>,
 }
 
 impl Gates {
@@ -23,6 +27,7 @@ impl Gates {
             longs_max: config.long_prefills.map(|long| long.running_max.get()),
             adapters: BTreeMap::new(),
             adapters_max: config.adapters_max,
+            yields: None,
         }
     }
 
@@ -38,8 +43,19 @@ impl Gates {
             {
                 Some(Reason::AdaptersFull { adapters_max })
             }
+            (_, Some(adapter), _) => {
+                let (_, to) = self.yields.filter(|&(yields, _)| yields == adapter)?;
+                Some(Reason::AdapterYields { to })
+            }
             _ => None,
         }
+    }
+
+    /// From now on nobody starts to run with the adapter that the fewest use, so that its place is free as soon as these
+    /// have ended. `None` takes that back.
+    fn yield_to(&mut self, waiting: Option<RequestId>) {
+        let fewest = self.adapters.iter().min_by_key(|&(_, running)| running);
+        self.yields = fewest.map(|(&adapter, _)| adapter).zip(waiting);
     }
 
     pub(crate) fn enter(&mut self, class: Class) {
@@ -66,5 +82,17 @@ impl Gates {
 
     pub(crate) fn adapters(&self) -> &BTreeMap<AdapterId, u32> {
         &self.adapters
+    }
+}
+
+impl<O: Order> Batcher<O> {
+    /// Whoever waits for a free place for its adapter, and has waited for too long, gets one: otherwise it would wait
+    /// for as long as requests with the adapters in use keep coming.
+    pub(crate) fn yield_adapters(&mut self, now: Tick) {
+        self.gates.yield_to(None);
+        let Some(patience_ends) = self.patience_ends(now) else { return };
+        let full = |class| matches!(self.gates.closed(class), Some(Reason::AdaptersFull { .. }));
+        let waiting = self.queue.oldest_before(patience_ends, full);
+        self.gates.yield_to(waiting.map(|slot| self.sequences.at(slot).id));
     }
 }

@@ -64,6 +64,10 @@ pub struct Scheduled {
     /// Who.
     pub id: RequestId,
     /// Its first token in this step; the ones before have their keys and values.
+    ///
+    /// While drafts of an earlier step are in flight, this is as if all of them were accepted. The part moves back by
+    /// as many as are rejected (a generating request computes its last known token, wherever that is), and there is
+    /// room for it at either place.
     pub start: u32,
     /// How many; at least one.
     pub tokens: u32,
@@ -84,7 +88,8 @@ pub struct Scheduled {
     /// each accepted draft. False for all but the last chunk of a prompt.
     pub samples: bool,
     /// True while it has generated fewer than [`new_tokens_min`](crate::StopRules::new_tokens_min): the
-    /// sampler must not give it `eos` or a stop id.
+    /// sampler must not give it `eos` or a stop id. Where drafts are verified, here or in a step in flight, the sampler
+    /// counts itself.
     pub masks_stops: bool,
     /// True if a grammar says which tokens it may generate.
     pub needs_mask: bool,

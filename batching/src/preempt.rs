@@ -46,6 +46,7 @@ impl<O: Order> Batcher<O> {
             let sequence = self.sequences.at_mut(slot);
             sequence.last_step = part.step_before;
             sequence.pending -= u32::from(part.samples);
+            sequence.pending_drafts -= part.drafts + part.padding;
             let running = sequence.running_mut();
             running.computed_tokens = part.start;
             running.in_flight_tokens -= part.tokens;

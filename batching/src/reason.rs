@@ -93,6 +93,11 @@ pub enum Reason {
         /// How many may.
         adapters_max: u32,
     },
+    /// Its adapter gives its place to the one of a request that has waited for too long.
+    AdapterYields {
+        /// That request.
+        to: RequestId,
+    },
     /// In this step nobody is admitted, only in every nth.
     NotThisStep {
         /// That n.
@@ -193,6 +198,7 @@ impl Reason {
             Reason::EncoderFull { .. } => "encoder_full",
             Reason::LongPrefills { .. } => "long_prefills",
             Reason::AdaptersFull { .. } => "adapters_full",
+            Reason::AdapterYields { .. } => "adapter_yields",
             Reason::NotThisStep { .. } => "not_this_step",
             Reason::OtherMicroBatch { .. } => "other_micro_batch",
             Reason::Yielded { .. } => "yielded",
@@ -260,6 +266,9 @@ impl fmt::Display for Reason {
             }
             Reason::AdaptersFull { adapters_max } => {
                 write!(f, "{adapters_max} other adapters are in use, and no more may be")
+            }
+            Reason::AdapterYields { to } => {
+                write!(f, "its adapter makes room for the one of {to}, which has waited for too long")
             }
             Reason::NotThisStep { admission_interval } => {
                 write!(f, "admission is in one of {admission_interval} steps only")

@@ -85,7 +85,7 @@ impl<O: Order> Batcher<O> {
         memory.truncate(id, tokens);
         self.running.retain(|&running| running != slot);
         let computed_tokens = sequence.running().computed_tokens;
-        sequence.pending = 0;
+        (sequence.pending, sequence.pending_drafts) = (0, 0);
         sequence.running_mut().computed_tokens = tokens.min(computed_tokens);
         sequence.lives_from = sequence.preemptions + 1;
         self.displace(slot, self.now, memory);

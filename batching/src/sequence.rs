@@ -33,6 +33,8 @@ pub(crate) struct Sequence {
     pub(crate) known_tokens: u32,
     /// Steps in flight that will yield outputs of it: each makes at least one more token known.
     pub(crate) pending: u32,
+    /// Drafts and padding of these steps. They count as accepted until their outcome is known.
+    pub(crate) pending_drafts: u32,
     /// Drafts of its next tokens that were proposed and not scheduled yet.
     pub(crate) drafts: u32,
     /// How many drafts it is worth.
@@ -154,6 +156,7 @@ impl Sequence {
             state: State::Waiting(Box::new(waiting)),
             known_tokens: request.prompt_tokens,
             pending: 0,
+            pending_drafts: 0,
             drafts: 0,
             draft_reach,
             limits: Limits::new(&request, model_tokens_max),
@@ -176,17 +179,25 @@ impl Sequence {
 
     /// Tokens that it will know when the steps in flight have been applied, at least.
     #[inline]
-    pub(crate) fn expected_tokens(&self) -> u32 {
+    fn sure_tokens(&self) -> u32 {
         self.known_tokens + self.pending
     }
 
-    /// True if the steps in flight bring its last token, whatever they bring.
+    /// Tokens that it will know then, at most: if all drafts in flight are accepted.
     #[inline]
-    pub(crate) fn ends_in_flight(&self) -> bool {
-        self.pending > 0 && self.expected_tokens() >= self.limits.known_tokens_max
+    pub(crate) fn expected_tokens(&self) -> u32 {
+        self.sure_tokens() + self.pending_drafts
     }
 
-    /// True while stops must not be sampled.
+    /// True if there is nothing to plan behind the steps in flight: they bring its last token, whatever they bring, or
+    /// they may bring more than that.
+    #[inline]
+    pub(crate) fn ends_in_flight(&self) -> bool {
+        let end = self.limits.known_tokens_max;
+        self.pending > 0 && (self.sure_tokens() >= end || self.expected_tokens() > end)
+    }
+
+    /// True while stops must not be sampled; for sure, where drafts are in flight.
     #[inline]
     pub(crate) fn masks_stops(&self) -> bool {
         self.expected_tokens() < self.limits.known_tokens_min

@@ -99,6 +99,7 @@ impl<O: Order> Batcher<O> {
         let budget = Budget::new(&self.config, eligible, self.generating(), drafts_max);
         let mut step = Step { now, memory, budget, plan };
         self.schedule_running(&mut step);
+        self.yield_adapters(now);
         self.admit_waiting(&mut step);
         self.close(plan);
     }
@@ -182,7 +183,7 @@ impl<O: Order> Batcher<O> {
         }
         let model_room = self.config.model_tokens_max - part.end();
         let beyond = budget.beyond(1, others).min(model_room);
-        let offered = if sequence.pending == 0 { sequence.drafts.min(sequence.drafts_useful()) } else { 0 };
+        let offered = sequence.drafts.min(sequence.drafts_useful());
         let drafts = offered.min(drafts_max).min(beyond);
         let padding = if self.config.drafts.padding { drafts_max.min(beyond) - drafts } else { 0 };
         let cut = (drafts < offered.min(drafts_max)).then_some(Reason::StepLeft {
@@ -273,16 +274,17 @@ impl<O: Order> Batcher<O> {
     }
 
     /// The room for a part: what is known can be found by others, the rest is for tokens that may turn out
-    /// to be others.
+    /// to be others. So are drafts in flight, behind which the part begins for now.
     pub(crate) fn need(&self, sequence: &Sequence, part: Part) -> Need {
-        let findable = (part.start + part.tokens).min(sequence.known_tokens).max(part.start);
+        let start = part.start.min(sequence.known_tokens);
+        let findable = (part.start + part.tokens).min(sequence.known_tokens);
         let in_flight_tokens = match &sequence.state {
             State::Running(running) => running.in_flight_tokens,
             State::Waiting(_) => 0,
         };
         Need {
-            computed_tokens: part.start,
-            new_tokens: findable - part.start,
+            computed_tokens: start,
+            new_tokens: findable - start,
             lookahead_tokens: part.end() - findable + self.config.drafts.slots,
             settled_tokens: part.start - in_flight_tokens,
             ..Need::default()
@@ -313,6 +315,7 @@ impl<O: Order> Batcher<O> {
         let read = samples && (running.long || running.promised);
         sequence.last_step = step.plan.step;
         sequence.pending += u32::from(samples);
+        sequence.pending_drafts += part.drafts + part.padding;
         sequence.drafts = 0;
         if let Some(reason) = part.cut {
             sequence.note = Some((step.plan.step, reason));

@@ -59,9 +59,18 @@ struct Asked {
 struct Seen {
     known: u32,
     pending: u32,
+    /// Drafts and padding in flight.
+    drafts: u32,
     /// How far it is computed, if it runs.
     computed: Option<u32>,
     loading: bool,
+}
+
+impl Seen {
+    /// What it will know when the steps in flight have been applied, if all drafts are accepted.
+    fn expected(&self) -> u32 {
+        self.known + self.pending + self.drafts
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -172,7 +181,8 @@ impl Trial {
         }
         self.memory.open(id, tokens);
         self.memory.set_remote(id, asked.remote);
-        self.seen.insert(id, Seen { known: prompt_tokens, pending: 0, computed: None, loading: false });
+        self.seen
+            .insert(id, Seen { known: prompt_tokens, pending: 0, drafts: 0, computed: None, loading: false });
     }
 
     fn step(&mut self) {
@@ -239,7 +249,7 @@ impl Trial {
         }
         for note in &plan.skipped {
             let seen = &self.seen[&note.id];
-            let generates = seen.computed.is_some_and(|computed| computed + 1 == seen.known + seen.pending);
+            let generates = seen.computed.is_some_and(|computed| computed + 1 == seen.expected());
             let spent = matches!(note.reason, quayline_batching::Reason::StepSpent { .. });
             assert!(!(generates && spent), "{} generates, and prompts have spent its step", note.id);
         }
@@ -250,16 +260,13 @@ impl Trial {
         let sure = part.tokens - part.drafts - part.padding;
         assert_eq!(Some(part.start), seen.computed, "a token of {} is computed twice or left out", part.id);
         assert!(sure > 0 && part.end() <= config.model_tokens_max);
-        assert!(
-            part.start + sure <= seen.known + seen.pending,
-            "{} runs ahead of what will be known",
-            part.id
-        );
-        assert_eq!(part.samples, part.start + sure == seen.known + seen.pending);
+        assert!(part.start + sure <= seen.expected(), "{} runs ahead of what will be known", part.id);
+        assert_eq!(part.samples, part.start + sure == seen.expected());
         assert!(part.samples || part.drafts + part.padding == 0);
         assert!(seen.pending <= config.outputs_ahead);
         seen.computed = Some(part.end());
         seen.pending += u32::from(part.samples);
+        seen.drafts += part.drafts + part.padding;
     }
 
     /// Who lost its room or its life in the plan.
@@ -324,6 +331,7 @@ impl Trial {
         let tokens: Vec<u32> =
             sampled.iter().filter(|output| output.id == part.id).map(|output| output.token.0).collect();
         seen.pending -= 1;
+        seen.drafts -= part.drafts + part.padding;
         seen.known += tokens.len() as u32;
         if runs {
             let rejected = part.drafts + part.padding + 1 - tokens.len() as u32;

@@ -6,8 +6,8 @@
 
 use quayline_batching::scenario::BlockMemory;
 use quayline_batching::{
-    Batcher, Config, Finished, Plan, Policy, Request, RequestId, Sampled, StopRules, Targets, TenantId, Tick,
-    TokenId,
+    AdapterId, Batcher, Config, Finished, Plan, Policy, Request, RequestId, Sampled, StopRules, Targets,
+    TenantId, Tick, TokenId,
 };
 
 const UNLOVED: RequestId = RequestId(u64::MAX);
@@ -145,5 +145,56 @@ fn with_patience_no_order_does() {
     ];
     for order in orders {
         check(&order, Some(40), true);
+    }
+}
+
+/// Requests with the two adapters that are loaded keep coming, and one needs a third. When it ends, if it does.
+fn third_adapter_ends(patience_ticks: Option<u64>, seed: u64) -> Option<u64> {
+    let mut stream = Stream::new(Policy::FirstCome, None, seed);
+    let config = Config {
+        step_tokens_max: 32,
+        running_max: 6,
+        adapters_max: Some(2),
+        patience_ticks,
+        ..Config::new(64)
+    };
+    stream.batcher = Batcher::new(config).unwrap();
+    for now in 0..1000 {
+        for adapter in 0..2 {
+            let new_tokens = 1 + stream.dice.below(6);
+            let request = Request {
+                arrival: Tick(now),
+                adapter: Some(AdapterId(adapter)),
+                ..Request::new(RequestId(stream.next), 4, StopRules::after(new_tokens))
+            };
+            stream.next += 1;
+            stream.memory.open(request.id, (0..4).collect());
+            stream.batcher.add(request).unwrap();
+        }
+        if now == COMES_AT {
+            let request = Request {
+                arrival: Tick(now),
+                adapter: Some(AdapterId(9)),
+                ..Request::new(UNLOVED, 4, StopRules::after(4))
+            };
+            stream.memory.open(UNLOVED, (1000..1004).collect());
+            stream.batcher.add(request).unwrap();
+        }
+        if stream.step(now).iter().any(|done| done.id == UNLOVED) {
+            return Some(now);
+        }
+        stream.batcher.check().unwrap();
+    }
+    None
+}
+
+/// It has its place when the last request with one of the others has ended: 6 tokens, and its own 4.
+#[test]
+fn patience_ends_the_wait_for_an_adapter() {
+    for seed in 0..8 {
+        assert_eq!(third_adapter_ends(None, seed), None, "seed {seed}");
+        let ended = third_adapter_ends(Some(40), seed);
+        let latest = COMES_AT + 40 + 1 + 6 + 4;
+        assert!(ended.is_some_and(|ended| ended <= latest), "seed {seed}: {ended:?}, {latest} at the latest");
     }
 }

@@ -201,6 +201,12 @@ impl Interpreter {
                 format!("yielded to {}: {need} needed, {free} free", self.name(to))
             }
             Reason::Behind { head, ahead } => format!("{ahead} before it, {} at the head", self.name(head)),
+            Reason::AdapterYields { to } => {
+                format!(
+                    "its adapter makes room for the one of {}, which has waited for too long",
+                    self.name(to)
+                )
+            }
             Reason::LeaderReads { leader } => format!("{} is still to read their prompt", self.name(leader)),
             other => other.to_string(),
         }

@@ -116,7 +116,7 @@ impl Active {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX) - self.prompt_tokens
     }
 
-    /// Its first `count` drafts.
+    /// Its first drafts: `count`, or as many as there are.
     pub(crate) fn drafts(&self, count: u32) -> &[u32] {
         self.drafter.as_ref().map_or(&[], |drafter| drafter.drafts(count))
     }

@@ -1,8 +1,15 @@
 //! Asynchronous scheduling: the next step is planned while this one computes.
 //!
-//! A step planned ahead does not know the last token of those who generate, nor whether it ends them. The token is
-//! filled in when it is chosen; what is computed for one that ended is dropped, and its blocks stay its own until
-//! then (`Config::fenced_frees` of the batcher).
+//! A step planned ahead does not know the last token of those who generate, nor whether it ends them. Their parts are
+//! written down when it is chosen, and left out for those whom it ended; their blocks stay their own until then
+//! (`Config::fenced_frees` of the batcher). With drafts it does not know either how many are accepted: it is planned
+//! as if all were, with room for as many more; when the outcome is there, new drafts are made.
+//!
+//! What was known is written down at once, and computed even for a request that is cancelled meanwhile: others may
+//! have been promised to find it.
+//!
+//! What goes to host memory or comes from it moves between two steps, in the order in which it was planned: a copy
+//! that is planned while a step computes finds what that step leaves.
 
 use std::thread;
 
@@ -43,13 +50,17 @@ impl Engine {
         let is_free = self.searches.is_empty();
         let Self { ahead, batcher, memory, active, machine, .. } = self;
         let input = step.arrays.input();
-        let Some(ahead) = ahead.as_mut().filter(|_| is_free) else {
-            return machine.run(&input).expect(CHECKED);
+        let mut run = || {
+            // Everybody in a step that was planned ahead may have ended meanwhile.
+            if !input.tokens.is_empty() {
+                machine.run(&input).expect(CHECKED);
+            }
         };
+        let Some(ahead) = ahead.as_mut().filter(|_| is_free) else { return run() };
         ahead.is_planned = true;
         thread::scope(|scope| {
-            scope.spawn(|| ahead.step.prepare(now, batcher, memory, active));
-            machine.run(&input).expect(CHECKED);
+            scope.spawn(|| ahead.step.plan(now, batcher, memory, active));
+            run();
         });
     }
 }

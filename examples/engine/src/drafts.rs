@@ -7,6 +7,8 @@ use std::num::NonZeroU32;
 
 use quayline_batching::NgramProposer;
 
+use crate::input::count;
+
 /// How drafts are made and verified, under vLLM's names (`--speculative-config`, method `ngram`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speculation {
@@ -28,6 +30,8 @@ pub(crate) struct Drafter {
     /// What it expects behind the text, and how much of that has come.
     expected: Vec<u32>,
     came: usize,
+    /// How much of it is worth verifying.
+    offered: usize,
 }
 
 impl Drafter {
@@ -37,7 +41,7 @@ impl Drafter {
         let [min, max] = lengths.map(|length| length.get() as usize);
         let mut proposer = NgramProposer::new(min, max);
         proposer.push(prompt);
-        Self { proposer, trust: Trust::default(), expected: Vec::new(), came: 0 }
+        Self { proposer, trust: Trust::default(), expected: Vec::new(), came: 0, offered: 0 }
     }
 
     /// A token came. What was expected in its place, verified or not, tells how far to trust the next guess.
@@ -55,12 +59,13 @@ impl Drafter {
         self.came = 0;
         // A guess that is not verified still shows what it would have been worth.
         self.proposer.propose(drafts.max(1) as usize, &mut self.expected);
-        if self.expected.is_empty() { 0 } else { drafts }
+        self.offered = self.expected.len().min(drafts as usize);
+        count(self.offered)
     }
 
-    /// The drafts that were made last.
-    pub(crate) fn drafts(&self, count: u32) -> &[u32] {
-        &self.expected[..count as usize]
+    /// The first of the drafts that were made last, `most` of them or all.
+    pub(crate) fn drafts(&self, most: u32) -> &[u32] {
+        &self.expected[..self.offered.min(most as usize)]
     }
 }
 

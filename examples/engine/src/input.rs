@@ -41,13 +41,12 @@ impl StepArrays {
         logits_rows.clear();
     }
 
-    /// Adds a sequence's part of the step: its tokens from position `start` on, in three pieces (what is known, what is
-    /// [to come](StepArrays::set_token), and drafts); `blocks` is its block table. Returns the row of the first of
+    /// Adds a sequence's part of the step: its tokens from position `start` on, what is known and drafts behind it; `blocks` is its block table. Returns the row of the first of
     /// them.
     ///
     /// # Panics
     /// When the table is too short for the tokens.
-    pub fn push(&mut self, start: u32, tokens: [&[u32]; 3], blocks: impl Iterator<Item = u32>) -> u32 {
+    pub fn push(&mut self, start: u32, tokens: [&[u32]; 2], blocks: impl Iterator<Item = u32>) -> u32 {
         let row = count(self.tokens.len());
         let len = count(tokens.iter().map(|piece| piece.len()).sum());
         let end = start + len;
@@ -63,14 +62,6 @@ impl StepArrays {
         self.ends.push(self.ragged.len());
         self.spans.push(Span { query_start: row, query_len: len, context_len: end });
         row
-    }
-
-    /// Says what a token is that was not known before.
-    ///
-    /// # Panics
-    /// When the step has no such row.
-    pub fn set_token(&mut self, row: u32, token: u32) {
-        self.tokens[row as usize] = token;
     }
 
     /// Asks for the logits of a row; returns which of the asked ones it is.
@@ -108,7 +99,7 @@ impl StepArrays {
     }
 }
 
-fn count(n: usize) -> u32 {
+pub(crate) fn count(n: usize) -> u32 {
     u32::try_from(n).expect("a step has fewer than 2^32 tokens")
 }
 
@@ -121,8 +112,8 @@ mod tests {
         let mut arrays = StepArrays::new(4);
         for _ in 0..2 {
             arrays.clear();
-            assert_eq!(arrays.push(3, [&[30, 31], &[32], &[]], [7, 2, 9].into_iter()), 0);
-            assert_eq!(arrays.push(0, [&[40], &[], &[]], [5].into_iter()), 3);
+            assert_eq!(arrays.push(3, [&[30, 31], &[32]], [7, 2, 9].into_iter()), 0);
+            assert_eq!(arrays.push(0, [&[40], &[]], [5].into_iter()), 3);
             assert_eq!(arrays.want_logits(2), 0);
             assert_eq!(arrays.want_logits(3), 1);
             let input = arrays.input();

@@ -51,8 +51,8 @@ pub struct Options {
     pub patience_ticks: Option<u64>,
     /// Whether likely next tokens are drafted and several are verified in one step; `None` is one at a time.
     pub speculation: Option<Speculation>,
-    /// Whether the next step is planned while one computes. Not together with drafts or host memory, and put off
-    /// while a beam search runs: these need the outcome of one step to plan the next.
+    /// Whether the next step is planned while one computes. Put off while a beam search runs: it needs the outcome of
+    /// one step to know who is in the next.
     pub async_scheduling: bool,
     /// Every how manyth block is watched for how long it keeps its contents
     /// ([`Engine::drain_residency`](crate::Engine::drain_residency)); `None` is none.

@@ -68,11 +68,6 @@ impl Sizes {
                 format!("{step} tokens are too few for {} requests (max_num_seqs)", options.max_num_seqs);
             return Err(LoadError::Options { option: "max_num_batched_tokens", problem });
         }
-        if options.async_scheduling && (options.speculation.is_some() || options.offloading.is_some()) {
-            let problem =
-                "cannot be combined with drafts or host memory: they need the outcome of the last step";
-            return Err(LoadError::Options { option: "async_scheduling", problem: problem.into() });
-        }
         if let Some(Speculation { prompt_lookup_min: min, prompt_lookup_max: max, .. }) = options.speculation
             && min > max
         {

@@ -6,12 +6,11 @@ use quayline_batching::{self as batching, Batcher, Finished, Plan, Sampled, Sche
 
 use crate::active::Active;
 use crate::adapt::{PagedMemory, sequence};
-use crate::beam::is_beam;
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
 use crate::grammar::Guide;
 use crate::handover::Load;
-use crate::input::StepArrays;
+use crate::input::{StepArrays, count};
 use crate::masks;
 use crate::output::Output;
 use crate::request::{RequestId, Tick};
@@ -24,8 +23,10 @@ pub(crate) struct StepMemory {
     pub(crate) plan: Plan,
     pub(crate) arrays: StepArrays,
     wanted: Vec<Wanted>,
-    /// Rows whose tokens are not chosen yet, and whose they are.
-    to_come: Vec<(u32, RequestId)>,
+    /// How many drafts each output verified.
+    drafted: Vec<u32>,
+    /// Parts whose tokens are not all chosen yet.
+    late: Vec<Scheduled>,
     sampled: Vec<Sampled>,
     finished: Vec<Finished>,
     /// What searches ended with.
@@ -46,8 +47,8 @@ struct Wanted {
 enum Goal {
     /// To tell of the prompt token behind this position.
     Prompt { position: u32 },
-    /// To choose the next token.
-    Next,
+    /// To choose the next token. So many drafts are behind it.
+    Next { drafts: u32 },
     /// To choose the token behind a draft, if that one is chosen as the `place`th of the step.
     Behind { draft: u32, place: usize },
 }
@@ -71,19 +72,19 @@ impl Engine {
             was_planned = !step.plan.is_empty();
         }
         if !was_planned {
-            step.prepare(now, &mut self.batcher, &mut self.memory, &self.active);
+            step.plan(now, &mut self.batcher, &mut self.memory, &self.active);
             self.note(&step.plan, now, outputs);
         }
         self.move_blocks();
         if !step.plan.is_empty() {
             self.totals.steps_ahead += u64::from(was_planned);
-            step.complete(&self.active);
+            step.complete(&self.memory, &self.active);
             self.run(&mut step, now);
             let before = outputs.len();
             self.choose(&mut step, outputs);
             self.settle(&mut step, &mut outputs[before..]);
             if self.speculation.is_some() {
-                self.draft(&step.plan, &outputs[before..]);
+                self.draft(&step.drafted, &outputs[before..]);
             }
             outputs.append(&mut step.found);
         }
@@ -154,6 +155,7 @@ impl Engine {
     /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
     /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
     fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
+        step.drafted.clear();
         let vocab = self.machine.config().vocab;
         let part = self.machine.limits().logits_rows;
         let mut from = 0;
@@ -168,11 +170,14 @@ impl Engine {
                         active.note_prompt_logits(position, logits, &mut step.scratch);
                         continue;
                     }
-                    Goal::Next if active.search.is_some() => {
+                    Goal::Next { .. } if active.search.is_some() => {
                         self.searches.note(active, logits, &mut step.scratch);
                         continue;
                     }
-                    Goal::Next => outputs.push(active.output()),
+                    Goal::Next { drafts } => {
+                        outputs.push(active.output());
+                        step.drafted.push(drafts);
+                    }
                     Goal::Behind { draft, place } => {
                         let output = outputs.last_mut().expect("its request has chosen before");
                         if output.tokens.len() != place || active.chosen() != Some(draft) {
@@ -239,12 +244,11 @@ impl Engine {
         }
     }
 
-    /// Makes drafts for whoever goes on.
-    fn draft(&mut self, plan: &Plan, outputs: &[Output]) {
-        let chooses = |part: &&Scheduled| part.samples && !is_beam(RequestId(part.id.0));
-        let parts = plan.scheduled.iter().filter(chooses);
-        for (part, output) in parts.zip(outputs).filter(|(part, _)| part.drafts > 0) {
-            self.totals.drafts.note(part.drafts, output.tokens.len() - 1);
+    /// Makes drafts for whoever goes on. Where a step is planned ahead, it verifies them, as many as it has room for;
+    /// and as many are planned in the step behind it.
+    fn draft(&mut self, drafted: &[u32], outputs: &[Output]) {
+        for (&drafts, output) in drafted.iter().zip(outputs).filter(|&(&drafts, _)| drafts > 0) {
+            self.totals.drafts.note(drafts, output.tokens.len() - 1);
         }
         for output in outputs.iter().filter(|output| output.finish.is_none()) {
             let active = self.active.get_mut(&output.id).expect("a request that goes on is active");
@@ -262,8 +266,8 @@ impl StepMemory {
         Self { arrays: StepArrays::new(block_size), ..Self::default() }
     }
 
-    /// Plans a step, and writes down what its forward pass needs and what its logits are for.
-    pub(crate) fn prepare(
+    /// Plans a step, and writes down what its forward pass needs and what its logits are for, as far as that is known.
+    pub(crate) fn plan(
         &mut self,
         now: Tick,
         batcher: &mut Batcher,
@@ -273,44 +277,51 @@ impl StepMemory {
         batcher.step(batching::Tick(now.0), memory, &mut self.plan);
         self.arrays.clear();
         self.wanted.clear();
-        self.to_come.clear();
-        for scheduled in &self.plan.scheduled {
-            let id = RequestId(scheduled.id.0);
-            let active = &active[&id];
-            let (start, end) = (scheduled.start, scheduled.end() - scheduled.drafts);
-            let table = memory.cache.table(sequence(scheduled.id)).expect("a planned sequence is open");
-            // A step that is planned ahead may begin with a token that is not chosen yet.
-            let known = &active.tokens[start as usize..(end as usize).min(active.tokens.len())];
-            let unknown = &[0][..end as usize - start as usize - known.len()];
-            let drafts = active.drafts(scheduled.drafts);
-            let blocks = table.blocks().iter().map(|block| block.get());
-            let row = self.arrays.push(start, [known, unknown, drafts], blocks);
-            if !unknown.is_empty() {
-                self.to_come.push((row + end - start - 1, id));
-            }
-            let mut want = |row, goal| {
-                self.arrays.want_logits(row);
-                self.wanted.push(Wanted { id, goal });
-            };
-            for position in active.prompt_positions(start, end) {
-                want(row + position - start, Goal::Prompt { position });
-            }
-            if scheduled.samples {
-                want(row + end - start - 1, Goal::Next);
-            }
-            for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
-                want(row, Goal::Behind { draft, place });
+        self.late.clear();
+        for place in 0..self.plan.scheduled.len() {
+            let part = self.plan.scheduled[place];
+            let active = &active[&RequestId(part.id.0)];
+            if (part.end() - part.drafts) as usize <= active.tokens.len() {
+                self.lay_out(part, memory, active);
+            } else {
+                self.late.push(part);
             }
         }
     }
 
-    /// Fills in the tokens that were not chosen when the step was planned. Those of requests that have ended since do
-    /// not matter: nobody reads what comes of them.
-    fn complete(&mut self, active: &BTreeMap<RequestId, Active>) {
-        for (row, id) in self.to_come.drain(..) {
-            if let Some(&token) = active.get(&id).and_then(|active| active.tokens.last()) {
-                self.arrays.set_token(row, token);
+    /// Writes down the rest: of those who were choosing a token when the step was planned. Of those who have ended
+    /// with it nothing is computed.
+    fn complete(&mut self, memory: &PagedMemory, active: &BTreeMap<RequestId, Active>) {
+        let mut late = std::mem::take(&mut self.late);
+        for part in late.drain(..) {
+            if let Some(active) = active.get(&RequestId(part.id.0)) {
+                self.lay_out(part, memory, active);
             }
+        }
+        self.late = late;
+    }
+
+    /// A request's part of the step. One that was planned while drafts were in flight begins before the place where
+    /// it would if all of them had been accepted.
+    fn lay_out(&mut self, part: Scheduled, memory: &PagedMemory, active: &Active) {
+        let table = memory.cache.table(sequence(part.id)).expect("a planned sequence is open");
+        let blocks = table.blocks().iter().map(|block| block.get());
+        let drafts = active.drafts(part.drafts);
+        let start = part.start.min(count(active.tokens.len() - 1));
+        let end = start + part.tokens - part.drafts;
+        let row = self.arrays.push(start, [&active.tokens[start as usize..end as usize], drafts], blocks);
+        let mut want = |row, goal| {
+            self.arrays.want_logits(row);
+            self.wanted.push(Wanted { id: active.id, goal });
+        };
+        for position in active.prompt_positions(start, end) {
+            want(row + position - start, Goal::Prompt { position });
+        }
+        if part.samples {
+            want(row + end - start - 1, Goal::Next { drafts: count(drafts.len()) });
+        }
+        for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
+            want(row, Goal::Behind { draft, place });
         }
     }
 }

@@ -1,35 +1,14 @@
-//! Steps planned while others compute: who cannot have them is refused, and what they bring is measured. That they
-//! change no answer is for `equality.rs` to show.
+//! Steps planned while others compute: what they bring is measured. That they change no answer is for `equality.rs` to
+//! show.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use quayline_engine::{
-    Engine, LoadError, ModelFiles, Offloading, Options, Request, RequestId, Sampling, Speculation, Tick,
-};
+use quayline_engine::{Engine, ModelFiles, Options, Request, RequestId, Sampling, Tick};
 
 fn engine(async_scheduling: bool) -> Engine {
     Engine::load(&ModelFiles::bundled(), &Options { async_scheduling, ..Options::default() }).unwrap()
-}
-
-#[test]
-fn what_needs_the_outcome_of_a_step_is_not_planned_ahead_of_it() {
-    let one = NonZeroU32::MIN;
-    let speculation = Speculation {
-        num_speculative_tokens: one,
-        prompt_lookup_max: one,
-        prompt_lookup_min: one,
-        disable_by_batch_size: None,
-    };
-    let drafts = Options { speculation: Some(speculation), ..Options::default() };
-    let host = Options { offloading: Some(Offloading::new(1 << 20)), ..Options::default() };
-    for options in [drafts, host] {
-        let loaded = Engine::load(&ModelFiles::bundled(), &Options { async_scheduling: true, ..options });
-        let Err(LoadError::Options { option, .. }) = loaded else { unreachable!("{loaded:?}") };
-        assert_eq!(option, "async_scheduling");
-    }
 }
 
 /// Time in which `count` requests at once generate 200 tokens each.

@@ -59,8 +59,9 @@ fn cases() -> [Case; 4] {
     ]
 }
 
-fn engine(speculation: Option<Speculation>) -> Engine {
-    Engine::load(&ModelFiles::bundled(), &Options { speculation, ..Options::default() }).unwrap()
+fn engine(speculation: Option<Speculation>, async_scheduling: bool) -> Engine {
+    let options = Options { speculation, async_scheduling, ..Options::default() };
+    Engine::load(&ModelFiles::bundled(), &options).unwrap()
 }
 
 fn drafts() -> Option<Speculation> {
@@ -90,7 +91,17 @@ fn answer(engine: &mut Engine, case: &Case, count: u64) -> (Vec<u32>, Duration) 
 
 #[test]
 fn drafts_save_steps_where_a_text_repeats_itself_and_cost_few_where_it_does_not() {
-    let (mut plain, mut drafting) = (engine(None), engine(drafts()));
+    drafts_save_steps(false);
+}
+
+/// How many drafts a step verifies is decided one step before they are made, which costs few of them.
+#[test]
+fn and_so_they_do_where_steps_are_planned_ahead_of_them() {
+    drafts_save_steps(true);
+}
+
+fn drafts_save_steps(async_scheduling: bool) {
+    let (mut plain, mut drafting) = (engine(None, false), engine(drafts(), async_scheduling));
     let mut before = Totals::default();
     for case in cases() {
         let name = case.name;
@@ -114,7 +125,7 @@ fn drafts_save_steps_where_a_text_repeats_itself_and_cost_few_where_it_does_not(
 #[test]
 #[ignore = "a measurement"]
 fn what_drafts_bring() {
-    let (mut plain, mut drafting) = (engine(None), engine(drafts()));
+    let (mut plain, mut drafting) = (engine(None, false), engine(drafts(), false));
     for case in cases() {
         for count in [1, 4, 16] {
             let mut ratios: Vec<(f64, Duration, Duration)> = (0..7)

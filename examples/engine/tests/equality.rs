@@ -247,6 +247,64 @@ const WAYS: &[Way] = &[
         shows: |seen| seen.totals.steps_ahead > 0 && seen.totals.preemptions > 0 && seen.prefix.hits > 0,
     },
     Way {
+        name: "drafts, planned ahead",
+        set: |all| {
+            all.async_scheduling = true;
+            all.speculation = drafts(8, 1, 3);
+        },
+        shows: |seen| some_drafts_are_right(seen) && seen.totals.steps_ahead > seen.totals.steps / 2,
+    },
+    Way {
+        name: "drafts, planned ahead, preempted, and found again",
+        set: |all| {
+            all.async_scheduling = true;
+            all.speculation = drafts(3, 1, 2);
+            all.prefix_caching = true;
+            blocks(all, 8, 24);
+        },
+        shows: |seen| {
+            some_drafts_are_right(seen)
+                && seen.totals.steps_ahead > 0
+                && seen.totals.preemptions > 0
+                && seen.prefix.hits > 0
+        },
+    },
+    Way {
+        name: "drafts, planned ahead, moved to host memory and back",
+        set: |all| {
+            all.async_scheduling = true;
+            all.speculation = drafts(4, 1, 3);
+            host(all, OffloadingWrite::Through, 1000);
+            all.preemption = Preemption::Swap;
+        },
+        shows: |seen| {
+            some_drafts_are_right(seen)
+                && seen.totals.steps_ahead > 0
+                && seen.host.is_some_and(|host| host.swapped_tokens > 0 && host.loaded_bytes > 0)
+        },
+    },
+    Way {
+        name: "planned ahead, moved to host memory that has room for few",
+        set: |all| {
+            all.async_scheduling = true;
+            host(all, OffloadingWrite::Through, 10);
+            all.preemption = Preemption::Swap;
+        },
+        shows: |seen| {
+            seen.totals.steps_ahead > 0
+                && seen.totals.preemptions > 0
+                && seen.host.is_some_and(|host| host.evictions > 0)
+        },
+    },
+    Way {
+        name: "planned ahead, kept in host memory when it is overwritten",
+        set: |all| {
+            all.async_scheduling = true;
+            host(all, OffloadingWrite::Back, 1000);
+        },
+        shows: |seen| seen.totals.steps_ahead > 0 && seen.host.is_some_and(|host| host.hits > 0),
+    },
+    Way {
         name: "preempted, moved to host memory and back",
         set: |all| {
             host(all, OffloadingWrite::Through, 1000);
@@ -328,7 +386,7 @@ fn random_options(dice: &mut Dice) -> Options {
         seed: dice.next(),
         mixed_prefill_tokens: dice.pick(&[0, 1, 7, 48]),
         speculation,
-        async_scheduling: offloading.is_none() && speculation.is_none() && dice.below(3) != 0,
+        async_scheduling: dice.below(3) != 0,
         ..options()
     }
 }
@@ -360,7 +418,8 @@ fn noise(id: u64, dice: &mut Dice, like: &[Request]) -> Request {
     let mut prompt = request.prompt.to_vec();
     prompt.truncate(1 + usize::try_from(dice.below(prompt.len() as u64)).unwrap());
     request.prompt = prompt.into();
-    request.sampling.max_tokens = Some(1 + u32::try_from(dice.below(20)).unwrap());
+    let max_tokens = 1 + u32::try_from(dice.below(20)).unwrap();
+    request.sampling.max_tokens = Some(max_tokens.max(request.sampling.min_tokens));
     let priority = i32::try_from(dice.below(3)).unwrap();
     Request { id: RequestId(id), priority, tenant: TenantId(dice.below(3)), ..request }
 }
