@@ -152,15 +152,16 @@ fn with_patience_no_order_does() {
 fn third_adapter_ends(patience_ticks: Option<u64>, seed: u64) -> Option<u64> {
     let mut stream = Stream::new(Policy::FirstCome, None, seed);
     let config = Config {
-        step_tokens_max: 32,
-        running_max: 6,
+        step_tokens_max: 96,
+        running_max: 24,
         adapters_max: Some(2),
         patience_ticks,
         ..Config::new(64)
     };
     stream.batcher = Batcher::new(config).unwrap();
-    for now in 0..1000 {
-        for adapter in 0..2 {
+    stream.memory = BlockMemory::new(200, 4, false);
+    for now in 0..400 {
+        for adapter in [0, 1, 0, 1, 0, 1, 0, 1] {
             let new_tokens = 1 + stream.dice.below(6);
             let request = Request {
                 arrival: Tick(now),
@@ -168,7 +169,7 @@ fn third_adapter_ends(patience_ticks: Option<u64>, seed: u64) -> Option<u64> {
                 ..Request::new(RequestId(stream.next), 4, StopRules::after(new_tokens))
             };
             stream.next += 1;
-            stream.memory.open(request.id, (0..4).collect());
+            stream.memory.open(request.id, vec![0; 4]);
             stream.batcher.add(request).unwrap();
         }
         if now == COMES_AT {
