@@ -70,7 +70,7 @@ fn logits(variant: &str, dtype: Dtype, tokens: &[u32], chunk: usize) -> Option<V
     let mut found = Vec::new();
     for (part, start) in tokens.chunks(chunk).zip((0..).step_by(chunk)) {
         let mut arrays = StepArrays::new(16);
-        arrays.push(start, [part, &[], &[]], [3, 7, 1, 8, 2, 6].into_iter());
+        arrays.push(start, [part, &[]], [3, 7, 1, 8, 2, 6].into_iter());
         (0..part.len() as u32).for_each(|row| assert_eq!(arrays.want_logits(row), row));
         model.run(&mut pool, &arrays.input()).unwrap();
         found.extend_from_slice(&model.logits(0..part.len() as u32).unwrap());
