@@ -10,7 +10,8 @@ use crate::order::{Order, Service};
 use crate::plan::{Admitted, Load, Note, Plan, Source};
 use crate::queue::Class;
 use crate::reason::Reason;
-use crate::sequence::{At, Gate, Running, Slot, State};
+use crate::sequence::{At, Gate, Running, State};
+use crate::sequences::Slot;
 use crate::step::{Part, Step};
 
 /// What became of one who waited.

@@ -9,7 +9,8 @@ use crate::order::{Order, Service};
 use crate::plan::Scheduled;
 use crate::remains::Remains;
 use crate::request::{FinishReason, Finished, Sampled};
-use crate::sequence::{Slot, State};
+use crate::sequence::State;
+use crate::sequences::Slot;
 
 impl<O: Order> Batcher<O> {
     /// Takes the outputs of a step: each sampled token becomes known, and whoever is done leaves.

@@ -6,7 +6,8 @@ use crate::batcher::Batcher;
 use crate::gates::Gates;
 use crate::order::Order;
 use crate::queue::Class;
-use crate::sequence::{At, Running, Sequence, Slot, State};
+use crate::sequence::{At, Running, Sequence, State};
+use crate::sequences::Slot;
 
 /// An invariant that does not hold: a bug in this crate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,8 @@ use crate::order::Order;
 use crate::plan::Note;
 use crate::queue::{Class, Queue};
 use crate::remains::AllRemains;
-use crate::sequence::{At, Sequence, Sequences, Slot, State};
+use crate::sequence::{At, Sequence, State};
+use crate::sequences::{Sequences, Slot};
 use crate::standing::Counts;
 use crate::timers::Timers;
 

@@ -7,7 +7,8 @@ use crate::order::Order;
 use crate::plan::Plan;
 use crate::reason::Reason;
 use crate::remains::Remains;
-use crate::sequence::{At, Sequence, Slot, State};
+use crate::sequence::{At, Sequence, State};
+use crate::sequences::Slot;
 
 impl<O: Order> Batcher<O> {
     /// Ends everybody whose time is up.

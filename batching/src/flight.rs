@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::id::{RequestId, StepId};
 use crate::plan::Scheduled;
 use crate::request::Sampled;
-use crate::sequence::{Sequences, Slot};
+use crate::sequences::{Sequences, Slot};
 
 /// Who computes what in each of the plans in flight.
 #[derive(Debug, Clone, Default)]

@@ -10,7 +10,8 @@ use crate::plan::Plan;
 use crate::queue::Class;
 use crate::reason::Reason;
 use crate::request::Request;
-use crate::sequence::{At, Gate, Running, Sequence, Slot, State};
+use crate::sequence::{At, Gate, Running, Sequence, State};
+use crate::sequences::Slot;
 
 impl<O: Order> Batcher<O> {
     /// Makes a copy of a running request, under the id `child`: both know the same tokens, share the same

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::id::RequestId;
 use crate::order::{Lane, Order, Rank};
-use crate::sequence::Slot;
+use crate::sequences::Slot;
 
 /// A place in a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

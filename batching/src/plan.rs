@@ -3,7 +3,7 @@
 use crate::id::{RequestId, StepId};
 use crate::reason::Reason;
 use crate::request::EncoderItem;
-use crate::sequence::Slot;
+use crate::sequences::Slot;
 
 /// One step, as plain data: the difference to the last one. Give the same `Plan` to every
 /// [`Batcher::step`](crate::Batcher::step): its buffers are reused.

@@ -10,7 +10,8 @@ use crate::plan::{Plan, Preempted, Scheduled};
 use crate::queue::{Class, Place};
 use crate::reason::Reason;
 use crate::remains::Remains;
-use crate::sequence::{At, Running, Slot, State, Waiting};
+use crate::sequence::{At, Running, State, Waiting};
+use crate::sequences::Slot;
 use crate::step::Step;
 
 impl<O: Order> Batcher<O> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::id::{AdapterId, RequestId, Tick};
 use crate::line::{Head, Key, Line};
 use crate::order::{Lane, Order};
-use crate::sequence::Slot;
+use crate::sequences::Slot;
 
 /// What admission may be closed for, whoever asks: each class waits in a line of its own, so that others
 /// pass without a walk.

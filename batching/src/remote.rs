@@ -9,7 +9,8 @@ use crate::order::Order;
 use crate::plan::Note;
 use crate::reason::Reason;
 use crate::remains::Remains;
-use crate::sequence::{At, Slot, State};
+use crate::sequence::{At, State};
+use crate::sequences::Slot;
 
 impl<O: Order> Batcher<O> {
     /// The tokens of a [`Load`](crate::Load) have come, all of them: the request runs as soon as there are

@@ -59,7 +59,9 @@
 //! tokens that all requests with `@system` share, and 7 of its own. The batcher is audited after every
 //! command.
 
+mod asked;
 mod blocks;
+mod outputs;
 mod settings;
 mod tell;
 mod words;
@@ -71,10 +73,7 @@ pub use blocks::BlockMemory;
 use settings::number;
 use words::Words;
 
-use crate::{
-    AdapterId, Batcher, Config, EncoderItem, Error, Finished, Flow, Plan, Policy, Request, RequestId,
-    Sampled, StepId, StopRules, TenantId, Tick, TokenId,
-};
+use crate::{Batcher, Config, Error, Finished, Flow, Plan, Policy, RequestId, StepId, TenantId, Tick};
 
 /// Runs a scenario and returns it with the answers written under the commands. Answers that the text
 /// already has are replaced, so a scenario is right when its transcript is the scenario itself.
@@ -194,91 +193,6 @@ impl Interpreter {
         Ok(format!("{blocks} blocks of {block_tokens} tokens{host}"))
     }
 
-    fn add(&mut self, words: &mut Words<'_>) -> Answer {
-        words.only(&[
-            "priority",
-            "arrival",
-            "new_tokens_max",
-            "new_tokens_min",
-            "eos",
-            "stop_ids",
-            "tenant",
-            "targets",
-            "expected",
-            "adapter",
-            "grammar",
-            "sample_of",
-            "hands_over",
-            "items",
-            "remote",
-        ])?;
-        let name = words.next("a name")?;
-        let prompt = self.prompt(name, words.next("a prompt")?)?;
-        let remote = words.option("remote").map(settings::remote).transpose()?;
-        let prompt_tokens = u32::try_from(prompt.len()).map_err(|_| "a prompt that long")?;
-        let request = self.request(name, prompt_tokens, words)?;
-        let id = request.id;
-        match self.batcher.add(request) {
-            Ok(()) => {
-                self.memory.open(id, prompt);
-                remote.into_iter().for_each(|remote| self.memory.set_remote(id, remote));
-                Ok(format!("{name} waits"))
-            }
-            Err(refusal) => Ok(format!("{name} refused: {}", self.refusal(refusal.reason))),
-        }
-    }
-
-    fn request(&mut self, name: &str, prompt_tokens: u32, words: &Words<'_>) -> Result<Request, String> {
-        let stop = StopRules {
-            new_tokens_max: words.number("new_tokens_max", 16)?,
-            new_tokens_min: words.number("new_tokens_min", 0)?,
-            eos: words.numbers("eos")?.first().copied().map(TokenId),
-            stop_ids: words.numbers("stop_ids")?.into_iter().map(TokenId).collect(),
-        };
-        let tenant = words.option("tenant").map(|tenant| TenantId(self.number_of(tenant)));
-        let adapter = words.option("adapter").map(|adapter| AdapterId(self.number_of(adapter)));
-        Ok(Request {
-            arrival: Tick(words.number("arrival", self.now.0)?),
-            priority: words.number("priority", 0)?,
-            tenant: tenant.unwrap_or(TenantId(0)),
-            targets: words.option("targets").map(settings::targets).transpose()?,
-            expected_new_tokens: words.parsed("expected")?,
-            adapter,
-            grammar: settings::grammar(words.option("grammar").unwrap_or("none"))?,
-            sample_of: words.option("sample_of").map(|leader| self.id_of(leader)),
-            hands_over: words.switch("hands_over", false)?,
-            encoder_items: self.items(words)?,
-            ..Request::new(self.id_of(name), prompt_tokens, stop)
-        })
-    }
-
-    fn items(&mut self, words: &Words<'_>) -> Result<Vec<EncoderItem>, String> {
-        let Some(items) = words.option("items") else { return Ok(Vec::new()) };
-        let item = |item: &str| {
-            let wrong = || format!("{item} is not NAME@START+TOKENS");
-            let (content, place) = item.split_once('@').ok_or_else(wrong)?;
-            let (start, tokens) = place.split_once('+').ok_or_else(wrong)?;
-            let content = self.number_of(content);
-            Ok(EncoderItem { content, start: number(start)?, tokens: number(tokens)? })
-        };
-        items.split(',').map(item).collect()
-    }
-
-    /// The tokens of `48@system+7`: each is its piece's number and its place in it.
-    fn prompt(&mut self, name: &str, pieces: &str) -> Result<Vec<u64>, String> {
-        let mut tokens = Vec::new();
-        for piece in pieces.split('+') {
-            let (length, piece) = piece.split_once('@').unwrap_or((piece, name));
-            let length: u32 = length.parse().map_err(|_| format!("{length} is not a number of tokens"))?;
-            if length > 1 << 20 {
-                return Err(format!("{length} tokens are more than a scenario needs"));
-            }
-            let number = self.number_of(piece);
-            tokens.extend((0..u64::from(length)).map(|place| number << 32 | place));
-        }
-        Ok(tokens)
-    }
-
     fn set_clock(&mut self, words: &mut Words<'_>) -> Answer {
         let moment = words.next("a moment")?;
         self.now = Tick(moment.parse().map_err(|_| format!("{moment} is not a moment"))?);
@@ -299,91 +213,6 @@ impl Interpreter {
     fn step(&mut self) -> String {
         self.plan_step();
         self.tell_step()
-    }
-
-    fn apply(&mut self, words: &Words<'_>) -> Answer {
-        let mut given: Vec<(RequestId, Vec<TokenId>)> = Vec::new();
-        for name in words.rest() {
-            given.push((self.id_of(name), vec![TokenId(0)]));
-        }
-        for &(name, tokens) in words.options().iter().filter(|&&(name, _)| name != "step") {
-            let token =
-                |token: &str| token.parse().map(TokenId).map_err(|_| format!("{token} is not a token"));
-            let tokens = if tokens == "-" { Ok(Vec::new()) } else { tokens.split(',').map(token).collect() };
-            given.push((self.id_of(name), tokens?));
-        }
-        let steps: Vec<StepId> = match (words.parsed("step")?, given.first()) {
-            (Some(step), _) => vec![StepId(step)],
-            (None, None) => self.due.iter().map(|&(step, _)| step).collect(),
-            (None, Some(&(first, _))) => {
-                let awaits = self.due.iter().find(|(_, ids)| ids.contains(&first));
-                vec![awaits.or(self.due.front()).map_or(StepId(0), |&(step, _)| step)]
-            }
-        };
-        let (mut applied, mut text) = (0, String::new());
-        for step in steps {
-            applied += self.hand_in(step, &given)?;
-            for finished in &self.finished {
-                let _ = write!(text, "\n  {} ends: {}", self.name(finished.id), finished.reason);
-                if finished.dropped_tokens > 0 {
-                    let _ = write!(text, ", {} tokens dropped", finished.dropped_tokens);
-                }
-            }
-        }
-        Ok(format!("{applied} applied{text}"))
-    }
-
-    /// Applies a step, with the tokens given, and token 0 for all others. Returns how many tokens.
-    fn hand_in(&mut self, step: StepId, given: &[(RequestId, Vec<TokenId>)]) -> Result<usize, String> {
-        let place = self.due.iter().position(|&(due, _)| due == step);
-        let due = place.map_or(Vec::new(), |place| self.due[place].1.clone());
-        let named = |id: RequestId| given.iter().find(|&&(given, _)| given == id);
-        let mut sampled: Vec<Sampled> = Vec::new();
-        let others = given.iter().map(|&(id, _)| id).filter(|id| !due.contains(id));
-        for id in due.iter().copied().chain(others) {
-            let tokens = named(id).map_or(&[TokenId(0)][..], |(_, tokens)| tokens);
-            sampled.extend(tokens.iter().map(|&token| Sampled { id, token }));
-        }
-        let applied = self.batcher.apply(step, &sampled, &mut self.memory, &mut self.finished);
-        applied.map_err(|error| self.error(error))?;
-        self.due.retain(|&(due, _)| due != step);
-        for output in &sampled {
-            if self.batcher.standing(output.id).is_some() {
-                self.memory.push(output.id, u64::from(output.token.0));
-            }
-        }
-        for finished in &self.finished {
-            self.memory.close(finished.id);
-        }
-        Ok(sampled.len())
-    }
-
-    fn run(&mut self, words: &mut Words<'_>) -> Answer {
-        let steps = words
-            .rest()
-            .next()
-            .map_or(Ok(1000), |steps| steps.parse().map_err(|_| format!("{steps} steps")))?;
-        let mut text = Vec::new();
-        text.extend(self.apply_due()?);
-        for _ in 0..steps {
-            self.plan_step();
-            if self.plan.is_empty() && self.plan.preempted.is_empty() && self.plan.ended.is_empty() {
-                break;
-            }
-            text.push(self.tell_line());
-            text.extend(self.apply_due()?);
-        }
-        if text.is_empty() { Ok("nothing to do".into()) } else { Ok(text.join("\n")) }
-    }
-
-    /// Applies all outputs that are due. Returns who ended, if anybody did.
-    fn apply_due(&mut self) -> Result<Option<String>, String> {
-        let mut ends = Vec::new();
-        while let Some(&(step, _)) = self.due.front() {
-            self.hand_in(step, &[])?;
-            ends.extend(self.finished.iter().map(|done| format!("{} ends", self.name(done.id))));
-        }
-        Ok((!ends.is_empty()).then(|| format!("  {}", ends.join(", "))))
     }
 
     fn propose(&mut self, words: &mut Words<'_>) -> Answer {

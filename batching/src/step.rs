@@ -10,7 +10,8 @@ use crate::memory::{Memory, Need, Room};
 use crate::order::Order;
 use crate::plan::{Note, Plan, Scheduled};
 use crate::reason::Reason;
-use crate::sequence::{Sequence, Slot, State};
+use crate::sequence::{Sequence, State};
+use crate::sequences::Slot;
 
 /// A step in the making.
 pub(crate) struct Step<'a, M> {
