@@ -1,17 +1,19 @@
 //! The thread itself: commands in, steps, outputs out.
 
+mod intake;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{Beams, DeliveryError, Engine, Load, Output, Parcel, Refusal, Request, RequestId};
+use quayline_engine::{DeliveryError, Engine, Load, Output, Parcel, RequestId};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::job::{Job, Part, Ticket, Wait};
+use super::job::Part;
 use super::view::{Rates, SNAPSHOT_EVERY, View};
-use super::{Command, Explained, STEPS_UNREAD_MAX, tick};
+use super::{Command, Explained, tick};
 use crate::metrics::{EngineMetrics, Timeline};
 use crate::offloading::Speedometer;
 use crate::order::Turn;
@@ -213,92 +215,6 @@ impl EngineThread {
         for output in outputs {
             self.note(output, now).into_iter().for_each(|job| self.send(job));
         }
-    }
-
-    fn submit(&mut self, job: Job) -> Result<Ticket, Refusal> {
-        let key = self.ids;
-        let now = Instant::now();
-        let mut ids = Vec::with_capacity(job.prompts.len());
-        for (choice, (prompt, sampling)) in job.prompts.iter().enumerate() {
-            let id = RequestId(self.ids);
-            let first = choice - choice % job.n.max(1) as usize;
-            // A search answers under the ids of all its choices, which follow each other.
-            let others = || (1..u64::from(job.n)).map(|place| RequestId(id.0 + place)).collect();
-            let search = |length_penalty| Beams { others: others(), length_penalty };
-            let request = Request {
-                sampling: sampling.clone(),
-                grammar: match &job.grammar {
-                    Wait::Ready(grammar) => Some(grammar.clone()),
-                    Wait::Free | Wait::Compiling => None,
-                },
-                priority: job.turn.priority,
-                tenant: job.turn.tenant_id(),
-                targets: job.turn.targets,
-                expected_new_tokens: job.turn.expected_new_tokens,
-                cache_salt: job.cache_salt.clone(),
-                sample_of: ids.get(first).copied(),
-                beams: job.beams.map(search),
-                hands_over: job.hands_over.is_some(),
-                remote_tokens: match job.pulls {
-                    Some(_) => u32::try_from(prompt.len()).unwrap_or(u32::MAX),
-                    None => 0,
-                },
-                arrival: tick(self.origin, now),
-                ..Request::new(id, Arc::clone(prompt))
-            };
-            let is_part = job.beams.is_some() && choice > first;
-            let added = match job.grammar {
-                _ if is_part => Ok(()),
-                Wait::Compiling => self.engine.add_before_grammar(request),
-                Wait::Free | Wait::Ready(_) => self.engine.add(request),
-            };
-            if let Err(refusal) = added {
-                for id in ids {
-                    self.engine.cancel(id);
-                }
-                if refusal.is_temporary() {
-                    self.metrics.refused();
-                }
-                return Err(refusal);
-            }
-            self.ids += 1;
-            ids.push(id);
-        }
-        Ok(self.open(key, job, ids))
-    }
-
-    fn open(&mut self, key: u64, mut job: Job, ids: Vec<RequestId>) -> Ticket {
-        // Whoever hands over or pulls is alone in its job.
-        self.kept.extend(job.hands_over.take().zip(ids.first().copied()));
-        let (sender, parts) = mpsc::channel(STEPS_UNREAD_MAX);
-        for ((choice, id), (prompt, sampling)) in (0..).zip(&ids).zip(&job.prompts) {
-            let timeline = Timeline {
-                arrived: job.arrived,
-                started: None,
-                first: None,
-                last: job.arrived,
-                prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
-                cached_tokens: 0,
-                loaded_tokens: 0,
-                preemptions: 0,
-                output_tokens: 0,
-                max_tokens: sampling.max_tokens,
-                n: job.n,
-            };
-            self.requests.insert(*id, Live { job: key, choice, timeline, pulls: job.pulls.take() });
-        }
-        let unfinished = ids.len();
-        let open = Open {
-            name: job.name,
-            turn: job.turn,
-            sender,
-            ids: ids.clone(),
-            parts: Vec::new(),
-            unfinished,
-            longest: 0,
-        };
-        self.jobs.insert(key, open);
-        Ticket { parts, ids, unfinished, commands: self.commands.clone() }
     }
 
     fn explain(&self, name: &str) -> Vec<Explained> {
