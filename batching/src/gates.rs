@@ -51,8 +51,8 @@ impl Gates {
         }
     }
 
-    /// From now on nobody starts to run with the adapter that the fewest use, so that its place is free as soon as these
-    /// have ended. `None` takes that back.
+    /// From now on nobody starts to run with the adapter that the fewest use, so that its place is free as soon
+    /// as these have ended. `None` takes that back.
     fn yield_to(&mut self, waiting: Option<RequestId>) {
         let fewest = self.adapters.iter().min_by_key(|&(_, running)| running);
         self.yields = fewest.map(|(&adapter, _)| adapter).zip(waiting);

@@ -41,8 +41,8 @@ impl StepArrays {
         logits_rows.clear();
     }
 
-    /// Adds a sequence's part of the step: its tokens from position `start` on, what is known and drafts behind it; `blocks` is its block table. Returns the row of the first of
-    /// them.
+    /// Adds a sequence's part of the step: its tokens from position `start` on, what is known and drafts behind it;
+    /// `blocks` is its block table. Returns the row of the first of them.
     ///
     /// # Panics
     /// When the table is too short for the tokens.
