@@ -143,7 +143,10 @@ impl Memory for PagedMemory {
             return Remote::Later { tokens: tokens.saturating_sub(cached_tokens) };
         }
         match &mut self.host {
-            Some(host) => Remote::Now { tokens: host.loadable(&mut self.cache, sequence(id)) },
+            Some(host) => match host.loadable(&mut self.cache, sequence(id)) {
+                Some(tokens) => Remote::Now { tokens },
+                None => Remote::Unknown,
+            },
             None => Remote::Nothing,
         }
     }

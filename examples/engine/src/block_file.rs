@@ -12,6 +12,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use quayline_kv_cache::tier::BlockKey;
 use quayline_kv_cache::{BlockHash, GroupId};
@@ -86,16 +87,17 @@ impl BlockFile {
     }
 
     /// Reads a block; `None` if the slot does not hold it as it was written. It is not listed again then.
-    pub(crate) fn read(&mut self, slot: u32, key: &Key) -> Option<Box<[u8]>> {
-        let mut bytes = vec![0; self.block_bytes];
-        let whole = self.read_slot(slot, &mut bytes).is_ok_and(|header| {
+    pub(crate) fn read(&mut self, slot: u32, key: &Key) -> Option<Arc<[u8]>> {
+        let mut read: Arc<[u8]> = (0..self.block_bytes).map(|_| 0).collect();
+        let bytes = Arc::get_mut(&mut read).expect("nobody else has what was just made");
+        let whole = self.read_slot(slot, bytes).is_ok_and(|header| {
             let written = number(&header, 16);
-            header == self.header(written, key, &bytes)
+            header == self.header(written, key, bytes)
         });
         if !whole {
             let _best_effort = self.erase(slot);
         }
-        whole.then_some(bytes.into())
+        whole.then_some(read)
     }
 
     /// Forgets everything.

@@ -15,7 +15,7 @@ impl Engine {
     pub(crate) fn move_blocks(&mut self) {
         if let Some(host) = &mut self.memory.host {
             host.carry_out(&mut *self.machine);
-            host.spill(&mut self.memory.cache);
+            host.spill();
         }
         self.copy_on_write();
     }

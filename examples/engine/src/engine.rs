@@ -397,11 +397,37 @@ impl Engine {
         self.batcher.has_work() || !self.searches.is_empty() || self.is_planned_ahead()
     }
 
-    /// Whether a step could bring anything: false also while all requests wait for their grammars.
+    /// Whether a step could bring anything: false also while all requests wait for their grammars, for another engine
+    /// or for the disk.
     #[must_use]
     pub fn can_step(&self) -> bool {
-        let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
+        let read = self.memory.host.as_ref().map_or(0, HostTier::waiting);
+        let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len() + read;
         self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead()
+    }
+
+    /// Takes in what the disk has done since, as every step does, and gives it more to do: for a caller who is
+    /// [woken](Engine::wake_for_disk) while there is nothing to step.
+    pub fn take_in_disk(&mut self) {
+        let PagedMemory { cache, host: Some(host), .. } = &mut self.memory else { return };
+        host.take_in(cache);
+        host.spill();
+    }
+
+    /// Blocks until the disk has done something, and takes it in. False if it has nothing to do: then all that can be
+    /// kept there is.
+    pub fn wait_for_disk(&mut self) -> bool {
+        let PagedMemory { cache, host: Some(host), .. } = &mut self.memory else { return false };
+        let done = host.wait(cache);
+        host.spill();
+        done
+    }
+
+    /// From now on calls `wake`, from another thread, whenever the disk has done something.
+    pub fn wake_for_disk(&mut self, wake: impl Fn() + Send + 'static) {
+        if let Some(host) = &mut self.memory.host {
+            host.wake_with(wake);
+        }
     }
 
     /// How long blocks kept contents that were lost since this was last asked, in ticks of [`Engine::step`]: of every

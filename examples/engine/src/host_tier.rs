@@ -1,31 +1,40 @@
 //! Host memory behind the cache, and a file behind that: what was computed is kept there when the device needs its
 //! room, and comes back.
 
+mod disk;
+mod drive;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
-    TierEviction, TierId, TierStats, TierViolation, Tiers, Transfer, Write,
+    TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
 };
 use quayline_kv_cache::{BlockCount, BlockHasher, KvCache, SequenceId, Tick, TokenCount, Xxh3};
 
-use crate::block_file::{BlockFile, Key, Opened};
+use self::disk::{DISK, Disk};
+use crate::block_file::Opened;
 use crate::machine::Machine;
 use crate::options::{Offloading, OffloadingWrite};
-use crate::snapshot::DiskUse;
 
 /// The tier, its bytes, and the copies that the next step begins with.
 ///
-/// A job of the tiers ends as soon as its copies are on the list: the list is carried out in its order before
-/// anything else touches device or host, so that whoever comes later finds what it says.
+/// A job between device and host ends as soon as its copies are on the list: the list is carried out in its order before
+/// anything else touches device or host, so that whoever comes later finds what it says. One with the file ends when
+/// the file's thread says so.
 #[derive(Debug)]
 pub(crate) struct HostTier {
     offload: Offload<<Xxh3 as BlockHasher>::Digest>,
-    /// A slot takes memory when it is first written.
-    slots: Vec<Box<[u8]>>,
+    /// A slot takes memory when it is first written. What is being written to the file is shared with its thread.
+    slots: Vec<Arc<[u8]>>,
     block_bytes: usize,
     moves: Vec<Move>,
     disk: Option<Disk>,
+    /// Who waits for what is being read from the file.
+    waiting: BTreeSet<SequenceId>,
     /// Who was swapped out and needs what lies here.
     swapped: BTreeSet<SequenceId>,
     saved_blocks: u64,
@@ -45,28 +54,13 @@ enum Move {
     },
     /// What was read from the file.
     Put {
-        bytes: Box<[u8]>,
+        bytes: Arc<[u8]>,
         slot: u32,
     },
 }
 
-/// The file, and what it has done.
-#[derive(Debug)]
-struct Disk {
-    file: BlockFile,
-    saved_blocks: u64,
-    loaded_blocks: u64,
-    failed_blocks: u64,
-}
-
 /// The tier of the host.
 const HOST: TierId = TierId(0);
-
-/// The tier of the file.
-const DISK: TierId = TierId(1);
-
-/// The most blocks that are written to the file between two steps, so that nobody waits long for it.
-const SPILLED_MAX: BlockCount = BlockCount(64);
 
 /// Blocks and sequences are those of this engine's own cache.
 const OWN: &str = "the tier is asked about what the cache has";
@@ -96,72 +90,38 @@ impl HostTier {
         let disk = disk.map(|Opened { file, held, .. }| {
             let origin = tiers.origin(DISK).expect("there is a second tier");
             tiers.restore(DISK, origin, held).expect("each name and slot once, in an empty tier");
-            Disk { file, saved_blocks: 0, loaded_blocks: 0, failed_blocks: 0 }
+            Disk::new(file)
         });
         let one = BlockCount(1);
-        let fetch = Fetch { load_min: one, promote_min: one, patience: Patience::BestEffort };
+        let fetch = Fetch { load_min: one, promote_min: one, patience: Patience::WaitComplete };
         Self {
             offload: Offload::new(tiers, fetch),
-            slots: (0..slots).map(|_| Box::default()).collect(),
+            slots: vec![Arc::default(); slots as usize],
             block_bytes,
             moves: Vec::new(),
             disk,
+            waiting: BTreeSet::new(),
             swapped: BTreeSet::new(),
             saved_blocks: 0,
             loaded_blocks: 0,
         }
     }
 
-    /// Tokens that could be loaded behind what the device has of a sequence that holds no room.
-    pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> u32 {
-        loop {
-            let found = self.offload.external(cache, sequence, Tick(0)).expect(OWN);
-            match (found.begun, found.advice) {
-                (Some(job), _) => self.bring_near(cache, job),
-                (None, Advice::Load(tokens)) => return tokens.get(),
-                (None, Advice::Compute | Advice::Wait { .. }) => return 0,
+    /// Tokens that can be loaded behind what the device has of a sequence that holds no room; none while some of them
+    /// are being read from the file.
+    pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> Option<u32> {
+        let found = self.offload.external(cache, sequence, Tick(0)).expect(OWN);
+        if let Some(job) = found.begun {
+            self.bring_near(job);
+        }
+        match found.advice {
+            Advice::Load(tokens) => Some(tokens.get()),
+            Advice::Compute => Some(0),
+            Advice::Wait { .. } => {
+                self.waiting.insert(sequence);
+                None
             }
         }
-    }
-
-    /// Reads from the file what a job promotes, now: what it does not deliver is not counted on.
-    fn bring_near(&mut self, cache: &mut KvCache, job: JobId) {
-        let disk = self.disk.as_mut().expect("only what the file has is promoted");
-        let mut bad = Vec::new();
-        for (index, transfer) in (0..).zip(self.offload.tiers().transfers(job).expect(OWN)) {
-            let (Place::Tier(from), Place::Tier(to)) = (transfer.from, transfer.to) else {
-                unreachable!("a promotion is from tier to tier");
-            };
-            match disk.file.read(from.slot, &transfer.key) {
-                Some(bytes) => self.moves.push(Move::Put { bytes, slot: to.slot }),
-                None => bad.push(index),
-            }
-        }
-        let read = self.offload.tiers().transfers(job).expect(OWN).len() - bad.len();
-        disk.loaded_blocks += read as u64;
-        disk.failed_blocks += bad.len() as u64;
-        let outcome = if bad.is_empty() { Outcome::All } else { Outcome::AllBut(&bad) };
-        self.offload.complete(cache, job, outcome).expect(OWN);
-    }
-
-    /// Writes to the file what came to the host's memory. All copies on the list were made. Where the file takes no
-    /// more (the drive is full), nothing is lost but what it would have kept.
-    pub(crate) fn spill(&mut self, cache: &mut KvCache) {
-        let Some(disk) = &mut self.disk else { return };
-        let flushed = self.offload.tiers_mut().flush(DISK, SPILLED_MAX).expect("there is a second tier");
-        let Store::Begun { job, copies, .. } = flushed else { return };
-        let write = |transfer: &Transfer<Key>| {
-            let (Place::Tier(from), Place::Tier(to)) = (transfer.from, transfer.to) else {
-                unreachable!("a flush is from tier to tier");
-            };
-            disk.file.write(to.slot, &transfer.key, &self.slots[from.slot as usize]).is_ok()
-        };
-        let transfers = self.offload.tiers().transfers(job).expect(OWN);
-        let written = transfers.iter().map(write).take_while(|&written| written).count();
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        disk.saved_blocks += u64::from(written);
-        disk.failed_blocks += u64::from(copies.get() - written);
-        self.offload.complete(cache, job, Outcome::First(written)).expect(OWN);
     }
 
     /// Room was granted. Saves what that pushes out of the device, if it is written back, and loads what was claimed as
@@ -217,18 +177,20 @@ impl HostTier {
     pub(crate) fn release(&mut self, cache: &mut KvCache, sequence: SequenceId) {
         self.offload.release(cache, sequence).expect(OWN);
         self.swapped.remove(&sequence);
+        self.waiting.remove(&sequence);
     }
 
     pub(crate) fn close(&mut self, cache: &mut KvCache, sequence: SequenceId) {
         self.offload.close(cache, sequence).expect(OWN);
         self.swapped.remove(&sequence);
+        self.waiting.remove(&sequence);
     }
 
     /// Forgets everything, here and in the cache; false, and nothing changes, while somebody needs it.
     pub(crate) fn reset(&mut self, cache: &mut KvCache) -> bool {
         let forgotten = self.swapped.is_empty() && self.offload.reset(cache);
         if let (true, Some(disk)) = (forgotten, &mut self.disk) {
-            disk.failed_blocks += u64::from(disk.file.clear().is_err());
+            disk.clear();
         }
         forgotten
     }
@@ -239,10 +201,7 @@ impl HostTier {
         for step in self.moves.drain(..) {
             match step {
                 Move::Save { block, slot } => {
-                    let bytes = &mut self.slots[slot as usize];
-                    if bytes.is_empty() {
-                        *bytes = vec![0; self.block_bytes].into();
-                    }
+                    let bytes = own(&mut self.slots[slot as usize], self.block_bytes);
                     machine.save_block(block, bytes).expect(fits);
                     self.saved_blocks += 1;
                 }
@@ -270,21 +229,6 @@ impl HostTier {
         self.offload.tiers().stats(HOST).expect("there is one tier")
     }
 
-    /// What the file holds and did, if there is one.
-    pub(crate) fn disk_use(&self) -> Option<DiskUse> {
-        let disk = self.disk.as_ref()?;
-        let stats = self.offload.tiers().stats(DISK).expect("there is a second tier");
-        let bytes = self.block_bytes as u64;
-        Some(DiskUse {
-            blocks: stats.free.get() + stats.ready.get() + stats.writing.get() + stats.gone.get(),
-            used: stats.ready.get(),
-            saved_bytes: disk.saved_blocks * bytes,
-            loaded_bytes: disk.loaded_blocks * bytes,
-            failed_blocks: disk.failed_blocks,
-            evictions: stats.evictions,
-        })
-    }
-
     /// Bytes copied to the tier, and from it.
     pub(crate) fn copied_bytes(&self) -> (u64, u64) {
         let bytes = self.block_bytes as u64;
@@ -308,4 +252,12 @@ impl HostTier {
         }
         self.offload.complete(cache, job, Outcome::All).expect(OWN)
     }
+}
+
+/// The bytes of a slot to be written over; its first, if it has none of its own.
+fn own(slot: &mut Arc<[u8]>, block_bytes: usize) -> &mut [u8] {
+    if slot.is_empty() || Arc::get_mut(slot).is_none() {
+        *slot = vec![0; block_bytes].into();
+    }
+    Arc::get_mut(slot).expect("nobody else has what was just made")
 }

@@ -123,12 +123,18 @@ pub struct DiskUse {
     pub blocks: u32,
     /// Blocks that it holds.
     pub used: u32,
-    /// Bytes written to it.
-    pub saved_bytes: u64,
-    /// Bytes read from it.
-    pub loaded_bytes: u64,
+    /// Blocks that are being written or read.
+    pub pending_blocks: u32,
+    /// Blocks written to it.
+    pub saved_blocks: u64,
+    /// Blocks read from it.
+    pub loaded_blocks: u64,
     /// Blocks that could not be written, or that were not read as they had been written.
     pub failed_blocks: u64,
+    /// Bytes of the blocks written.
+    pub saved_bytes: u64,
+    /// Bytes of the blocks read.
+    pub loaded_bytes: u64,
     /// Blocks given up for others.
     pub evictions: u64,
 }

@@ -182,6 +182,7 @@ fn a_reset_forgets_the_file_too() {
     let mut engine = load(&directory.options(100));
     ask(&mut engine, 1);
     assert!(engine.reset_prefix_cache());
+    while engine.wait_for_disk() {}
     assert_eq!((disk(&engine).used, fs::metadata(directory.file()).unwrap().len()), (0, 0));
     assert_eq!(ask(&mut engine, 2), (expected(), 0));
 }

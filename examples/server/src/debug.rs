@@ -125,7 +125,8 @@ fn shown(app: &App) -> Value {
             "loaded_bytes": host.loaded_bytes, "evictions": host.evictions,
         })),
         "disk": view.snapshot.disk.map(|disk| json!({
-            "blocks": disk.blocks, "used": disk.used, "saved_bytes": disk.saved_bytes,
+            "blocks": disk.blocks, "used": disk.used, "pending_blocks": disk.pending_blocks,
+            "saved_bytes": disk.saved_bytes,
             "loaded_bytes": disk.loaded_bytes, "failed_blocks": disk.failed_blocks,
             "evictions": disk.evictions,
         })),

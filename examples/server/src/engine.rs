@@ -57,6 +57,8 @@ enum Command {
         id: RequestId,
         parcel: Option<Parcel>,
     },
+    /// The disk behind host memory has done something.
+    DiskDone,
     /// So many more steps, and then none; `None` is as many as there are.
     #[cfg(test)]
     Allow(Option<u32>),
@@ -95,6 +97,7 @@ impl std::fmt::Debug for Command {
             Self::Kept { .. } => "Kept",
             Self::Release { .. } => "Release",
             Self::Deliver { .. } => "Deliver",
+            Self::DiskDone => "DiskDone",
             #[cfg(test)]
             Self::Allow(_) => "Allow",
             Self::Stop => "Stop",

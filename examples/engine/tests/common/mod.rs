@@ -11,7 +11,13 @@ pub(crate) fn load(options: &Options) -> Engine {
 pub(crate) fn run(engine: &mut Engine) -> Vec<Output> {
     let mut outputs = Vec::new();
     while engine.has_work() {
+        if !engine.can_step() {
+            engine.wait_for_disk();
+        }
         engine.step(Tick(0), &mut outputs);
+        engine.check().unwrap();
+    }
+    while engine.wait_for_disk() {
         engine.check().unwrap();
     }
     outputs

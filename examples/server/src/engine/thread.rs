@@ -79,6 +79,9 @@ impl EngineThread {
         audit: bool,
     ) -> Self {
         let speed = Speedometer::new(&mut engine);
+        let wake = commands.clone();
+        // When this thread has ended, nobody needs to know.
+        engine.wake_for_disk(move || drop(wake.send(Command::DiskDone)));
         Self {
             engine,
             metrics,
@@ -188,6 +191,7 @@ impl EngineThread {
                 let _ = reply.send(released);
             }
             Command::Deliver { id, parcel } => self.deliver(id, parcel),
+            Command::DiskDone => self.engine.take_in_disk(),
             #[cfg(test)]
             Command::Allow(steps) => self.steps_allowed = steps,
             Command::Stop => unreachable!("the loop ends before"),

@@ -7,7 +7,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use quayline_engine::{DraftTotals, HostUse, Options, ReasonCount, Snapshot, WaitReason};
+use quayline_engine::{DiskUse, DraftTotals, HostUse, Options, ReasonCount, Snapshot, WaitReason};
 use tokio::sync::watch;
 
 use crate::engine::View;
@@ -40,6 +40,7 @@ impl Collector for EngineCollector {
             write.drafts(&snapshot.totals.drafts, speculation.num_speculative_tokens.get())?;
         }
         write.host_memory(&snapshot.host.unwrap_or_default())?;
+        write.disk(&snapshot.disk.unwrap_or_default())?;
         write.reasons(&snapshot.reasons)?;
         self.cache_config(&mut write, &snapshot)
     }
@@ -128,6 +129,29 @@ impl Write<'_> {
                 host.swapped_tokens,
             ),
             ("quayline:kv_offload_evictions", "Blocks that host memory gave up for others", host.evictions),
+        ] {
+            self.counter(name, help, value)?;
+        }
+        Ok(())
+    }
+
+    /// Ours, after the pattern of vLLM's for host memory, which has none for a disk. All zero where there is none.
+    fn disk(&mut self, disk: &DiskUse) -> fmt::Result {
+        let used = f64::from(disk.used) / f64::from(disk.blocks.max(1));
+        self.gauge("quayline:kv_offload_disk_cache_usage_perc", "Share of the disk's room in use", used)?;
+        let pending = f64::from(disk.pending_blocks);
+        self.gauge("quayline:kv_offload_disk_pending_blocks", "Blocks being written or read", pending)?;
+        for (name, help, value) in [
+            ("quayline:kv_offload_disk_store_bytes", "Bytes written to the disk", disk.saved_bytes),
+            ("quayline:kv_offload_disk_load_bytes", "Bytes read from the disk", disk.loaded_bytes),
+            ("quayline:kv_offload_disk_stored_blocks", "Blocks written to the disk", disk.saved_blocks),
+            ("quayline:kv_offload_disk_loaded_blocks", "Blocks read from the disk", disk.loaded_blocks),
+            (
+                "quayline:kv_offload_disk_failed_blocks",
+                "Blocks that could not be written, or were not read as written",
+                disk.failed_blocks,
+            ),
+            ("quayline:kv_offload_disk_evictions", "Blocks that the disk gave up for others", disk.evictions),
         ] {
             self.counter(name, help, value)?;
         }

@@ -282,6 +282,51 @@ async fn what_comes_back_from_host_memory_is_counted() {
 }
 
 #[tokio::test]
+async fn what_the_disk_does_is_counted() {
+    // Room for 12 blocks of 16 tokens, for 170 behind them, and for 41 on the disk.
+    let path = std::env::temp_dir().join(format!("quayline-server-disk-{}", std::process::id()));
+    let line = format!(
+        "--num-gpu-blocks-override 12 --max-model-len 192 --kv-offloading-size 0.004 \
+         --kv-offloading-disk-path {} --kv-offloading-disk-size 0.00094",
+        path.display()
+    );
+    let prompt =
+        |begin: u32| json!((0..100).map(|at| 100 + (begin * 131 + at * 7) % 1000).collect::<Vec<u32>>());
+    let server = Server::start(&line).await;
+    let mut answers = Vec::new();
+    for begin in [1, 2] {
+        answers.push(server.ok("/v1/completions", completion(prompt(begin), 4)).await["choices"].clone());
+    }
+    let mut view = server.app.engine.view();
+    let all_is_written = |view: &crate::engine::View| {
+        let disk = view.snapshot.disk.unwrap();
+        disk.saved_blocks >= 12 && disk.pending_blocks == 0
+    };
+    view.wait_for(all_is_written).await.unwrap();
+    let labels = format!("model_name=\"{}\",engine=\"0\"", server.app.names[0]);
+    let told = |text: &str, name: &str| parse(text)[&format!("quayline:kv_offload_disk_{name}{{{labels}}}")];
+    let text = server.get("/metrics").await.text;
+    let stored = told(&text, "stored_blocks_total");
+    assert!(stored >= 12.0);
+    assert_eq!(told(&text, "store_bytes_total"), stored * 16.0 * 1536.0);
+    let slots = (0.00094_f64 * f64::from(1 << 30) / (16.0 * 1536.0 + 56.0)).floor();
+    assert_eq!(told(&text, "cache_usage_perc"), stored / slots);
+    assert_eq!((told(&text, "loaded_blocks_total"), told(&text, "pending_blocks")), (0.0, 0.0));
+    server.stop();
+
+    // Another server reads them.
+    let server = Server::start(&line).await;
+    let again = server.ok("/v1/completions", completion(prompt(1), 4)).await["choices"].clone();
+    assert_eq!(again, answers[0]);
+    server.idle().await;
+    let text = server.get("/metrics").await.text;
+    assert_eq!((told(&text, "loaded_blocks_total"), told(&text, "load_bytes_total")), (6.0, 96.0 * 1536.0));
+    assert_eq!((told(&text, "failed_blocks_total"), told(&text, "evictions_total")), (0.0, 0.0));
+    server.stop();
+    std::fs::remove_dir_all(path).unwrap();
+}
+
+#[tokio::test]
 async fn how_long_blocks_keep_their_contents_is_told_when_asked_for() {
     // Twelve blocks of 16 tokens, all of them watched. Each prompt of 100 tokens fills six that can be found, the
     // second finds those of the first, and all of these are lost to the others.
