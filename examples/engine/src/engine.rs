@@ -62,6 +62,8 @@ pub struct Engine {
     pub(crate) host_hits: HostUse,
     pub(crate) searches: Searches,
     pub(crate) loads: Vec<Load>,
+    /// Who was here when a step could do nothing because of the disk.
+    stuck: Option<[usize; 3]>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -167,6 +169,7 @@ impl Engine {
             host_hits: HostUse::default(),
             searches: Searches::default(),
             loads: Vec::new(),
+            stuck: None,
         })
     }
 
@@ -401,9 +404,25 @@ impl Engine {
     /// or for the disk.
     #[must_use]
     pub fn can_step(&self) -> bool {
-        let read = self.memory.host.as_ref().map_or(0, HostTier::waiting);
-        let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len() + read;
-        self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead()
+        let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
+        let has_any = self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead();
+        has_any && !(self.waits_for_disk() && self.stuck == Some(self.census()))
+    }
+
+    /// Whether some request can do nothing before the disk has done something.
+    fn waits_for_disk(&self) -> bool {
+        self.memory.host.as_ref().is_some_and(HostTier::is_waited_for)
+    }
+
+    /// A step has brought nothing because of the disk: nor will the next one, while the same requests are here and
+    /// the disk has done nothing.
+    pub(crate) fn note_stuck(&mut self, tokens: u32) {
+        self.stuck = (tokens == 0 && self.waits_for_disk()).then(|| self.census());
+    }
+
+    /// Requests that are here, that wait for grammars, and that wait for another engine.
+    fn census(&self) -> [usize; 3] {
+        [self.active.len(), self.grammarless.len(), self.memory.elsewhere.arriving.len()]
     }
 
     /// Takes in what the disk has done since, as every step does, and gives it more to do: for a caller who is

@@ -91,6 +91,7 @@ impl Engine {
         }
         let tokens = step.plan.tokens;
         self.step = step;
+        self.note_stuck(tokens);
         tokens
     }
 

@@ -142,10 +142,9 @@ impl HostTier {
         }
     }
 
-    /// How many sequences can do nothing before the file's thread has done something.
-    pub(crate) fn waiting(&self) -> usize {
-        let is_at_work = self.disk.as_ref().is_some_and(|disk| disk.drive.under_way() > 0);
-        if is_at_work { self.waiting.len() } else { 0 }
+    /// Whether a sequence can do nothing before the file's thread has done something.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty() && self.disk.as_ref().is_some_and(|disk| disk.drive.under_way() > 0)
     }
 
     /// What the file holds and did, if there is one.

@@ -1,7 +1,5 @@
 //! The disk works when the test says so: what the engine does meanwhile, and what of it when the disk is late.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
-
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -143,6 +141,20 @@ fn a_prompt_that_two_ask_for_is_read_once() {
     let outputs = run(&mut engine);
     assert_eq!((answer(&outputs, 7).0, answer(&outputs, 8).0), (expected(1), expected(1)));
     assert_eq!(disk(&engine).loaded_blocks, 6);
+}
+
+#[test]
+fn who_waits_for_one_that_waits_for_the_disk_needs_no_steps() {
+    let directory = Directory::new("sibling");
+    let (mut engine, mut worker) = directory.engine_and_worker();
+    engine.add(prompt(7, 1)).unwrap();
+    engine.add(Request { sample_of: Some(RequestId(7)), ..prompt(8, 1) }).unwrap();
+    assert_eq!(run(&mut engine), []);
+    assert!(worker.work());
+    engine.take_in_disk();
+    assert!(engine.can_step());
+    let outputs = run(&mut engine);
+    assert_eq!((answer(&outputs, 7).0, answer(&outputs, 8).0), (expected(1), expected(1)));
 }
 
 #[test]
