@@ -28,6 +28,7 @@ mod pool;
 mod prefix;
 mod publish;
 mod replica;
+mod reserve;
 mod residency;
 pub mod scenario;
 mod sequence;
