@@ -22,9 +22,9 @@ use crate::options::{Offloading, OffloadingWrite};
 
 /// The tier, its bytes, and the copies that the next step begins with.
 ///
-/// A job between device and host ends as soon as its copies are on the list: the list is carried out in its order before
-/// anything else touches device or host, so that whoever comes later finds what it says. One with the file ends when
-/// the file's thread says so.
+/// A job between device and host ends as soon as its copies are on the list: the list is carried out in its order
+/// before anything else touches device or host, so that whoever comes later finds what it says. One with the file ends
+/// when the file's thread says so.
 #[derive(Debug)]
 pub(crate) struct HostTier {
     offload: Offload<<Xxh3 as BlockHasher>::Digest>,

@@ -1,4 +1,5 @@
-//! The thread that reads and writes the file, so that no step waits for a disk: tasks go in, what came of them comes out.
+//! The thread that reads and writes the file, so that no step waits for a disk: tasks go in, what came of them comes
+//! out.
 //!
 //! A request may wait for what is read, and nobody for what is written: reads overtake writes, block by block. Neither
 //! touches a slot that another is at work on, the tiers see to that.
