@@ -24,7 +24,7 @@ use crate::{
 /// Decides which physical block holds which tokens of which sequence.
 ///
 /// A sequence's life: [`open`](KvCache::open) with its prompt; [`lookup`](KvCache::lookup) what is cached;
-/// [`reserve`](KvCache::reserve) and [`commit`](Reservation::commit) before every step that computes some of
+/// [`reserve`](KvCache::reserve) and [`commit`](crate::Reservation::commit) before every step that computes some of
 /// its tokens; [`push`](KvCache::push) the tokens that come out; [`release`](KvCache::release) when it must
 /// yield, after which it starts over; [`close`](KvCache::close).
 ///

@@ -31,7 +31,7 @@ impl<D: Digest> Offload<D> {
     /// claimed than [`external`](Offload::external) advised, the leading part is loaded, and the end of the job tells.
     ///
     /// # Errors
-    /// [`OffloadError::NothingToLoad`]; [`Error::NotOpen`].
+    /// [`OffloadError::NothingToLoad`]; [`Error::NotOpen`](crate::Error::NotOpen).
     pub fn load<H: BlockHasher<Digest = D>, E: Eviction>(
         &mut self,
         cache: &mut KvCache<H, E>,
@@ -76,7 +76,7 @@ impl<D: Digest> Offload<D> {
     /// The first `made` copies of a job were made: what they brought can be used already.
     ///
     /// # Errors
-    /// As [`Tiers::progress`].
+    /// As [`Tiers::progress`](crate::tier::Tiers::progress).
     pub fn progress<H: BlockHasher<Digest = D>, E: Eviction>(
         &mut self,
         cache: &mut KvCache<H, E>,

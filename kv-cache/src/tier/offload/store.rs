@@ -15,7 +15,7 @@ impl<D: Digest> Offload<D> {
     /// the copies are made, even if the sequence ends.
     ///
     /// # Errors
-    /// [`Error::NotOpen`].
+    /// [`Error::NotOpen`](crate::Error::NotOpen).
     pub fn computed<H: BlockHasher<Digest = D>, E: Eviction>(
         &mut self,
         cache: &mut KvCache<H, E>,
@@ -91,7 +91,7 @@ impl<D: Digest> Offload<D> {
     /// until they are copied. The tokens behind the last full block are computed again when it comes back.
     ///
     /// # Errors
-    /// [`Error::NotOpen`].
+    /// [`Error::NotOpen`](crate::Error::NotOpen).
     pub fn swap_out<H: BlockHasher<Digest = D>, E: Eviction>(
         &mut self,
         cache: &mut KvCache<H, E>,
