@@ -43,7 +43,7 @@ pub use check::Violation;
 pub use claim::{Admission, BlockCopy, Claim, Grant, Hit, Lost, Reservation, Reuse};
 pub use config::{Config, Group, Retention};
 pub use error::Error;
-pub use event::{Event, Location, Snapshot, Stored};
+pub use event::{BlockNames, Event, EventBatch, Location, Snapshot, Stored};
 pub use evict::{Eviction, Lru, OverLimit};
 pub use hash::{Adapter, BlockHash, BlockHasher, Content, Digest, EmbedsDigest, Extra, Media, Xxh3};
 pub use id::{

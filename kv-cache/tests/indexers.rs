@@ -109,90 +109,26 @@ fn play<H: BlockHasher>(cache: &mut KvCache<H>, indexer: &mut impl Indexer<H>) {
     assert_eq!(found, [0, 1, 2, 3, 4].into(), "some prompts were found in part");
 }
 
-/// An event as vLLM sends it (`vllm/distributed/kv_events.py`, 0.33), in the order of its fields there.
-#[derive(Debug, PartialEq)]
-enum Wire {
-    BlockStored {
-        block_hashes: Vec<u64>,
-        parent_block_hash: Option<u64>,
-        token_ids: Vec<TokenId>,
-        block_size: usize,
-        medium: &'static str,
-        lora_name: Option<String>,
-        extra_keys: Vec<String>,
-        group_idx: u8,
-    },
-    BlockRemoved {
-        block_hashes: Vec<u64>,
-        medium: &'static str,
-        group_idx: u8,
-    },
-    AllBlocksCleared,
-}
-
-fn medium(location: Location) -> &'static str {
-    match location {
-        Location::Device => "GPU",
-        Location::Tier { medium: tier::Medium::Host, .. } => "CPU",
-        Location::Tier { .. } => "STORAGE",
-    }
-}
-
-/// A block's key behind the adapter: items by name and offset, the salt of the first block, the embeddings.
-fn extra_keys(extra: &Extra<'_>) -> String {
-    let items = extra.media.iter().map(|item| format!("({}, {})", item.id, item.offset_from(extra.first)));
-    let salt = extra.salt.filter(|_| extra.first == TokenIndex(0)).map(str::to_owned);
-    let adapter = extra.adapter.map(|adapter| adapter.name.to_owned());
-    let embeds = extra.embeds.map(|digest| format!("{:02x}..", digest[0]));
-    adapter.into_iter().chain(items).chain(salt).chain(embeds).collect::<Vec<_>>().join(", ")
-}
-
-fn on_the_wire<D: Digest>(event: &Event<'_, D>) -> Wire {
-    match *event {
-        Event::Stored(stored) => {
-            let mut extras = Vec::new();
-            stored.contents(unit(), |content| extras.extend(content.extra.map(extra_keys)));
-            Wire::BlockStored {
-                block_hashes: stored.blocks.iter().map(Digest::low64).collect(),
-                parent_block_hash: stored.parent.map(|parent| parent.low64()),
-                token_ids: stored.tokens.to_vec(),
-                block_size: stored.tokens.len() / stored.blocks.len(),
-                medium: medium(stored.location),
-                lora_name: stored.key.adapter.map(|adapter| adapter.name.to_owned()),
-                extra_keys: extras,
-                group_idx: stored.group.0,
-            }
-        }
-        // It is removed where it was; that it lies elsewhere as well was told before.
-        Event::Removed { block, group, location } | Event::Moved { block, group, from: location, .. } => {
-            let (medium, group_idx) = (medium(location), group.0);
-            Wire::BlockRemoved { block_hashes: vec![block.low64()], medium, group_idx }
-        }
-        Event::Cleared { .. } => Wire::AllBlocksCleared,
-    }
-}
-
-/// By the last 64 bits of vLLM's names, and by group.
+/// By the last 64 bits of vLLM's names, and by group: what [`EventBatch`] sends.
 #[derive(Default)]
-struct VllmIndexer(BTreeSet<(u64, u8)>);
+struct VllmIndexer(BTreeSet<(u64, GroupId)>);
 
 impl Indexer<Vllm<32>> for VllmIndexer {
     fn hear(&mut self, cache: &mut KvCache<Vllm<32>>) {
         let VllmIndexer(known) = self;
-        cache.drain_events(|_, event| match on_the_wire(&event) {
-            Wire::BlockStored { block_hashes, group_idx, .. } => {
-                known.extend(block_hashes.into_iter().map(|hash| (hash, group_idx)));
+        cache.drain_events(|_, event| match event {
+            Event::Stored(stored) => {
+                known.extend(stored.blocks.iter().map(|block| (block.low64(), stored.group)));
             }
-            Wire::BlockRemoved { block_hashes, group_idx, .. } => {
-                block_hashes.into_iter().for_each(|hash| assert!(known.remove(&(hash, group_idx))));
-            }
-            Wire::AllBlocksCleared => known.clear(),
+            Event::Removed { block, group, .. } => assert!(known.remove(&(block.low64(), group))),
+            Event::Cleared { .. } => known.clear(),
+            Event::Moved { .. } => unreachable!("there are no tiers"),
         });
     }
 
     fn longest(&mut self, key: SequenceKey<'_>, tokens: &[TokenId]) -> usize {
         let names = asked::<()>(key, tokens).names(&mut Vllm::sha256(Encoding::Cbor), None, unit());
-        names.iter().take_while(|name| self.0.contains(&(name.low64(), 0))).count()
+        names.iter().take_while(|name| self.0.contains(&(name.low64(), GroupId(0)))).count()
     }
 }
 
@@ -200,28 +136,6 @@ impl Indexer<Vllm<32>> for VllmIndexer {
 fn an_indexer_of_vllms_kind_finds_what_the_cache_finds() {
     let mut cache = KvCache::with(config(), Vllm::sha256(Encoding::Cbor), Lru::new).unwrap();
     play(&mut cache, &mut VllmIndexer::default());
-}
-
-#[test]
-fn what_vllms_event_says_of_images_adapter_and_salt() {
-    // The case of vLLM's test_mm_prefix_caching, with an adapter and a salt besides.
-    let sixteen = BlockSize::new(16).unwrap();
-    let config = Config { block_size: sixteen, ..config() };
-    let mut cache = KvCache::with(config, Vllm::sha256(Encoding::Cbor), Lru::new).unwrap();
-    let media = [image("aaa", 11, 10), image("bbb", 30, 18), image("ccc", 48, 7)];
-    let adapter = Some(Adapter { name: "sql", path: "/adapters/sql" });
-    let key = SequenceKey { adapter, salt: Some("salt1"), media: &media, ..SequenceKey::default() };
-    let tokens: Vec<TokenId> = (0..64).collect();
-    serve(&mut cache, key, &tokens);
-    let mut told = Vec::new();
-    cache.drain_events(|number, event| {
-        let Event::Stored(stored) = event else { unreachable!("only stored: {event:?}") };
-        let names = stored.names(&mut Vllm::sha256(Encoding::Cbor), stored.parent, sixteen);
-        assert_eq!((number, stored.blocks, stored.tokens), (0, names.as_slice(), tokens.as_slice()));
-        stored.contents(sixteen, |content| told.extend(content.extra.map(extra_keys)));
-    });
-    let expected = ["sql, (aaa, 11), salt1", "sql, (aaa, -5), (bbb, 14)", "sql, (bbb, -2)", "sql, (ccc, 0)"];
-    assert_eq!(told, expected);
 }
 
 /// Dynamo's router keeps for each block the engine's name, by which it is removed, beside the hash of its content

@@ -4,16 +4,19 @@
 //! One event is one change of what can be found, in the device or in a tier behind it, numbered without holes from 0.
 //! In each of these places content is stored when its first copy can be found and removed when its last one cannot: who
 //! applies the events in order has the index. [`Replica`](crate::Replica) does that and refuses a hole; after one,
-//! [`Snapshot`] begins it anew.
+//! [`Snapshot`] begins it anew. [`EventBatch`] writes them as vLLM sends them.
 
 mod about;
+mod batch;
 mod log;
+mod message_pack;
 mod snapshot;
 mod stored;
 
 use crate::GroupId;
 use crate::tier::{Medium, TierId};
 
+pub use batch::{BlockNames, EventBatch};
 pub(crate) use log::Events;
 pub use snapshot::Snapshot;
 pub use stored::Stored;

@@ -7,7 +7,8 @@ use crate::{BlockSize, GroupId, Location, SequenceId, SequenceKey, TokenId, Toke
 /// Blocks that can be found now, one behind the other, in the device or in a tier, with all that their names cover:
 /// whoever names blocks otherwise names these from what is here.
 ///
-/// vLLM's `BlockStored` and the stored blocks of Dynamo's router are made of it: `tests/indexers.rs` shows how.
+/// [`EventBatch`](crate::EventBatch) makes vLLM's `BlockStored` of it, and `tests/indexers.rs` shows how the stored
+/// blocks of Dynamo's router are made of it.
 ///
 /// Of what a tier has and no sequence here ever had (a shared store said so, or a list was taken up after a restart
 /// without [`Offload::describe`](crate::tier::Offload::describe)) the name alone is known: no parent and no tokens.

@@ -148,11 +148,6 @@ pub struct AnyHash {
 }
 
 impl AnyHash {
-    /// The bytes, as many as the algorithm computes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes.bytes()[..usize::from(self.width)]
-    }
-
     fn narrow<const BYTES: usize>(self) -> BlockHash<BYTES> {
         BlockHash(*self.bytes.0.first_chunk().expect("no digest is wider than 32 bytes"))
     }
@@ -174,6 +169,11 @@ impl Digest for AnyHash {
 
     fn low64(&self) -> u64 {
         self.bytes().last_chunk().map_or(0, |last| u64::from_be_bytes(*last))
+    }
+
+    /// As many as the algorithm computes.
+    fn bytes(&self) -> &[u8] {
+        &self.bytes.bytes()[..usize::from(self.width)]
     }
 }
 

@@ -10,6 +10,9 @@ pub trait Digest: Copy + Ord + Hash + Default + Debug + Display {
 
     /// The 64-bit form in which some routers want it: the last eight bytes, read from the most significant on.
     fn low64(&self) -> u64;
+
+    /// All of it, the most significant byte first: as it goes on a wire or into a file name.
+    fn bytes(&self) -> &[u8];
 }
 
 /// A hash of so many bytes, the most significant first. Sixteen are the default's, thirty-two those of SHA-256
@@ -18,7 +21,7 @@ pub trait Digest: Copy + Ord + Hash + Default + Debug + Display {
 pub struct BlockHash<const BYTES: usize = 16>(pub [u8; BYTES]);
 
 impl<const BYTES: usize> BlockHash<BYTES> {
-    /// The bytes, as they go on a wire or into a file name.
+    /// The bytes, as [`Digest::bytes`], and how many they are.
     pub const fn bytes(&self) -> &[u8; BYTES] {
         &self.0
     }
@@ -40,6 +43,10 @@ impl<const BYTES: usize> Digest for BlockHash<BYTES> {
 
     fn low64(&self) -> u64 {
         u64::from_be_bytes(*self.0.last_chunk().expect("at least eight bytes"))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
