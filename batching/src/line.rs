@@ -38,7 +38,7 @@ pub(crate) struct Line {
     len: usize,
 }
 
-/// So many lanes are kept when nobody waits in them any more: whoever comes next needs no memory of its own.
+/// So many lanes stay when nobody waits in them any more: whoever comes next in one of them allocates nothing for it.
 const LANES_KEPT: usize = 16;
 
 #[derive(Debug, Clone, Default)]

@@ -75,7 +75,8 @@ pub trait Memory {
         false
     }
 
-    /// What another machine has of a request, behind the `cached_tokens` that are here. Changes nothing.
+    /// What another machine, or whatever the memory reads from at leisure (a disk), has of a request, behind the
+    /// `cached_tokens` that are here. Changes nothing.
     fn remote_tokens(&mut self, id: RequestId, cached_tokens: u32) -> Remote {
         let _ = (id, cached_tokens);
         Remote::Nothing
@@ -168,7 +169,7 @@ pub enum Room {
     },
 }
 
-/// What another machine has of a request.
+/// What another machine has of a request, or a disk that takes its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remote {
     /// Nothing beyond what is here.

@@ -145,7 +145,7 @@ pub enum Reason {
         /// How many.
         tokens: u32,
     },
-    /// The memory does not know yet what another machine has of it.
+    /// The memory does not know yet what another machine, or a disk, has of it.
     RemoteUnknown,
     /// Its tokens did not all come from another machine.
     LoadFailed {

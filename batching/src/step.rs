@@ -275,7 +275,7 @@ impl<O: Order> Batcher<O> {
     }
 
     /// The room for a part: what is known can be found by others, the rest is for tokens that may turn out
-    /// to be others. So are drafts in flight, behind which the part begins for now.
+    /// to be others. So are drafts in flight: the part is planned behind them, as if they were accepted.
     pub(crate) fn need(&self, sequence: &Sequence, part: Part) -> Need {
         let start = part.start.min(sequence.known_tokens);
         let findable = (part.start + part.tokens).min(sequence.known_tokens);

@@ -17,7 +17,7 @@ const FIRST_TOKEN: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
 const TOKEN: [&str; 2] = ["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
 /// Latest target: a day.
-pub(crate) const TARGET_MS_MAX: f64 = 86_400_000.0;
+const TARGET_MS_MAX: f64 = 86_400_000.0;
 
 /// The tenant of whoever names none.
 const NOBODY: &str = "default-flow";
@@ -90,14 +90,20 @@ fn tenant(
 
 fn milliseconds(headers: &HeaderMap, names: [&'static str; 2]) -> Result<Option<f64>, ApiError> {
     let Some((name, text)) = header(headers, names)? else { return Ok(None) };
-    match text.trim().parse::<f64>() {
-        Ok(time) if time > 0.0 && time <= TARGET_MS_MAX => Ok(Some(time)),
-        _ => {
-            let problem = format!(
-                "must be a number of milliseconds above 0, and {TARGET_MS_MAX} at most, not {text:?}"
-            );
-            Err(ApiError::field(name, problem))
-        }
+    match target_ms(text.trim()) {
+        Ok(time) => Ok(Some(time)),
+        Err(problem) => Err(ApiError::field(name, format!("{problem}, not {text:?}"))),
+    }
+}
+
+/// Milliseconds of a target, which headers and flags set.
+///
+/// # Errors
+/// What they must be.
+pub(crate) fn target_ms(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(time) if time > 0.0 && time <= TARGET_MS_MAX => Ok(time),
+        _ => Err(format!("must be a number of milliseconds above 0, and {TARGET_MS_MAX} at most")),
     }
 }
 

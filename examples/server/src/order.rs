@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use quayline_engine::{Options, Policy, Targets, TenantId};
 
 use crate::api::error::ApiError;
-use crate::caller::{Caller, TARGET_MS_MAX};
+use crate::caller::{Caller, target_ms};
 use crate::tenants::{self, Tenants};
 
 /// How many of the waiting are looked up in the cache in each step, longest prefix first: as many as cost a step
@@ -21,10 +21,10 @@ pub(crate) struct OrderFlags {
     #[arg(long, value_enum, default_value_t = Scheduling::Fcfs)]
     scheduling_policy: Scheduling,
     /// With `deadline`: milliseconds to the first token, where no header x-llm-d-slo-ttft-ms says otherwise
-    #[arg(long, default_value_t = 2000.0, value_parser = milliseconds)]
+    #[arg(long, default_value_t = 2000.0, value_parser = target_ms)]
     slo_ttft_ms: f64,
     /// With `deadline`: milliseconds from token to token, where no header x-llm-d-slo-tpot-ms says otherwise
-    #[arg(long, default_value_t = 100.0, value_parser = milliseconds)]
+    #[arg(long, default_value_t = 100.0, value_parser = target_ms)]
     slo_tpot_ms: f64,
     /// With `fair`: the tenants that have weights or keys of their own, as a JSON object or a file with one:
     /// {"acme": {"weight": 3, "api_keys": ["sk-..."]}}
@@ -144,11 +144,4 @@ fn ticks(milliseconds: f64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "up to a day")]
     let ticks = (milliseconds * 1000.0).ceil() as u64;
     ticks
-}
-
-fn milliseconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(time) if time > 0.0 && time <= TARGET_MS_MAX => Ok(time),
-        _ => Err(format!("must be a number of milliseconds above 0, and {TARGET_MS_MAX} at most")),
-    }
 }

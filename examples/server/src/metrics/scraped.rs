@@ -118,7 +118,7 @@ impl Write<'_> {
     fn host_memory(&mut self, host: &HostUse) -> fmt::Result {
         let used = f64::from(host.used) / f64::from(host.blocks.max(1));
         self.gauge("vllm:kv_offload_cpu_cache_usage_perc", "Share of host memory for blocks in use", used)?;
-        for (name, help, value) in [
+        self.counters([
             ("vllm:external_prefix_cache_queries", "Tokens looked up in host memory", host.queries),
             ("vllm:external_prefix_cache_hits", "Tokens found in host memory", host.hits),
             ("vllm:kv_offload_store_bytes", "Bytes copied to host memory", host.saved_bytes),
@@ -129,10 +129,7 @@ impl Write<'_> {
                 host.swapped_tokens,
             ),
             ("quayline:kv_offload_evictions", "Blocks that host memory gave up for others", host.evictions),
-        ] {
-            self.counter(name, help, value)?;
-        }
-        Ok(())
+        ])
     }
 
     /// Ours, after the pattern of vLLM's for host memory, which has none for a disk. All zero where there is none.
@@ -141,7 +138,7 @@ impl Write<'_> {
         self.gauge("quayline:kv_offload_disk_cache_usage_perc", "Share of the disk's room in use", used)?;
         let pending = f64::from(disk.pending_blocks);
         self.gauge("quayline:kv_offload_disk_pending_blocks", "Blocks being written or read", pending)?;
-        for (name, help, value) in [
+        self.counters([
             ("quayline:kv_offload_disk_store_bytes", "Bytes written to the disk", disk.saved_bytes),
             ("quayline:kv_offload_disk_load_bytes", "Bytes read from the disk", disk.loaded_bytes),
             ("quayline:kv_offload_disk_stored_blocks", "Blocks written to the disk", disk.saved_blocks),
@@ -152,10 +149,7 @@ impl Write<'_> {
                 disk.failed_blocks,
             ),
             ("quayline:kv_offload_disk_evictions", "Blocks that the disk gave up for others", disk.evictions),
-        ] {
-            self.counter(name, help, value)?;
-        }
-        Ok(())
+        ])
     }
 
     /// One series for each outcome and reason that came up. They are ours: vLLM counts none.
@@ -173,6 +167,10 @@ impl Write<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let gauge = ConstGauge::new(value);
         gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
+    }
+
+    fn counters<const N: usize>(&mut self, all: [(&str, &str, u64); N]) -> fmt::Result {
+        all.into_iter().try_for_each(|(name, help, value)| self.counter(name, help, value))
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
