@@ -7,6 +7,9 @@ use std::fmt;
 pub enum Isa {
     /// What every machine of the target has.
     Portable,
+    /// 64-bit Arm with NEON, which is all of them.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -22,6 +25,8 @@ impl Isa {
     /// All of them, the plainest first.
     pub const ALL: &'static [Self] = &[
         Self::Portable,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
         #[cfg(target_arch = "x86_64")]
         Self::Avx2,
         #[cfg(target_arch = "x86_64")]
@@ -35,6 +40,8 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -49,6 +56,8 @@ impl Isa {
     pub fn available(self) -> bool {
         match self {
             Self::Portable => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")

@@ -46,7 +46,7 @@ use workers::Workers;
 
 use crate::error::{at_most, multiple, same};
 use crate::{
-    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
+    Attention, BatchInput, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
     WeightSource,
 };
 use weight::Matrix;
@@ -114,7 +114,7 @@ impl Cpu {
     fn on_tiles<'a>(&self, packed: &mut Scratch, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
         let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
         let (tiles, rest): (Vec<_>, Vec<_>) =
-            products.into_iter().partition(|product| product.weight.dtype == Dtype::Bf16);
+            products.into_iter().partition(|product| product.weight.dtype == crate::Dtype::Bf16);
         amx::linear(unit, (&self.workers, self.isa), packed, x.data(), x.rows(), &tiles);
         rest
     }

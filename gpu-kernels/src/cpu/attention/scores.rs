@@ -152,8 +152,8 @@ pub(super) fn of_widened<L: Lanes>(
         let query = &state.query[row * wide..];
         let weight = &mut state.weight[row * CHUNK..];
         row += match rows.1 - row {
-            6.. if L::WIDE => widened::<L, 6>(lanes, query, keys, weight, wide, dim),
-            3.. if !L::WIDE => widened::<L, 3>(lanes, query, keys, weight, wide, dim),
+            6.. if L::MANY => widened::<L, 6>(lanes, query, keys, weight, wide, dim),
+            3.. if !L::MANY => widened::<L, 3>(lanes, query, keys, weight, wide, dim),
             2.. => widened::<L, 2>(lanes, query, keys, weight, wide, dim),
             _ => widened::<L, 1>(lanes, query, keys, weight, wide, dim),
         };

@@ -22,7 +22,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
         state.sums.value.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
         "state has these rows"
     );
-    let together = match (L::WIDE, V::WIDENED) {
+    let together = match (L::MANY, V::WIDENED) {
         (true, true) => 6,
         // Seven go as four and three, five as three and two.
         (true, false) => (rows.1 - rows.0).div_ceil((rows.1 - rows.0).div_ceil(4)),
@@ -128,8 +128,8 @@ fn common<L: Lanes, V: Values>(
     wide: usize,
 ) {
     match count {
-        6 if L::WIDE && V::WIDENED => accumulate::<L, V, 6>(lanes, state, values, first, of, wide),
-        4 if L::WIDE => accumulate::<L, V, 4>(lanes, state, values, first, of, wide),
+        6 if L::MANY && V::WIDENED => accumulate::<L, V, 6>(lanes, state, values, first, of, wide),
+        4 if L::MANY => accumulate::<L, V, 4>(lanes, state, values, first, of, wide),
         3 => accumulate::<L, V, 3>(lanes, state, values, first, of, wide),
         _ => {
             for row in (first..first + count / 2 * 2).step_by(2) {

@@ -1,14 +1,18 @@
 //! Sixteen numbers at a time.
 //!
 //! Every kernel is written once over [`Lanes`], a token that proves that the machine has the instructions. All sums
-//! run over sixteen lanes and end in the same tree on every machine, so AVX2 and AVX-512 give equal bits; the
+//! run over sixteen lanes and end in the same tree on every machine, so AVX2, AVX-512 and NEON give equal bits; the
 //! portable lanes round products before adding where the target has no fused multiply-add.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::portable::round_bf16;
 
@@ -22,8 +26,9 @@ pub(crate) const WIDTH: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Registers {
     /// 32, each a vector.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "nobody else has them yet"))]
     Many,
-    /// 16, each half a vector.
+    /// 16, each half a vector, or 32, each a quarter: room for eight vectors.
     Few,
     /// 16, each a quarter of a vector.
     Quarters,
@@ -34,6 +39,8 @@ impl Registers {
     pub(crate) fn of(isa: Isa) -> Self {
         match isa {
             Isa::Portable => Self::Quarters,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Self::Few,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self::Few,
             #[cfg(target_arch = "x86_64")]
@@ -54,6 +61,8 @@ pub(crate) trait Lanes: Copy {
     const REGISTERS: Registers;
     /// Whether there are 32 registers of a whole vector each.
     const WIDE: bool = matches!(Self::REGISTERS, Registers::Many);
+    /// Whether there are 32 registers, of whatever size.
+    const MANY: bool = matches!((Self::REGISTERS, Self::PARTS), (Registers::Many, _) | (Registers::Few, 4));
 
     fn splat(self, x: f32) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -281,6 +290,9 @@ pub(crate) trait Kernel {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
         Isa::Portable => kernel.run(Portable),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: an `Isa` gets into a `Cpu` only after `Isa::available` said yes.
+        Isa::Neon => unsafe { neon::run(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` gets into a `Cpu` only after `Isa::available` said yes.
         Isa::Avx2 => unsafe { avx2::run(kernel) },

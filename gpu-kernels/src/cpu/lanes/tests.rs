@@ -1,0 +1,154 @@
+//! Every instruction set against the portable lanes, bit by bit.
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "reads and writes of the same arrays")]
+
+use super::*;
+
+/// Numbers of all sizes and signs, with halves that round to even, and none.
+fn numbers() -> Vec<[f32; WIDTH]> {
+    let mut state = 7_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 8
+    };
+    let mut all: Vec<_> = (0..64)
+        .map(|_| std::array::from_fn(|_| (next() as f32 / 8_388_608.0 - 1.0) * (1 << (next() % 12)) as f32))
+        .collect();
+    all.push(std::array::from_fn(|i| i as f32 / 2.0 - 3.5));
+    all.push(std::array::from_fn(|i| if i % 3 == 0 { f32::NAN } else { i as f32 - 90.0 }));
+    all
+}
+
+fn load<L: Lanes>(lanes: L, from: &[f32; WIDTH]) -> L::F {
+    // SAFETY: sixteen elements.
+    unsafe { lanes.load(from.as_ptr()) }
+}
+
+fn store<L: Lanes>(lanes: L, a: L::F) -> [f32; WIDTH] {
+    let mut out = [0.0; WIDTH];
+    // SAFETY: sixteen elements.
+    unsafe { lanes.store(out.as_mut_ptr(), a) };
+    out
+}
+
+/// All that lanes do to `a`, `b` and `c`, one after the other. There is one zero, and one bit pattern for no number.
+struct All<'a> {
+    numbers: [&'a [f32; WIDTH]; 3],
+    found: &'a mut Vec<u32>,
+}
+
+impl Kernel for All<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let [a, b, c] = self.numbers.map(|numbers| load(lanes, numbers));
+        let mut out = vec![
+            lanes.add(a, b),
+            lanes.sub(a, b),
+            lanes.mul(a, b),
+            lanes.div(a, b),
+            lanes.max(a, b),
+            lanes.min(a, b),
+            lanes.round(a),
+            lanes.power_of_two(lanes.round(lanes.max(lanes.min(a, lanes.splat(127.0)), lanes.splat(-126.0)))),
+            lanes.zero_below(a, b, c),
+        ];
+        for (from, to) in [(0, 0), (0, 5), (3, 9), (7, 16), (0, 16)] {
+            out.push(lanes.keep(a, from, to, -1.5));
+        }
+        out.extend(lanes.transpose(std::array::from_fn(|i| lanes.keep(a, i, WIDTH, 0.25))));
+        let bytes: Vec<u8> =
+            self.numbers.iter().flat_map(|x| x.iter().flat_map(|x| x.to_le_bytes())).collect();
+        let at = bytes.as_ptr();
+        for n in 0..WIDTH {
+            // SAFETY: 192 bytes are readable, and at most 64 + 15 of them are read.
+            unsafe {
+                out.extend([lanes.load(at.add(n).cast()), lanes.load_first(at.add(n).cast(), n)]);
+                out.extend([lanes.load_bf16(at.add(n)), lanes.load_f16(at.add(n)), lanes.load_i8(at.add(n))]);
+                out.extend([lanes.load_firsts_bf16(at.add(n)), lanes.load_seconds_bf16(at.add(n))]);
+                out.extend([lanes.load_nibbles::<0>(at.add(n)), lanes.load_nibbles::<3>(at.add(n))]);
+                out.push(lanes.load_nibbles::<7>(at.add(n)));
+            }
+            let mut some = [0.5; WIDTH];
+            // SAFETY: `n` elements are writable.
+            unsafe { lanes.store_first(some.as_mut_ptr(), a, n) };
+            out.push(load(lanes, &some));
+        }
+        let mut parts = [[0.0; WIDTH]; 4];
+        for first in (0..WIDTH).step_by(WIDTH / L::PARTS) {
+            // SAFETY: parts of sixteen elements, or of 64 bytes.
+            unsafe {
+                let part = |which: usize| lanes.load_part(self.numbers[which].as_ptr().add(first));
+                lanes.store_part(parts[0].as_mut_ptr().add(first), lanes.mul_part(part(0), part(1)));
+                lanes.store_part(parts[1].as_mut_ptr().add(first), lanes.splat_part(self.numbers[2][0]));
+                lanes.store_part(parts[2].as_mut_ptr().add(first), lanes.load_part_bf16(at.add(2 * first)));
+                lanes.store_part(parts[3].as_mut_ptr().add(first), lanes.load_part_f16(at.add(2 * first)));
+            }
+        }
+        out.extend(parts.iter().map(|part| load(lanes, part)));
+        for vector in out {
+            self.found
+                .extend(store(lanes, vector).map(|x| if x.is_nan() { f32::NAN } else { x + 0.0 }.to_bits()));
+        }
+        if a_number(self.numbers[0]) {
+            self.found.extend([lanes.sum(a), lanes.largest(a)].map(f32::to_bits));
+        }
+    }
+}
+
+fn a_number(numbers: &[f32; WIDTH]) -> bool {
+    numbers.iter().all(|x| !x.is_nan())
+}
+
+#[test]
+fn every_instruction_set_gives_the_bits_of_the_portable_lanes() {
+    let numbers = numbers();
+    for numbers in numbers.windows(3) {
+        let numbers = [&numbers[0], &numbers[1], &numbers[2]];
+        let mut expected = Vec::new();
+        dispatch(Isa::Portable, All { numbers, found: &mut expected });
+        for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+            let mut found = Vec::new();
+            dispatch(isa, All { numbers, found: &mut found });
+            assert_eq!(found, expected, "{isa}: {numbers:?}");
+        }
+    }
+}
+
+struct MultiplyAdd<'a> {
+    numbers: [&'a [f32; WIDTH]; 3],
+    found: &'a mut [[f32; WIDTH]; 2],
+}
+
+impl Kernel for MultiplyAdd<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let [a, b, c] = self.numbers.map(|numbers| load(lanes, numbers));
+        self.found[0] = store(lanes, lanes.fma(a, b, c));
+        for first in (0..WIDTH).step_by(WIDTH / L::PARTS) {
+            // SAFETY: parts of sixteen elements.
+            unsafe {
+                let part = |which: usize| lanes.load_part(self.numbers[which].as_ptr().add(first));
+                lanes.store_part(
+                    self.found[1].as_mut_ptr().add(first),
+                    lanes.fma_part(part(0), part(1), part(2)),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_multiply_add_rounds_once() {
+    for numbers in numbers().windows(3).filter(|numbers| numbers.iter().all(a_number)) {
+        let expected: [f32; WIDTH] =
+            std::array::from_fn(|i| numbers[0][i].mul_add(numbers[1][i], numbers[2][i]));
+        let numbers = [&numbers[0], &numbers[1], &numbers[2]];
+        for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+            if isa == Isa::Portable && !cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+                continue;
+            }
+            let mut found = [[0.0; WIDTH]; 2];
+            dispatch(isa, MultiplyAdd { numbers, found: &mut found });
+            assert_eq!(found.map(|x| x.map(f32::to_bits)), [expected.map(f32::to_bits); 2], "{isa}");
+        }
+    }
+}
