@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use quayline_batching::{Memory, Need, Remote, RequestId, Room};
-use quayline_kv_cache::{Admission, BlockCount, Claim, KvCache, SequenceId, TokenCount};
+use quayline_kv_cache::{
+    Admission, BlockCount, BlockHash, Claim, Event, KvCache, SequenceId, Snapshot, TokenCount,
+};
 
 use crate::handover::Elsewhere;
 use crate::host_tier::HostTier;
@@ -53,6 +55,22 @@ impl PagedMemory {
         match &mut self.host {
             Some(host) => host.reset(&mut self.cache),
             None => self.cache.reset(),
+        }
+    }
+
+    /// Shows what has changed of what can be found, here and in the host's memory.
+    pub(crate) fn drain_events(&mut self, hear: impl FnMut(u64, Event<'_, BlockHash>)) {
+        match &mut self.host {
+            Some(host) => host.drain_events(&mut self.cache, hear),
+            None => self.cache.drain_events(hear),
+        }
+    }
+
+    /// Everything that can be found, if the cache tells.
+    pub(crate) fn event_snapshot(&mut self) -> Option<Snapshot<BlockHash>> {
+        match &mut self.host {
+            Some(host) => host.event_snapshot(&mut self.cache),
+            None => self.cache.snapshot(),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::files::ModelFiles;
 use crate::grammar::{Grammar, Grammars};
 use crate::handover::{Elsewhere, Load};
 use crate::host_tier::HostTier;
+use crate::kv_events::EVENTS_MAX;
 use crate::machine::{Machine, Place};
 use crate::options::{Device, OffloadingWrite, Options};
 use crate::reasons::Reasons;
@@ -124,6 +125,7 @@ impl Engine {
             hash_seed: options.seed,
             sequence_tokens_max: TokenCount(sizes.model_tokens_max),
             residency_every: options.residency_every.map_or(0, std::num::NonZeroU32::get),
+            events_max: if options.kv_events { EVENTS_MAX } else { 0 },
             report_lost: options.offloading.is_some_and(|one| one.write == OffloadingWrite::Back),
             ..kv_cache::Config::new(
                 BlockSize::new(block_size).map_err(|error| refused("block_size", &error))?,

@@ -13,7 +13,7 @@ use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
     TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
 };
-use quayline_kv_cache::{BlockCount, BlockHasher, KvCache, SequenceId, Tick, TokenCount, Xxh3};
+use quayline_kv_cache::{BlockCount, BlockHash, Event, KvCache, SequenceId, Snapshot, Tick, TokenCount};
 
 use self::disk::{DISK, Disk};
 use crate::block_file::Opened;
@@ -27,7 +27,7 @@ use crate::options::{Offloading, OffloadingWrite};
 /// when the file's thread says so.
 #[derive(Debug)]
 pub(crate) struct HostTier {
-    offload: Offload<<Xxh3 as BlockHasher>::Digest>,
+    offload: Offload<BlockHash>,
     /// A slot takes memory when it is first written. What is being written to the file is shared with its thread.
     slots: Vec<Arc<[u8]>>,
     block_bytes: usize,
@@ -193,6 +193,16 @@ impl HostTier {
             disk.clear();
         }
         forgotten
+    }
+
+    /// As [`KvCache::drain_events`], with what happened in the tiers.
+    pub(crate) fn drain_events(&mut self, cache: &mut KvCache, hear: impl FnMut(u64, Event<'_, BlockHash>)) {
+        self.offload.drain_events(cache, hear);
+    }
+
+    /// As [`KvCache::snapshot`], with what the tiers have.
+    pub(crate) fn event_snapshot(&mut self, cache: &mut KvCache) -> Option<Snapshot<BlockHash>> {
+        self.offload.snapshot(cache)
     }
 
     /// Makes the copies on the list.

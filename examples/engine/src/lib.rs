@@ -21,6 +21,7 @@ mod handover;
 mod host_tier;
 mod input;
 mod json;
+mod kv_events;
 mod layers;
 mod machine;
 mod masks;
@@ -75,4 +76,4 @@ pub use snapshot::{
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};
 
-pub use quayline_kv_cache::Residency;
+pub use quayline_kv_cache::{BlockNames, EventBatch, Residency};

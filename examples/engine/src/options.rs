@@ -57,6 +57,8 @@ pub struct Options {
     /// Every how manyth block is watched for how long it keeps its contents
     /// ([`Engine::drain_residency`](crate::Engine::drain_residency)); `None` is none.
     pub residency_every: Option<NonZeroU32>,
+    /// Whether it can be [told](crate::Engine::tell) what the cache has and loses.
+    pub kv_events: bool,
     /// Most requests that may wait.
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait.
@@ -93,6 +95,7 @@ impl Default for Options {
             speculation: None,
             async_scheduling: false,
             residency_every: None,
+            kv_events: false,
             max_queued_requests: None,
             max_queued_tokens: None,
             device: Device::Cpu,

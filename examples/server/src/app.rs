@@ -27,6 +27,7 @@ use crate::api::{chat, completions, models, tokenize};
 use crate::auth::{self, Keys};
 use crate::config::{ContentFormat, Flags};
 use crate::engine::{self, GivenUp, Handle};
+use crate::kv_events::Outlet;
 use crate::metrics::Metrics;
 pub(crate) use crate::model::Model;
 use crate::order::OrderFlags;
@@ -99,20 +100,23 @@ pub(crate) struct Started {
     pub(crate) loaded: oneshot::Receiver<Result<Model, LoadError>>,
 }
 
-/// Starts the engine's thread, which loads the model, and returns at once.
+/// Starts the engine's thread, which loads the model, and returns at once. What its cache does is told to `events`.
 ///
 /// # Errors
 /// When the checkpoint is not there.
-pub(crate) fn start(flags: Flags) -> Result<Started, LoadError> {
+pub(crate) fn start(flags: Flags, events: Option<Outlet>) -> Result<Started, LoadError> {
     let files = flags.files()?;
     let metrics = Arc::new(Metrics::new());
+    if let Some(outlet) = &events {
+        metrics.add_kv_events(&flags.names(&files)[0], Arc::clone(&outlet.counts));
+    }
     let (loaded_sender, loaded) = oneshot::channel();
     let load = {
         let (flags, files, metrics) = (flags.clone(), files.clone(), Arc::clone(&metrics));
         move |view: &watch::Receiver<engine::View>| model::load(&flags, &files, &metrics, view)
     };
     let audit = flags.dev_mode || cfg!(debug_assertions);
-    let (handle, thread) = engine::spawn(load, loaded_sender, audit);
+    let (handle, thread) = engine::spawn(load, events, loaded_sender, audit);
     let app = App {
         engine: handle,
         metrics,

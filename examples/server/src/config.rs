@@ -15,8 +15,9 @@ use self::answers::AnswerFlags;
 pub(crate) use self::answers::{ContentFormat, Defaults};
 use self::engine::EngineFlags;
 use self::network::NetworkFlags;
-use self::parse::{json, switch};
+pub(crate) use self::parse::{json, switch};
 use crate::foreign;
+use crate::kv_events::KvEventsFlags;
 use crate::offloading::OffloadingFlags;
 use crate::order::OrderFlags;
 use crate::residency::ResidencyFlags;
@@ -52,6 +53,8 @@ pub(crate) struct Flags {
     residency: ResidencyFlags,
     #[command(flatten)]
     offloading: OffloadingFlags,
+    #[command(flatten)]
+    pub(crate) kv_events: KvEventsFlags,
 
     /// Routes for testing (/reset_prefix_cache) and audits while idle
     #[arg(long = "server-dev-mode", env = "VLLM_SERVER_DEV_MODE", value_parser = switch, default_value = "0",
@@ -119,7 +122,7 @@ impl Flags {
             seed: self.answers.seed,
             ..self.engine.options()
         };
-        let options = self.offloading.add_to(self.order.add_to(options));
+        let options = self.kv_events.add_to(self.offloading.add_to(self.order.add_to(options)));
         self.kv_transfer_config.iter().fold(options, |options, transfer| transfer.add_to(options))
     }
 
@@ -223,6 +226,12 @@ mod tests {
             "--slo-tpot-ms -1",
             "--scheduling-patience -1",
             "--kv-cache-memory-bytes 1G --num-gpu-blocks-override 9",
+            "--kv-events-config {}}",
+            r#"--kv-events-config {"publisher":"kafka"}"#,
+            r#"--kv-events-config {"endpoint":"ipc:///run/events"}"#,
+            r#"--kv-events-config {"buffer_steps":-1}"#,
+            r#"--kv-events-config {"port":5557}"#,
+            "--data-parallel-rank 70000",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

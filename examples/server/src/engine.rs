@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 pub(crate) use self::job::{GivenUp, Job, Part, Ticket, Wait};
 use self::thread::EngineThread;
 pub(crate) use self::view::View;
+use crate::kv_events::Outlet;
 use crate::metrics::EngineMetrics;
 use crate::order::Turn;
 
@@ -192,12 +193,14 @@ impl Handle {
 }
 
 /// Starts the engine's thread. `load` runs on it first; `loaded` is told what else it made, or why there is
-/// no engine. With `audit`, every invariant is checked whenever the engine falls idle.
+/// no engine. What its cache does is told to `events`. With `audit`, every invariant is checked whenever the engine
+/// falls idle.
 ///
 /// # Panics
 /// When the system cannot start a thread.
 pub(crate) fn spawn<T, E>(
     load: impl FnOnce(&watch::Receiver<View>) -> Result<(Engine, EngineMetrics, T), E> + Send + 'static,
+    events: Option<Outlet>,
     loaded: oneshot::Sender<Result<T, E>>,
     audit: bool,
 ) -> (Handle, JoinHandle<()>)
@@ -213,6 +216,7 @@ where
     let work = move || match load(&view) {
         Ok((engine, metrics, rest)) => {
             let mut thread = EngineThread::new(engine, metrics, origin, commands, view_sender, audit);
+            thread.tell_to(events);
             thread.publish();
             let _ = loaded.send(Ok(rest));
             if catch_unwind(AssertUnwindSafe(|| thread.run(&receiver))).is_err() {

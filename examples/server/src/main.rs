@@ -10,6 +10,7 @@ mod connection;
 mod debug;
 mod engine;
 mod foreign;
+mod kv_events;
 mod metrics;
 mod model;
 mod offloading;
@@ -35,6 +36,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::{App, Started};
 use crate::config::{Flags, explain};
 use crate::connection::Listener;
+use crate::kv_events::KvEvents;
 use crate::shutdown::{Drained, Signals};
 
 /// Threads for sockets and HTTP. Most of the machine belongs to the arithmetic.
@@ -90,7 +92,13 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     let listener = Listener::bind(&flags.network.host, flags.network.port, flags.network.uds.as_deref())
         .await
         .map_err(|error| format!("cannot listen on {place}: {error}"))?;
-    let Started { app, engine, loaded } = app::start(flags.clone()).map_err(|error| explain(&error))?;
+    let events = flags.kv_events.open().await?;
+    if let Some(KvEvents { ports: [port, replay_port], .. }) = events {
+        tracing::info!(port, replay_port, "publishing events of the cache");
+    }
+    let (outlet, publisher) = events.map(|events| (events.outlet, events.publisher)).unzip();
+    let Started { app, engine, loaded } =
+        app::start(flags.clone(), outlet).map_err(|error| explain(&error))?;
     let (router, _) =
         app::routes(&app, &flags.network.root_path, flags.dev_mode, &flags.network.allowed_origins);
     let url = listener.url();
@@ -113,19 +121,24 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     }
     app.engine.stop();
     close.send_replace(true);
-    let _ = tokio::time::timeout(LAST_BYTES, finish(serving, engine, close)).await;
+    let _ = tokio::time::timeout(LAST_BYTES, finish(serving, engine, publisher, close)).await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Until the engine's thread and the door are closed and the connections have sent their last bytes.
+/// Until the engine's thread and the door are closed and the connections, and subscribers to events, have been sent
+/// their last bytes.
 async fn finish(
     serving: tokio::task::JoinHandle<()>,
     engine: std::thread::JoinHandle<()>,
+    publisher: Option<tokio::task::JoinHandle<()>>,
     close: watch::Sender<bool>,
 ) {
     let _ = serving.await;
     let _ = tokio::task::spawn_blocking(move || engine.join()).await;
+    if let Some(publisher) = publisher {
+        let _ = publisher.await;
+    }
     close.closed().await;
 }
 

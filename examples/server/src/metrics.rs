@@ -5,7 +5,7 @@ mod counted;
 mod scraped;
 
 use std::borrow::Cow;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
@@ -16,9 +16,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::kv_events::Counts;
+
 pub(crate) use self::counted::{EngineMetrics, Timeline};
 pub(crate) use self::scraped::EngineCollector;
-use self::scraped::ProcessCollector;
+use self::scraped::{EventsCollector, ProcessCollector};
 
 /// Everything `/metrics` shows.
 #[derive(Debug)]
@@ -54,12 +56,18 @@ impl Metrics {
     /// Registers the engine's metrics.
     pub(crate) fn add_engine(&self, model: &str, context: u32, engine: EngineCollector) -> EngineMetrics {
         let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let labels = [("model_name", model.to_owned()), ("engine", "0".to_owned())];
-        let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(escape(&value))));
-        let registry = registry.sub_registry_with_labels(labels.into_iter());
+        let registry = registry.sub_registry_with_labels(labels(model));
         let residency = engine.options.residency_every.is_some();
         registry.register_collector(Box::new(engine));
         EngineMetrics::new(registry, context, residency)
+    }
+
+    /// Registers those of what the cache tells others.
+    pub(crate) fn add_kv_events(&self, model: &str, counts: Arc<Counts>) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry
+            .sub_registry_with_labels(labels(model))
+            .register_collector(Box::new(EventsCollector(counts)));
     }
 
     /// Counts one answered (or abandoned) HTTP request.
@@ -88,6 +96,12 @@ impl Metrics {
             ([(header::CONTENT_TYPE, TEXT)], plain(&text))
         }
     }
+}
+
+/// The labels of everything that is one engine's.
+fn labels(model: &str) -> impl Iterator<Item = (Cow<'static, str>, Cow<'static, str>)> {
+    let labels = [("model_name", escape(model)), ("engine", "0".to_owned())];
+    labels.into_iter().map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)))
 }
 
 /// OpenMetrics to text format 0.0.4: counter families get their suffix, the end mark goes.

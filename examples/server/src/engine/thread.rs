@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::job::Part;
 use super::view::{Rates, SNAPSHOT_EVERY, View};
 use super::{Command, Explained, tick};
+use crate::kv_events::{Outlet, Teller};
 use crate::metrics::{EngineMetrics, Timeline};
 use crate::offloading::Speedometer;
 use crate::order::Turn;
@@ -45,6 +46,8 @@ pub(super) struct EngineThread {
     speed: Option<Speedometer>,
     /// Whose blocks other servers may fetch, by their keys.
     kept: BTreeMap<String, RequestId>,
+    /// Who tells others what the cache does.
+    teller: Option<Teller>,
     #[cfg(test)]
     steps_allowed: Option<u32>,
 }
@@ -96,8 +99,21 @@ impl EngineThread {
             rates: Rates::default(),
             speed,
             kept: BTreeMap::new(),
+            teller: None,
             #[cfg(test)]
             steps_allowed: None,
+        }
+    }
+
+    /// From now on what the cache does is told to others.
+    pub(super) fn tell_to(&mut self, events: Option<Outlet>) {
+        self.teller = events.and_then(|outlet| outlet.of(&self.engine));
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        if let Some(teller) = &mut self.teller {
+            teller.tell(&mut self.engine);
         }
     }
 
@@ -126,6 +142,7 @@ impl EngineThread {
             if self.can_step() {
                 self.step(&mut outputs);
             }
+            self.tell();
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is read when somebody asks: off the engine's latest view, and off the operating system.
 
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -11,6 +12,7 @@ use quayline_engine::{DiskUse, DraftTotals, HostUse, Options, ReasonCount, Snaps
 use tokio::sync::watch;
 
 use crate::engine::View;
+use crate::kv_events::Counts;
 use crate::process;
 
 /// What is read off the engine's latest view at each scrape.
@@ -176,6 +178,40 @@ impl Write<'_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let counter = ConstCounter::new(value);
         counter.encode(self.0.encode_descriptor(name, help, None, counter.metric_type())?)
+    }
+}
+
+/// What the cache told others. All ours: vLLM counts none of it.
+#[derive(Debug)]
+pub(super) struct EventsCollector(pub(super) Arc<Counts>);
+
+impl Collector for EventsCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (Self(counts), mut write) = (self, Write(encoder));
+        let subscribers = counts.subscribers.get() as f64;
+        write.gauge(
+            "quayline:kv_events_subscribers",
+            "Connections that subscribed to events",
+            subscribers,
+        )?;
+        for (name, help, count) in [
+            ("quayline:kv_events_batches", "Batches of events that were published", &counts.batches),
+            ("quayline:kv_events_events", "Events in batches that were published", &counts.events),
+            (
+                "quayline:kv_events_unpublished_batches",
+                "Batches that found no room in the publisher's queue; the next one tells everything",
+                &counts.unpublished_batches,
+            ),
+            (
+                "quayline:kv_events_dropped_batches",
+                "Batches that found no room in a subscriber's queue, once for each subscriber",
+                &counts.missed_batches,
+            ),
+            ("quayline:kv_events_replayed_batches", "Batches that were sent again", &counts.replayed_batches),
+        ] {
+            write.counter(name, help, count.get())?;
+        }
+        Ok(())
     }
 }
 

@@ -178,7 +178,7 @@ async fn a_second_signal_and_the_time_limit_cut_a_drain_short() {
 #[tokio::test]
 async fn while_loading_the_server_lives_but_is_not_ready() {
     let flags = flags("--threads 1");
-    let started = app::start(flags.clone()).unwrap();
+    let started = app::start(flags.clone(), None).unwrap();
     let (router, _) = app::routes(&started.app, "", false, &flags.network.allowed_origins);
     assert_eq!(started.app.phase(), Phase::Loading);
     let ask = |path: &str| {
@@ -212,7 +212,7 @@ async fn a_dead_engine_fails_the_probes() {
 
 #[tokio::test]
 async fn a_model_that_is_not_there_is_one_clear_line() {
-    let error = app::start(flags("/no/such/model")).unwrap_err().to_string();
+    let error = app::start(flags("/no/such/model"), None).unwrap_err().to_string();
     assert!(error.contains("/no/such/model"), "{error}");
     assert!(!error.contains('\n'));
 }

@@ -1,5 +1,6 @@
 //! The server driven in-process and over loopback, against the model that is part of the program.
 
+mod kv_events;
 mod lifecycle;
 mod metrics;
 mod monitoring;

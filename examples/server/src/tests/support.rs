@@ -18,6 +18,7 @@ use tower::ServiceExt;
 use crate::app::{self, App, Started};
 use crate::config::Flags;
 use crate::connection::{self, Listener};
+use crate::kv_events::Outlet;
 
 /// A loaded server.
 pub(super) struct Server {
@@ -49,9 +50,14 @@ pub(super) fn flags(line: &str) -> Flags {
 impl Server {
     /// With the bundled model, one thread and a small cache, and what `line` adds.
     pub(super) async fn start(line: &str) -> Self {
+        Self::start_telling(line, None).await
+    }
+
+    /// The same, with somebody to tell what the cache does.
+    pub(super) async fn start_telling(line: &str, events: Option<Outlet>) -> Self {
         let line = format!("--threads 1 --num-gpu-blocks-override 256 {line}");
         let flags = flags(&line);
-        let Started { app, engine, loaded } = app::start(flags.clone()).unwrap();
+        let Started { app, engine, loaded } = app::start(flags.clone(), events).unwrap();
         app.begin(loaded.await.unwrap().unwrap());
         let (router, document) =
             app::routes(&app, &flags.network.root_path, flags.dev_mode, &flags.network.allowed_origins);

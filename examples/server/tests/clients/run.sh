@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real clients against the built server: the openai and langchain-openai packages, as people use them.
+# Real clients against the built server: the openai and langchain-openai packages, ZeroMQ's own library and msgspec.
 # Needs python3 with venv, a package index, and `cargo build --release -p quayline-server` before. Arguments go to pytest.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
