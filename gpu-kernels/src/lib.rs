@@ -7,6 +7,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are read where they lie, and they lie in little-endian order");
 
+mod door;
 mod dtype;
 mod error;
 mod ops;

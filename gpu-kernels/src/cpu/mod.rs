@@ -44,7 +44,7 @@ use out::SharedOut;
 use scratch::Scratch;
 use workers::Workers;
 
-use crate::error::{at_most, multiple, same};
+use crate::door;
 use crate::{
     Attention, BatchInput, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
     WeightSource,
@@ -177,12 +177,7 @@ impl Ops for Cpu {
 
     fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
         let table = table.rows("embed")?;
-        let (rows, cols) = table.shape();
-        same("embed", "width of the output", out.cols(), cols)?;
-        out.check_rows("embed", tokens.len())?;
-        for &token in tokens {
-            below("embed", "token", token as usize, rows)?;
-        }
+        door::embed(table.shape(), tokens, out.shape())?;
         out.set_rows(tokens.len());
         embed::embed(&self.workers, self.isa, table, tokens, out.data_mut());
         Ok(())
@@ -190,8 +185,7 @@ impl Ops for Cpu {
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
         let weight = weight.vector("rms_norm", x.cols())?;
-        same("rms_norm", "width of the output", out.cols(), x.cols())?;
-        out.check_rows("rms_norm", x.rows())?;
+        door::rms_norm(x.shape(), out.shape())?;
         out.set_rows(x.rows());
         // The norm writes `x` only where there is something to add.
         let norm = RmsNorm {
@@ -214,10 +208,7 @@ impl Ops for Cpu {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let weight = weight.vector("add_rms_norm", residual.cols())?;
-        same("add_rms_norm", "width of delta", delta.cols(), residual.cols())?;
-        same("add_rms_norm", "rows of delta", delta.rows(), residual.rows())?;
-        same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
-        out.check_rows("add_rms_norm", residual.rows())?;
+        door::add_rms_norm(residual.shape(), delta.shape(), out.shape())?;
         out.set_rows(residual.rows());
         let rows = residual.rows();
         let (x, out) = (SharedOut::new(residual.data_mut()), SharedOut::new(out.data_mut()));
@@ -232,12 +223,10 @@ impl Ops for Cpu {
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
         for projection in projections.iter() {
-            let (out, into) = projection.weight.matrix("linear")?.shape();
-            same("linear", "in of the weight", into, x.cols())?;
-            same("linear", "width of the output", projection.out.cols(), out)?;
-            projection.out.check_rows("linear", x.rows())?;
+            let weight = projection.weight.matrix("linear")?.shape();
+            door::linear(x.shape(), weight, projection.out.shape())?;
             if let Some(bias) = projection.bias {
-                bias.vector("linear", out)?;
+                bias.vector("linear", weight.0)?;
             }
         }
         let (mut floats, mut integers) = (Vec::with_capacity(projections.len()), Vec::new());
@@ -264,8 +253,8 @@ impl Ops for Cpu {
 
     fn head_norm(&self, x: &mut Tensor, weight: &Weight, eps: f32) -> Result<(), Error> {
         let dim = weight.vector_len();
-        multiple("head_norm", "width of x", x.cols(), dim)?;
         let weight = weight.vector("head_norm", dim)?;
+        door::head_norm(x.shape(), dim)?;
         let rows = x.rows() * x.cols() / dim;
         let x = SharedOut::new(x.data_mut());
         norm::rms_norm(&self.workers, self.isa, rows, RmsNorm { weight, eps, x, add: None, out: x });
@@ -280,15 +269,7 @@ impl Ops for Cpu {
         k: &mut Tensor,
         heads: Heads,
     ) -> Result<(), Error> {
-        check_heads("rope", heads)?;
-        at_most("rope", "rotary_dim", table.rotary_dim(), heads.dim)?;
-        same("rope", "width of q", q.cols(), heads.query * heads.dim)?;
-        same("rope", "width of k", k.cols(), heads.kv * heads.dim)?;
-        same("rope", "rows of q", q.rows(), batch.tokens())?;
-        same("rope", "rows of k", k.rows(), batch.tokens())?;
-        if let Some(top) = batch.position_top {
-            below("rope", "position", top as usize, table.positions())?;
-        }
+        door::rope(batch, (table.positions(), table.rotary_dim()), q.shape(), k.shape(), heads)?;
         let (workers, positions) = (&self.workers, &batch.positions);
         table.rotate(workers, self.isa, positions, q.data_mut(), (heads.query, heads.dim));
         table.rotate(workers, self.isa, positions, k.data_mut(), (heads.kv, heads.dim));
@@ -303,16 +284,7 @@ impl Ops for Cpu {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<(), Error> {
-        let KvShape { kv_heads, head_dim, block_size, blocks, layers, .. } = pool.shape;
-        below("append", "layer", layer, layers)?;
-        same("append", "block_size of the batch", batch.block_size, block_size)?;
-        for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {
-            same("append", width, tensor.cols(), kv_heads * head_dim)?;
-            same("append", rows, tensor.rows(), batch.tokens())?;
-        }
-        if let Some(top) = batch.slot_top {
-            below("append", "slot", usize::try_from(top).unwrap_or(usize::MAX), blocks * block_size)?;
-        }
+        door::append(pool.shape, layer, batch, k.shape(), v.shape())?;
         append::append((&self.workers, self.isa), pool, layer, &batch.slots, k.data(), v.data());
         Ok(())
     }
@@ -326,19 +298,7 @@ impl Ops for Cpu {
         attention: Attention,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        let heads = attention.heads;
-        check_heads("attention", heads)?;
-        below("attention", "layer", layer, pool.shape.layers)?;
-        same("attention", "block_size of the batch", batch.block_size, pool.shape.block_size)?;
-        same("attention", "kv heads", heads.kv, pool.shape.kv_heads)?;
-        same("attention", "head size", heads.dim, pool.shape.head_dim)?;
-        same("attention", "width of q", q.cols(), heads.query * heads.dim)?;
-        same("attention", "rows of q", q.rows(), batch.tokens())?;
-        same("attention", "width of the output", out.cols(), q.cols())?;
-        out.check_rows("attention", q.rows())?;
-        if let Some(top) = batch.block_top {
-            below("attention", "block", top as usize, pool.shape.blocks)?;
-        }
+        door::attention(pool.shape, layer, batch, q.shape(), attention.heads, out.shape())?;
         out.set_rows(q.rows());
         let step = Step { pool, layer, batch, q: q.data(), attention };
         let mut memory = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,21 +307,14 @@ impl Ops for Cpu {
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
-        same("silu_mul", "width of up", up.cols(), gate.cols())?;
-        same("silu_mul", "rows of up", up.rows(), gate.rows())?;
-        same("silu_mul", "width of the output", out.cols(), gate.cols())?;
-        out.check_rows("silu_mul", gate.rows())?;
+        door::gated("silu_mul", gate.shape(), up.shape(), out.shape())?;
         out.set_rows(gate.rows());
         activation::silu_mul(&self.workers, self.isa, gate.data(), up.data(), out.data_mut());
         Ok(())
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {
-        same("gather_rows", "width of the output", out.cols(), x.cols())?;
-        out.check_rows("gather_rows", rows.len())?;
-        for &row in rows {
-            below("gather_rows", "row", row as usize, x.rows())?;
-        }
+        door::gather_rows(x.shape(), rows, out.shape())?;
         out.set_rows(rows.len());
         let cols = x.cols();
         if cols > 0 {
@@ -373,10 +326,7 @@ impl Ops for Cpu {
     }
 
     fn copy_blocks(&self, pool: &mut KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
-        for &(from, to) in pairs {
-            below("copy_blocks", "source block", from as usize, pool.shape.blocks)?;
-            below("copy_blocks", "target block", to as usize, pool.shape.blocks)?;
-        }
+        door::copy_blocks(pool.shape, pairs)?;
         for &(from, to) in pairs {
             pool.copy_block(from, to);
         }
@@ -384,15 +334,13 @@ impl Ops for Cpu {
     }
 
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        below("save_block", "block", block as usize, pool.shape.blocks)?;
-        same("save_block", "number of bytes", bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        door::block("save_block", pool.shape, block, bytes.len(), KvPool::block_bytes(pool.shape)?)?;
         pool.save_block(block, bytes);
         Ok(())
     }
 
     fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        below("load_block", "block", block as usize, pool.shape.blocks)?;
-        same("load_block", "number of bytes", bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        door::block("load_block", pool.shape, block, bytes.len(), KvPool::block_bytes(pool.shape)?)?;
         pool.load_block(block, bytes);
         Ok(())
     }
@@ -402,30 +350,8 @@ impl Ops for Cpu {
     }
 
     fn write(&self, x: &mut Tensor, elements: &[f32]) -> Result<(), Error> {
-        if elements.is_empty() {
-            x.set_rows(0);
-            return Ok(());
-        }
-        multiple("write", "number of elements", elements.len(), x.cols())?;
-        let rows = elements.len() / x.cols();
-        x.check_rows("write", rows)?;
-        x.set_rows(rows);
+        x.set_rows(door::write(x.shape(), elements.len())?);
         x.data_mut().copy_from_slice(elements);
         Ok(())
     }
-}
-
-/// `Ok` if an index is below a bound.
-fn below(operator: &'static str, dimension: &'static str, found: usize, bound: usize) -> Result<(), Error> {
-    if found < bound {
-        Ok(())
-    } else {
-        Err(Error::TooLarge { operator, dimension, found, max: bound.saturating_sub(1) })
-    }
-}
-
-fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
-    multiple(operator, "query heads", heads.query, heads.kv)?;
-    multiple(operator, "head size", heads.dim, 1)?;
-    at_most(operator, "head size", heads.dim, crate::shape::HEAD_DIM_MAX)
 }

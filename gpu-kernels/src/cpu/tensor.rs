@@ -1,7 +1,7 @@
 //! Activations and the memory under them.
 
 use crate::Error;
-use crate::error::at_most;
+use crate::door::Rows;
 
 /// Activations `[rows, cols]` in f32, row-major without gaps.
 #[derive(Debug)]
@@ -34,11 +34,12 @@ impl Tensor {
         self.cols
     }
 
-    pub(crate) fn check_rows(&self, operator: &'static str, rows: usize) -> Result<(), Error> {
-        at_most(operator, "rows of the output", rows, self.rows_max)
+    /// Its shape, for the door.
+    pub(crate) fn shape(&self) -> Rows {
+        Rows { rows: self.rows(), cols: self.cols(), rows_max: self.rows_max }
     }
 
-    /// The rows are known to fit: [`Tensor::check_rows`] came before.
+    /// The rows are known to fit.
     pub(crate) fn set_rows(&mut self, rows: usize) {
         debug_assert!(rows <= self.rows_max, "checked at the door");
         self.rows = rows;

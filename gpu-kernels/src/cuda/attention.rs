@@ -9,6 +9,7 @@ use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
 use super::pool::{KvPool, KvStorage};
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
+use crate::door;
 use crate::error::{below, multiple, same};
 use crate::{Attention, Dtype, Error};
 
@@ -209,17 +210,8 @@ impl Cuda {
         attention: Attention,
         out: &Tensor,
     ) -> Result<(), Error> {
-        let heads = attention.heads;
-        super::check_heads("attention", heads)?;
         same("attention", "planes of a layer", pool.layout.planes, 2)?;
-        below("attention", "layer", layer, pool.shape.layers)?;
-        same("attention", "block_size of the batch", batch.host.block_size, pool.shape.block_size)?;
-        same("attention", "kv heads", heads.kv, pool.shape.kv_heads)?;
-        same("attention", "head size", heads.dim, pool.shape.head_dim)?;
-        same("attention", "width of q", q.cols(), heads.query * heads.dim)?;
-        same("attention", "rows of q", q.rows(), batch.tokens())?;
-        same("attention", "width of the output", out.cols(), q.cols())?;
-        out.check_rows("attention", q.rows())
+        door::attention(pool.shape, layer, &batch.host, q.shape(), attention.heads, out.shape())
     }
 
     /// One attention out of two over different parts of the same contexts (a shared prefix, and the rest): `a` and

@@ -6,7 +6,7 @@ use super::norm::QuantTensor;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::Error;
-use crate::error::same;
+use crate::door;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -184,10 +184,7 @@ impl Cuda {
         up: &Tensor,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        same(operator, "width of up", up.cols(), gate.cols())?;
-        same(operator, "rows of up", up.rows(), gate.rows())?;
-        same(operator, "width of the output", out.cols(), gate.cols())?;
-        out.check_rows(operator, gate.rows())?;
+        door::gated(operator, gate.shape(), up.shape(), out.shape())?;
         out.set_rows(gate.rows());
         let argument = GatedArgument {
             gate: gate.address(),

@@ -100,8 +100,6 @@ impl Cuda {
         same(operator, "width of the key", rope.cols(), rope_dim)?;
         same(operator, "rows of the latent", latent.rows(), batch.tokens())?;
         same(operator, "rows of the key", rope.rows(), batch.tokens())?;
-        let positions = table.map_or(usize::MAX, |table| table.positions);
-        batch.limit(usize::MAX, pool.shape.blocks * pool.shape.block_size, positions);
         if let Some(top) = batch.host.slot_top {
             let slot = usize::try_from(top).unwrap_or(usize::MAX);
             below(operator, "slot", slot, pool.shape.blocks * pool.shape.block_size)?;
@@ -112,6 +110,8 @@ impl Cuda {
                 below(operator, "position", top as usize, table.positions)?;
             }
         }
+        let positions = table.map_or(usize::MAX, |table| table.positions);
+        batch.limit(usize::MAX, pool.shape.blocks * pool.shape.block_size, positions);
         let scales = pool.scales(layer);
         let argument = LatentAppendArgument {
             latent: latent.address(),

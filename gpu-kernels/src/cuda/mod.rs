@@ -53,7 +53,8 @@ use elementwise::NormBy;
 use memory::{Keeper, Memory};
 use tensor::Matrix;
 
-use crate::error::{at_most, below, multiple, same};
+use crate::door;
+use crate::error::{at_most, multiple};
 use crate::{
     Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
     WeightSource,
@@ -192,12 +193,6 @@ fn divide(operator: &'static str, n: usize, each: usize) -> Result<u32, Error> {
     count(operator, "blocks of a grid", blocks)
 }
 
-fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
-    multiple(operator, "query heads", heads.query, heads.kv)?;
-    multiple(operator, "head size", heads.dim, 1)?;
-    at_most(operator, "head size", heads.dim, crate::shape::HEAD_DIM_MAX)
-}
-
 impl Ops for Cuda {
     type Tensor = Tensor;
     type Weight = Weight;
@@ -248,12 +243,7 @@ impl Ops for Cuda {
 
     fn embed(&self, table: &Weight, tokens: &[u32], out: &mut Tensor) -> Result<(), Error> {
         let table = table.matrix("embed")?;
-        let (rows, cols) = table.shape();
-        same("embed", "width of the output", out.cols(), cols)?;
-        out.check_rows("embed", tokens.len())?;
-        for &token in tokens {
-            below("embed", "token", token as usize, rows)?;
-        }
+        door::embed(table.shape(), tokens, out.shape())?;
         match table {
             Matrix::Floats(floats) => self.gather((floats.address(), floats.stride()), tokens, out),
             Matrix::Integers(integers) => self.gather_integers(integers, tokens, out),
@@ -262,8 +252,7 @@ impl Ops for Cuda {
 
     fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
         let weight = weight.vector("rms_norm", x.cols())?;
-        same("rms_norm", "width of the output", out.cols(), x.cols())?;
-        out.check_rows("rms_norm", x.rows())?;
+        door::rms_norm(x.shape(), out.shape())?;
         out.set_rows(x.rows());
         self.norm(x, None, NormBy { weight, eps, offset: 0.0 }, out)
     }
@@ -277,22 +266,17 @@ impl Ops for Cuda {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let weight = weight.vector("add_rms_norm", residual.cols())?;
-        same("add_rms_norm", "width of delta", delta.cols(), residual.cols())?;
-        same("add_rms_norm", "rows of delta", delta.rows(), residual.rows())?;
-        same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
-        out.check_rows("add_rms_norm", residual.rows())?;
+        door::add_rms_norm(residual.shape(), delta.shape(), out.shape())?;
         out.set_rows(residual.rows());
         self.norm(residual, Some(delta), NormBy { weight, eps, offset: 0.0 }, out)
     }
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
         for projection in projections.iter() {
-            let (rows, cols) = projection.weight.matrix("linear")?.shape();
-            same("linear", "in of the weight", cols, x.cols())?;
-            same("linear", "width of the output", projection.out.cols(), rows)?;
-            projection.out.check_rows("linear", x.rows())?;
+            let weight = projection.weight.matrix("linear")?.shape();
+            door::linear(x.shape(), weight, projection.out.shape())?;
             if let Some(bias) = projection.bias {
-                bias.vector("linear", rows)?;
+                bias.vector("linear", weight.0)?;
             }
         }
         for projection in projections.iter_mut() {
@@ -350,31 +334,22 @@ impl Ops for Cuda {
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {
-        same("gather_rows", "width of the output", out.cols(), x.cols())?;
-        out.check_rows("gather_rows", rows.len())?;
-        for &row in rows {
-            below("gather_rows", "row", row as usize, x.rows())?;
-        }
+        door::gather_rows(x.shape(), rows, out.shape())?;
         self.gather((x.address(), x.stride()), rows, out)
     }
 
     fn copy_blocks(&self, pool: &mut KvPool, pairs: &[(u32, u32)]) -> Result<(), Error> {
-        for &(from, to) in pairs {
-            below("copy_blocks", "source block", from as usize, pool.shape.blocks)?;
-            below("copy_blocks", "target block", to as usize, pool.shape.blocks)?;
-        }
+        door::copy_blocks(pool.shape, pairs)?;
         self.copy(pool, pairs)
     }
 
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        below("save_block", "block", block as usize, pool.shape.blocks)?;
-        same("save_block", "number of bytes", bytes.len(), pool.block_bytes())?;
+        door::block("save_block", pool.shape, block, bytes.len(), pool.block_bytes())?;
         self.save(pool, block, bytes)
     }
 
     fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        below("load_block", "block", block as usize, pool.shape.blocks)?;
-        same("load_block", "number of bytes", bytes.len(), pool.block_bytes())?;
+        door::block("load_block", pool.shape, block, bytes.len(), pool.block_bytes())?;
         self.load(pool, block, bytes)
     }
 
@@ -383,14 +358,7 @@ impl Ops for Cuda {
     }
 
     fn write(&self, x: &mut Tensor, elements: &[f32]) -> Result<(), Error> {
-        if elements.is_empty() {
-            x.set_rows(0);
-            return Ok(());
-        }
-        multiple("write", "number of elements", elements.len(), x.cols())?;
-        let rows = elements.len() / x.cols();
-        x.check_rows("write", rows)?;
-        x.set_rows(rows);
+        x.set_rows(door::write(x.shape(), elements.len())?);
         x.write(&self.device, self.dtype, elements)
     }
 }

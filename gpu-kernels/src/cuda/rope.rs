@@ -7,8 +7,9 @@ use super::device::Address;
 use super::memory::{Keeper, Memory};
 use super::pool::KvPool;
 use super::tensor::{Tensor, Weight};
-use super::{Cuda, check_heads, count, divide};
-use crate::error::{at_most, below, multiple, same};
+use super::{Cuda, count, divide};
+use crate::door;
+use crate::error::{multiple, same};
 use crate::{Error, Heads, RopeStyle};
 
 /// Cosines and sines `[positions, rotary_dim / 2]` in f32.
@@ -176,17 +177,9 @@ impl Cuda {
         k: &Tensor,
         heads: Heads,
     ) -> Result<(), Error> {
-        check_heads("rope", heads)?;
-        at_most("rope", "rotary_dim", table.rotary_dim, heads.dim)?;
-        same("rope", "width of q", q.cols(), heads.query * heads.dim)?;
-        same("rope", "width of k", k.cols(), heads.kv * heads.dim)?;
-        same("rope", "rows of q", q.rows(), batch.tokens())?;
-        same("rope", "rows of k", k.rows(), batch.tokens())?;
+        door::rope(&batch.host, (table.positions, table.rotary_dim), q.shape(), k.shape(), heads)?;
         batch.limit(usize::MAX, usize::MAX, table.positions);
-        match batch.host.position_top {
-            Some(top) => below("rope", "position", top as usize, table.positions),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Rotates q and k in place.
@@ -212,20 +205,9 @@ impl Cuda {
     ) -> Result<(), Error> {
         let shape = pool.shape;
         same("append", "planes of a layer", pool.layout.planes, 2)?;
-        below("append", "layer", layer, shape.layers)?;
-        same("append", "block_size of the batch", batch.host.block_size, shape.block_size)?;
-        for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {
-            same("append", width, tensor.cols(), shape.kv_heads * shape.head_dim)?;
-            same("append", rows, tensor.rows(), batch.tokens())?;
-        }
+        door::append(shape, layer, &batch.host, k.shape(), v.shape())?;
         batch.limit(usize::MAX, shape.blocks * shape.block_size, usize::MAX);
-        match batch.host.slot_top {
-            Some(top) => {
-                let slot = usize::try_from(top).unwrap_or(usize::MAX);
-                below("append", "slot", slot, shape.blocks * shape.block_size)
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Writes k and v into the cache.

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::device::Address;
 use super::memory::{Keeper, Memory};
 use super::quant::QuantWeight;
+use crate::door::Rows;
 use crate::error::{at_most, same};
 use crate::{Dtype, Error, WeightSource};
 
@@ -58,6 +59,11 @@ impl Tensor {
         self.rows = rows;
     }
 
+    /// Its shape, for the door.
+    pub(crate) fn shape(&self) -> Rows {
+        Rows { rows: self.rows(), cols: self.cols(), rows_max: self.rows_max }
+    }
+
     pub(crate) fn check_rows(&self, operator: &'static str, rows: usize) -> Result<(), Error> {
         at_most(operator, "rows of the output", rows, self.rows_max)
     }
@@ -85,7 +91,7 @@ impl Tensor {
 
     pub(crate) fn write(&self, device: &Keeper, dtype: Dtype, elements: &[f32]) -> Result<(), Error> {
         let mut bytes = Vec::with_capacity(elements.len() * 2);
-        for row in elements.chunks_exact(self.cols) {
+        for row in elements.chunks_exact(self.cols.max(1)) {
             let start = bytes.len();
             bytes.extend(row.iter().flat_map(|&x| narrow(dtype, x)));
             bytes.resize(start + self.stride() * 2, 0);
@@ -187,7 +193,7 @@ impl Weight {
 
     /// The matrix, or an error naming the operator that needed one.
     pub(crate) fn matrix(&self, operator: &'static str) -> Result<Matrix<'_>, Error> {
-        let dimension = "dimensions of a weight";
+        let dimension = "dimensions of the weight";
         match &self.0 {
             Kind::Floats(floats) => Ok(Matrix::Floats(floats)),
             Kind::Integers(integers) => Ok(Matrix::Integers(integers)),
@@ -212,10 +218,10 @@ impl Weight {
     pub(crate) fn vector(&self, operator: &'static str, len: usize) -> Result<Address, Error> {
         match &self.0 {
             Kind::Vector { memory, cols } => {
-                same(operator, "length of a weight", *cols, len)?;
+                same(operator, "length of the weight", *cols, len)?;
                 Ok(memory.address())
             }
-            _ => Err(Error::Shape { operator, dimension: "dimensions of a weight", found: 2, expected: 1 }),
+            _ => Err(Error::Shape { operator, dimension: "dimensions of the weight", found: 2, expected: 1 }),
         }
     }
 

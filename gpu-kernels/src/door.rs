@@ -1,0 +1,144 @@
+//! What operators ask of their arguments, on whatever machine. Behind the door nothing is checked.
+
+use crate::cpu::Batch;
+use crate::error::{at_most, below, multiple, same};
+use crate::shape::HEAD_DIM_MAX;
+use crate::{Error, Heads, KvShape};
+
+/// The shape of activations, and the rows that they have room for.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) rows_max: usize,
+}
+
+impl Rows {
+    /// `Ok` if this output takes so many rows of such a width.
+    fn takes(self, operator: &'static str, rows: usize, cols: usize) -> Result<(), Error> {
+        same(operator, "width of the output", self.cols, cols)?;
+        at_most(operator, "rows of the output", rows, self.rows_max)
+    }
+}
+
+pub(crate) fn embed((rows, cols): (usize, usize), tokens: &[u32], out: Rows) -> Result<(), Error> {
+    out.takes("embed", tokens.len(), cols)?;
+    tokens.iter().try_for_each(|&token| below("embed", "token", token as usize, rows))
+}
+
+pub(crate) fn gather_rows(x: Rows, rows: &[u32], out: Rows) -> Result<(), Error> {
+    out.takes("gather_rows", rows.len(), x.cols)?;
+    rows.iter().try_for_each(|&row| below("gather_rows", "row", row as usize, x.rows))
+}
+
+pub(crate) fn rms_norm(x: Rows, out: Rows) -> Result<(), Error> {
+    out.takes("rms_norm", x.rows, x.cols)
+}
+
+pub(crate) fn add_rms_norm(residual: Rows, delta: Rows, out: Rows) -> Result<(), Error> {
+    same("add_rms_norm", "width of delta", delta.cols, residual.cols)?;
+    same("add_rms_norm", "rows of delta", delta.rows, residual.rows)?;
+    out.takes("add_rms_norm", residual.rows, residual.cols)
+}
+
+/// A weight of `out` outputs and `into` inputs.
+pub(crate) fn linear(x: Rows, (out, into): (usize, usize), to: Rows) -> Result<(), Error> {
+    same("linear", "in of the weight", into, x.cols)?;
+    to.takes("linear", x.rows, out)
+}
+
+/// A gated activation.
+pub(crate) fn gated(operator: &'static str, gate: Rows, up: Rows, out: Rows) -> Result<(), Error> {
+    same(operator, "width of up", up.cols, gate.cols)?;
+    same(operator, "rows of up", up.rows, gate.rows)?;
+    out.takes(operator, gate.rows, gate.cols)
+}
+
+/// A norm of heads of so many elements.
+pub(crate) fn head_norm(x: Rows, dim: usize) -> Result<(), Error> {
+    multiple("head_norm", "width of x", x.cols, dim)
+}
+
+/// A table of so many positions and rotated elements.
+pub(crate) fn rope(
+    batch: &Batch,
+    (positions, rotary_dim): (usize, usize),
+    q: Rows,
+    k: Rows,
+    heads: Heads,
+) -> Result<(), Error> {
+    check_heads("rope", heads)?;
+    at_most("rope", "rotary_dim", rotary_dim, heads.dim)?;
+    same("rope", "width of q", q.cols, heads.query * heads.dim)?;
+    same("rope", "width of k", k.cols, heads.kv * heads.dim)?;
+    same("rope", "rows of q", q.rows, batch.tokens())?;
+    same("rope", "rows of k", k.rows, batch.tokens())?;
+    batch.position_top.map_or(Ok(()), |top| below("rope", "position", top as usize, positions))
+}
+
+pub(crate) fn append(pool: KvShape, layer: usize, batch: &Batch, k: Rows, v: Rows) -> Result<(), Error> {
+    below("append", "layer", layer, pool.layers)?;
+    same("append", "block_size of the batch", batch.block_size, pool.block_size)?;
+    for (width, rows, tensor) in [("width of k", "rows of k", k), ("width of v", "rows of v", v)] {
+        same("append", width, tensor.cols, pool.kv_heads * pool.head_dim)?;
+        same("append", rows, tensor.rows, batch.tokens())?;
+    }
+    let slots = pool.blocks * pool.block_size;
+    let top = batch.slot_top.map(|top| usize::try_from(top).unwrap_or(usize::MAX));
+    top.map_or(Ok(()), |top| below("append", "slot", top, slots))
+}
+
+pub(crate) fn attention(
+    pool: KvShape,
+    layer: usize,
+    batch: &Batch,
+    q: Rows,
+    heads: Heads,
+    out: Rows,
+) -> Result<(), Error> {
+    check_heads("attention", heads)?;
+    below("attention", "layer", layer, pool.layers)?;
+    same("attention", "block_size of the batch", batch.block_size, pool.block_size)?;
+    same("attention", "kv heads", heads.kv, pool.kv_heads)?;
+    same("attention", "head size", heads.dim, pool.head_dim)?;
+    same("attention", "width of q", q.cols, heads.query * heads.dim)?;
+    same("attention", "rows of q", q.rows, batch.tokens())?;
+    out.takes("attention", q.rows, q.cols)?;
+    batch.block_top.map_or(Ok(()), |top| below("attention", "block", top as usize, pool.blocks))
+}
+
+pub(crate) fn copy_blocks(pool: KvShape, pairs: &[(u32, u32)]) -> Result<(), Error> {
+    pairs.iter().try_for_each(|&(from, to)| {
+        below("copy_blocks", "source block", from as usize, pool.blocks)?;
+        below("copy_blocks", "target block", to as usize, pool.blocks)
+    })
+}
+
+/// A block that is copied to or from the host, of as many bytes as `bytes` says.
+pub(crate) fn block(
+    operator: &'static str,
+    pool: KvShape,
+    block: u32,
+    found: usize,
+    bytes: usize,
+) -> Result<(), Error> {
+    below(operator, "block", block as usize, pool.blocks)?;
+    same(operator, "number of bytes", found, bytes)
+}
+
+/// The rows that so many elements are.
+pub(crate) fn write(x: Rows, elements: usize) -> Result<usize, Error> {
+    if elements == 0 {
+        return Ok(0);
+    }
+    multiple("write", "number of elements", elements, x.cols)?;
+    let rows = elements / x.cols;
+    at_most("write", "rows of the output", rows, x.rows_max)?;
+    Ok(rows)
+}
+
+fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
+    multiple(operator, "query heads", heads.query, heads.kv)?;
+    multiple(operator, "head size", heads.dim, 1)?;
+    at_most(operator, "head size", heads.dim, HEAD_DIM_MAX)
+}
