@@ -1,6 +1,7 @@
 //! What the CUDA operators need of a machine: memory, copies and launches.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::Error;
 
@@ -49,6 +50,12 @@ pub struct TileMap {
 /// A [`TileMap`] as a device's kernels take it.
 pub type EncodedTileMap = [u8; 128];
 
+/// A stream of CUDA (`CUstream`) as a number: a library puts its work there.
+pub type Stream = u64;
+
+/// Work of a library, on the stream that it is given. A device that plays recordings itself may do it again.
+pub type Work = Arc<dyn Fn(Stream) -> Result<(), Error> + Send + Sync>;
+
 /// The number that a device gave to what it recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Recording(pub u64);
@@ -84,6 +91,22 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn capture(&self, step: &mut dyn FnMut() -> Result<(), Error>) -> Result<Recording, Error> {
         let _not_run = step;
         Err(Error::Device { call: "capture", reason: "this device cannot record".to_owned() })
+    }
+
+    /// Makes this device the calling thread's, for a library, and says where its work goes.
+    ///
+    /// # Errors
+    /// When libraries cannot work on this device.
+    fn current(&self) -> Result<Stream, Error> {
+        Err(Error::Device { call: "current", reason: "no library can work on this device".to_owned() })
+    }
+
+    /// Lets a library work, in the order of the other calls; or records that it would.
+    ///
+    /// # Errors
+    /// As [`Device::current`], and the work's own.
+    fn enqueue(&self, work: Work) -> Result<(), Error> {
+        work(self.current()?)
     }
 
     /// Does again what was recorded.

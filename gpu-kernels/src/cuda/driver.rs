@@ -17,7 +17,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresu
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
-use super::device::{Address, Device, EncodedTileMap, Launch, Recording, TileMap};
+use super::device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileMap};
 use super::source::{HEADERS, OPTIONS, SOURCES, Source};
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
@@ -278,6 +278,11 @@ impl Device for Gpu {
         done?;
         check("cuStreamEndCapture", ended)?;
         self.instantiate(graph)
+    }
+
+    fn current(&self) -> Result<Stream, Error> {
+        self.enter()?;
+        Ok(self.stream as Stream)
     }
 
     unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Matrix products: `kernels/gemm.cu`.
 
+#[cfg(feature = "cuda")]
+use super::cublaslt::{Product, ProductShape};
 use super::device::Address;
 use super::tensor::{self, FloatMatrix, Tensor};
 use super::{Cuda, count, divide};
@@ -77,7 +79,8 @@ impl Cuda {
         // 8 warps with 2 stages of 32 rows of 64 numbers, and 16 x 16 sums of each slab of 512.
         let flat_bytes = 8 * 2 * 32 * 64 * 2 + in_cols.div_ceil(512) * 16 * 16 * 4;
         let flat = x.rows() <= FLAT_ROWS && flat_bytes <= self.device.shared_bytes_max() as usize;
-        if x.rows() == 0 || out_cols == 0 {
+        let nothing = x.rows() == 0 || out_cols == 0;
+        if nothing || (!flat && scales.is_none() && self.multiplied_by_library(&argument)?) {
             Ok(())
         } else if flat {
             let blocks = divide("linear", out_cols, 16)?;
@@ -86,5 +89,27 @@ impl Cuda {
             let blocks = divide("linear", x.rows().div_ceil(64) * out_cols.div_ceil(128), 1)?;
             self.launch("gemm", "gemm_tall", blocks, 128, 3 * (64 + 128) * 64 * 2, &argument)
         }
+    }
+
+    /// Whether a library that the caller asked for has done it.
+    #[cfg(feature = "cuda")]
+    fn multiplied_by_library(&self, argument: &GemmArgument) -> Result<bool, Error> {
+        let &GemmArgument { x, weight, bias, out, .. } = argument;
+        let shape = ProductShape {
+            rows: argument.rows.into(),
+            in_cols: argument.in_cols.into(),
+            out_cols: argument.out_cols.into(),
+            x_stride: argument.x_stride,
+            weight_stride: argument.weight_stride,
+            out_stride: argument.out_stride,
+            has_bias: bias != 0,
+        };
+        let product = Product { x, weight, bias, out, shape };
+        self.products.as_ref().map_or(Ok(false), |products| products.multiply(product))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn multiplied_by_library(&self, _: &GemmArgument) -> Result<bool, Error> {
+        Ok(false)
     }
 }

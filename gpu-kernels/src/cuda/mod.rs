@@ -8,6 +8,8 @@ mod batch;
 #[cfg(any(test, feature = "cuda"))]
 mod cache;
 mod copy;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 mod device;
 #[cfg(feature = "cuda")]
 mod driver;
@@ -35,7 +37,9 @@ use std::sync::{Arc, Mutex};
 
 pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
-pub use device::{Address, Device, EncodedTileMap, Launch, Recording, TileMap};
+#[cfg(feature = "cuda")]
+pub use cublaslt::CublasLt;
+pub use device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileMap, Work as LibraryWork};
 pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};
@@ -54,7 +58,7 @@ use memory::{Keeper, Memory};
 use tensor::Matrix;
 
 use crate::door;
-use crate::error::{at_most, multiple};
+use crate::error::at_most;
 use crate::{
     Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
     WeightSource,
@@ -71,6 +75,9 @@ pub struct Cuda {
     workspace: Mutex<Arc<Memory>>,
     /// Prompts take Hopper's kernel where there is one.
     fast_prompts: bool,
+    /// What multiplies in our kernels' place.
+    #[cfg(feature = "cuda")]
+    products: Option<Arc<cublaslt::Products>>,
 }
 
 impl Cuda {
@@ -89,7 +96,14 @@ impl Cuda {
         }
         let device = Keeper::new(device);
         let workspace = Mutex::new(Arc::new(Memory::new(&device, 0)?));
-        Ok(Self { device, dtype, workspace, fast_prompts: false })
+        Ok(Self {
+            device,
+            dtype,
+            workspace,
+            fast_prompts: false,
+            #[cfg(feature = "cuda")]
+            products: None,
+        })
     }
 
     /// Whether attention of prompts (spans of more than 16 rows of a kv head) takes the kernel that is made for
@@ -288,8 +302,8 @@ impl Ops for Cuda {
 
     fn head_norm(&self, x: &mut Tensor, weight: &Weight, eps: f32) -> Result<(), Error> {
         let dim = weight.cols();
-        multiple("head_norm", "width of x", x.cols(), dim)?;
         let weight = weight.vector("head_norm", dim)?;
+        door::head_norm(x.shape(), dim)?;
         self.norm_heads(x, dim, weight, eps)
     }
 

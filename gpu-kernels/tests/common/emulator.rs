@@ -13,7 +13,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use quayline_gpu_kernels::cuda::{Address, Device, EncodedTileMap, Launch, Recording, SOURCES, TileMap};
+use quayline_gpu_kernels::cuda::{
+    Address, Device, EncodedTileMap, Launch, LibraryWork, Recording, SOURCES, Stream, TileMap,
+};
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
 use crate::common::Random;
@@ -23,6 +25,25 @@ const RIM: usize = 4096;
 /// Whether the tests are to run on this machine's GPU: `QUAYLINE_GPU` is set, and the feature `cuda` is there.
 pub(crate) fn on_gpu() -> bool {
     cfg!(feature = "cuda") && std::env::var_os("QUAYLINE_GPU").is_some()
+}
+
+/// How often a GPU does a thing again that must give equal bits: the order of its threads is another each time.
+pub(crate) fn repeats() -> usize {
+    let asked = std::env::var("QUAYLINE_REPEATS").ok().and_then(|n| n.parse().ok());
+    if on_gpu() { asked.unwrap_or(50) } else { 0 }
+}
+
+/// A file or folder of the workspace: where this was built, or else (what was packed runs elsewhere) here.
+pub(crate) fn in_workspace(path: &str) -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut places = package.ancestors().map(|folder| folder.join(path));
+    places.find(|place| place.exists()).unwrap_or_else(|| path.into())
+}
+
+/// A folder for what tests make.
+pub(crate) fn scratch() -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    if std::fs::create_dir_all(&folder).is_ok() { folder } else { std::env::temp_dir() }
 }
 
 /// Runs a test once with either 16-bit type, with threads in either order.
@@ -49,6 +70,7 @@ pub(crate) fn cuda(dtype: Dtype, descending: bool) -> Option<(Cuda, Arc<Emulator
 enum Act {
     Fill(Address, u8, usize),
     Launch { file: &'static str, kernel: String, numbers: [u32; 3], argument: Vec<u8> },
+    Library(LibraryWork),
 }
 
 pub(crate) struct Emulator {
@@ -80,7 +102,8 @@ impl Emulator {
         Some(Self::idle(descending))
     }
 
-    fn idle(descending: bool) -> Self {
+    /// One that runs nothing.
+    pub(crate) fn idle(descending: bool) -> Self {
         Self {
             recording: Mutex::default(),
             recorded: Mutex::default(),
@@ -157,12 +180,25 @@ impl Device for Emulator {
         Ok(recording)
     }
 
+    fn current(&self) -> Result<Stream, Error> {
+        Ok(0)
+    }
+
+    fn enqueue(&self, work: LibraryWork) -> Result<(), Error> {
+        match &mut *self.recording.lock().expect("no panic") {
+            Some(acts) => acts.push(Act::Library(work)),
+            None => work(0)?,
+        }
+        Ok(())
+    }
+
     unsafe fn replay(&self, recording: Recording) -> Result<(), Error> {
         self.replays.fetch_add(1, Ordering::Relaxed);
         let recorded = self.recorded.lock().expect("no panic");
         for act in &recorded[&recording] {
             match act {
                 Act::Fill(to, byte, bytes) => self.fill(*to, *byte, *bytes)?,
+                Act::Library(work) => work(0)?,
                 Act::Launch { file, kernel, numbers: [blocks, threads, shared_bytes], argument } => {
                     let (blocks, threads, shared_bytes) = (*blocks, *threads, *shared_bytes);
                     let launch = Launch { file, kernel, blocks, threads, shared_bytes, argument };
@@ -283,7 +319,7 @@ fn failed(reason: String) -> Error {
     Error::Device { call: "emulator", reason }
 }
 
-fn compiler() -> Option<&'static str> {
+pub(crate) fn compiler() -> Option<&'static str> {
     static FOUND: OnceLock<Option<&str>> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let works =
@@ -327,11 +363,7 @@ fn load(path: &Path) -> Result<usize, Error> {
 
 /// The library of a file, compiled unless one of the same source is there.
 fn build(file: &str) -> Result<PathBuf, Error> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let kernels =
-        package.ancestors().map(|folder| folder.join("gpu-kernels/kernels")).find(|path| path.is_dir());
-    let kernels = kernels.expect("the test's package is in the workspace");
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (kernels, folder) = (in_workspace("gpu-kernels/kernels"), scratch());
     let source = SOURCES
         .iter()
         .find(|source| source.name == file)
