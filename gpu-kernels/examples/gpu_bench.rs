@@ -3,18 +3,23 @@
 //! The shapes are those of `scripts/targets.tsv`; `scripts/gpu_peers.py` runs the same with other libraries, and
 //! `scripts/gpu-check bench` puts both into one table.
 //!
-//! One line for each: id, what moves or is computed, and the microseconds of one run, tabs between. Runs are recorded
-//! and replayed; the fastest of five rounds counts. Caches hold random numbers in shuffled pages. `dry` needs no GPU:
-//! it prints `-` for the time.
+//! One line for each: id, what moves or is computed, and the microseconds of one run, tabs between; for products a second
+//! one of cuBLASLt (in the machine, or at `QUAYLINE_CUBLASLT`), with its name before the time. Runs are recorded and
+//! replayed; the fastest of five rounds counts. Caches hold random numbers in shuffled pages. What fails is `-`, with the
+//! reason on the standard error. `dry` needs no GPU: all times are `-`.
 
-#![expect(clippy::print_stdout, reason = "a program that reports")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 #![expect(clippy::cast_possible_truncation, reason = "shapes are small numbers")]
 
 use std::error::Error;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use quayline_gpu_kernels::cuda::CublasLt;
 use quayline_gpu_kernels::cuda::{Draw, KvPool, KvStorage, Scores};
-use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Heads, KvShape, Ops, Span, WeightSource};
+use quayline_gpu_kernels::{
+    Attention, BatchInput, Cuda, Dtype, Heads, KvShape, Ops, Projection, Span, WeightSource,
+};
 
 /// A line of `targets.tsv`.
 #[derive(Debug)]
@@ -34,19 +39,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dry = arguments.iter().any(|argument| argument == "dry");
     let ids: Vec<&String> = arguments.iter().filter(|argument| *argument != "dry").collect();
     let cuda = if dry { None } else { Some(detect()?.with_fast_prompts(true)) };
+    let library = if dry { None } else { with_library().map_err(|absent| eprintln!("{absent}")).ok() };
     let lines = include_str!("../scripts/targets.tsv").lines().filter(|line| !line.starts_with('#'));
     for target in lines.map(Target::read) {
         let target = target?;
         if !ids.is_empty() && ids.iter().all(|id| *id != target.id) {
             continue;
         }
-        let time = match &cuda {
-            Some(cuda) => format!("{:.2}", target.microseconds(cuda)?),
-            None => "-".to_owned(),
-        };
-        println!("{}\t{}\t{time}", target.id, target.work());
+        let (id, work) = (target.id, target.work());
+        println!("{id}\t{work}\t{}", target.time(cuda.as_ref()));
+        // With few rows it is our kernels that compute.
+        if target.kernel == "linear" && target.rows() > 16 {
+            println!("{id}\t{work}\tcublaslt\t{}", target.time(library.as_ref()));
+        }
     }
     Ok(())
+}
+
+/// Products by cuBLASLt.
+#[cfg(feature = "cuda")]
+fn with_library() -> Result<Cuda, Box<dyn Error>> {
+    let named = std::env::var_os("QUAYLINE_CUBLASLT").filter(|path| !path.is_empty());
+    let library = named.map_or_else(CublasLt::find, |path| CublasLt::open(path.as_ref()))?;
+    Ok(detect()?.with_cublaslt(library)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn with_library() -> Result<Cuda, Box<dyn Error>> {
+    detect()
 }
 
 #[cfg(feature = "cuda")]
@@ -89,12 +109,18 @@ impl Target {
     fn work(&self) -> u64 {
         let &Self { heads: Heads { query, kv, dim }, kernel, .. } = self;
         let causal = kernel != "full";
+        if (kernel, self.unit) == ("linear", "TFLOP/s") {
+            return (2 * self.rows() * dim * query) as u64;
+        }
         if self.unit == "TFLOP/s" {
             let seen = |&(queries, context): &(usize, usize)| {
                 let all = queries * context;
                 if causal { all - queries * (queries - 1) / 2 } else { all }
             };
             return (4 * self.lengths.iter().map(seen).sum::<usize>() * query * dim) as u64;
+        }
+        if kernel == "linear" {
+            return (2 * (dim * query + self.rows() * (dim + query))) as u64;
         }
         let element = if self.storage == KvStorage::Same { 2 } else { 1 };
         let contexts: usize = self.lengths.iter().map(|&(_, context)| context).sum();
@@ -105,10 +131,23 @@ impl Target {
         }) as u64
     }
 
+    /// Microseconds in words, or `-`.
+    fn time(&self, cuda: Option<&Cuda>) -> String {
+        match cuda.map(|cuda| self.microseconds(cuda)) {
+            Some(Ok(time)) => format!("{time:.2}"),
+            Some(Err(error)) => {
+                eprintln!("{}: {error}", self.id);
+                "-".to_owned()
+            }
+            None => "-".to_owned(),
+        }
+    }
+
     fn microseconds(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {
         match self.kernel {
             "norm" => self.norm(cuda),
             "sample" => self.sample(cuda),
+            "linear" => self.linear(cuda),
             _ => self.attention(cuda),
         }
     }
@@ -174,6 +213,20 @@ impl Target {
         let (mut x, mut out) = (cuda.tensor(rows, dim)?, cuda.tensor(rows, dim)?);
         cuda.write(&mut x, &numbers(rows * dim))?;
         recorded(cuda, |cuda| Ok(cuda.rms_norm(&x, &weight, 1e-5, &mut out)?))
+    }
+
+    fn linear(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {
+        let (rows, inner, outer) = (self.rows(), self.heads.dim, self.heads.query);
+        let bytes: Vec<u8> = numbers(outer * inner).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let range = 0..bytes.len();
+        let shape = vec![outer, inner];
+        let source = WeightSource { bytes: std::sync::Arc::new(bytes), range, dtype: Dtype::F32, shape };
+        let weight = cuda.weight(source)?;
+        let (mut x, mut out) = (cuda.tensor(rows, inner)?, cuda.tensor(rows, outer)?);
+        cuda.write(&mut x, &numbers(rows * inner))?;
+        recorded(cuda, |cuda| {
+            Ok(cuda.linear(&x, &mut [Projection { weight: &weight, bias: None, out: &mut out }])?)
+        })
     }
 
     /// With the copies there and back that every call makes.

@@ -1,14 +1,18 @@
 """The shapes of targets.tsv with FlashInfer, cuDNN (through PyTorch) and PyTorch itself, whichever are there; and one table
 of these and our figures.
 
-usage: gpu_peers.py time [ID ...]     lines "id, work, peer, microseconds", tabs between; "-" for what is absent
-       gpu_peers.py table OURS PEERS  the table of two files of such lines
+usage: gpu_peers.py time [ID ...]              lines "id, work, peer, microseconds", tabs between; "-" for what is absent
+       gpu_peers.py table OURS PEERS [ID ...]  the table of two files of such lines; in OURS those without a peer are ours
+       gpu_peers.py cublaslt                   the path of a cuBLASLt that was installed with Python's packages, if any
 """
 import importlib
+import site
 import sys
 from pathlib import Path
 
 PEERS = ("flashinfer", "cudnn", "torch")
+# Measured by gpu_bench.
+LIBRARIES = ("cublaslt",)
 
 
 def lengths(text):
@@ -22,12 +26,16 @@ class Target:
         self.query, self.kv, self.dim, self.page = int(query), int(kv), int(dim), int(page)
         self.queries, self.contexts = lengths(queries), lengths(contexts)
         assert len(self.queries) == len(self.contexts), self.id
-        self.floor, self.goal = float(floor), float(goal)
+        self.floor, self.goal = floor, goal
         self.causal = self.kernel != "full"
 
     def work(self):
         """As `work` of gpu_bench.rs: operations where the unit counts them, else bytes."""
         rows = sum(self.queries)
+        if self.kernel == "linear":
+            if self.unit == "TFLOP/s":
+                return 2 * rows * self.dim * self.query
+            return 2 * (self.dim * self.query + rows * (self.dim + self.query))
         if self.unit == "TFLOP/s":
             seen = sum(q * k - (q * (q - 1) // 2 if self.causal else 0) for q, k in zip(self.queries, self.contexts))
             return 4 * seen * self.query * self.dim
@@ -92,7 +100,7 @@ class Runner:
     def run(self, peer, target):
         if self.torch is None or (peer == "flashinfer" and self.flashinfer is None):
             return None
-        if target.kernel in ("norm", "sample"):
+        if target.kernel in ("norm", "sample", "linear"):
             return getattr(self, f"{peer}_{target.kernel}")(target)
         return getattr(self, f"{peer}_attention")(target)
 
@@ -157,7 +165,11 @@ class Runner:
     def cudnn_norm(self, t):
         return None
 
-    cudnn_sample = torch_sample = cudnn_norm
+    cudnn_sample = torch_sample = cudnn_linear = flashinfer_linear = cudnn_norm
+
+    def torch_linear(self, t):
+        x, weight = self.random(sum(t.queries), t.dim), self.random(t.query, t.dim)
+        return self.microseconds(lambda: self.torch.nn.functional.linear(x, weight))
 
     def ceilings(self):
         """What this machine copies and multiplies."""
@@ -187,37 +199,56 @@ def time(ids):
             print(f"{target.id}\t{target.work()}\t{peer}\t{'-' if found is None else f'{found:.2f}'}", flush=True)
 
 
-def table(ours, peers):
-    mine = {name: (int(work), found) for name, work, found in map(str.split, Path(ours).read_text().splitlines())}
-    theirs = {}
-    for name, work, peer, found in map(str.split, Path(peers).read_text().splitlines()):
-        theirs[name, peer] = (int(work), found)
+def lines(path):
+    return [line.split() for line in Path(path).read_text().splitlines()]
+
+
+def table(ours, peers, ids):
+    mine, theirs = {}, {}
+    for name, work, *peer, found in lines(ours) + lines(peers):
+        if peer:
+            theirs[name, peer[0]] = (int(work), found)
+        else:
+            mine[name] = (int(work), found)
     ceiling = {}
     for name, unit in (("copy", "TB/s"), ("gemm", "TFLOP/s")):
         if (name, "torch") in theirs:
             work, found = theirs[name, "torch"]
             ceiling[unit] = work / float(found) / 1e6
-            print(f"{name} on this machine: {ceiling[unit]:.2f} {unit}")
-    print("| id | unit | floor | goal | ours | share | " + " | ".join(PEERS) + " |")
-    print("|---|---|---|---|---|---|" + "---|" * len(PEERS))
+            print(f"{name} on this machine: {ceiling[unit]:.2f} {unit}\n")
+    columns = PEERS + LIBRARIES
+    print("| id | unit | floor | goal | ours | share | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|---|---|" + "---|" * len(columns))
     for t in targets():
+        if ids and t.id not in ids:
+            continue
         work, found = mine.get(t.id, (t.work(), "-"))
         assert work == t.work(), f"{t.id}: {work} by us, {t.work()} by the peers"
         figure = None if found == "-" else t.figure(work, float(found))
         share = "" if figure is None or t.unit not in ceiling else f"{100 * figure / ceiling[t.unit]:.0f} %"
         cells = []
-        for peer in PEERS:
-            peer_work, peer_found = theirs.get((t.id, peer), (work, "-"))
+        for peer in columns:
+            peer_work, peer_found = theirs.get((t.id, peer), (work, None))
             assert peer_work == work, f"{t.id}: {peer_work} by {peer}, {work} by us"
-            cells.append("peer absent" if peer_found == "-" else f"{t.figure(work, float(peer_found)):.4g}")
+            absent = "" if peer_found is None else "peer absent"
+            cells.append(absent if peer_found in (None, "-") else f"{t.figure(work, float(peer_found)):.4g}")
         shown = "not run" if figure is None else f"{figure:.4g}"
-        print(f"| {t.id} | {t.unit} | {t.floor:g} | {t.goal:g} | {shown} | {share} | " + " | ".join(cells) + " |")
+        print(f"| {t.id} | {t.unit} | {t.floor} | {t.goal} | {shown} | {share} | " + " | ".join(cells) + " |")
+
+
+def cublaslt():
+    """PyTorch brings one."""
+    folders = [Path(folder) for folder in site.getsitepackages() + sys.path if folder]
+    found = (path for folder in folders for path in sorted(folder.glob("nvidia/*/lib/libcublasLt.so.*")))
+    print(next(found, ""))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["time"]:
         time(sys.argv[2:])
-    elif sys.argv[1:2] == ["table"] and len(sys.argv) == 4:
-        table(*sys.argv[2:])
+    elif sys.argv[1:2] == ["table"] and len(sys.argv) >= 4:
+        table(*sys.argv[2:4], sys.argv[4:])
+    elif sys.argv[1:] == ["cublaslt"]:
+        cublaslt()
     else:
         sys.exit(__doc__)

@@ -18,7 +18,7 @@ mod common;
 #[path = "../../../gpu-kernels/tests/common/emulator.rs"]
 mod emulator;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -45,7 +45,7 @@ struct Golden {
 }
 
 fn directory(variant: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(variant)
+    emulator::in_workspace("examples/engine/tests/parity").join(variant)
 }
 
 impl Golden {
@@ -102,8 +102,7 @@ fn logits_are_the_reference_s_and_chunks_do_not_change_a_bit() {
 
 /// The first layer of the bundled model alone: an emulator takes its time.
 fn one_layer() -> ModelFiles {
-    let (bundled, directory) =
-        (ModelFiles::bundled(), Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-layer"));
+    let (bundled, directory) = (ModelFiles::bundled(), emulator::scratch().join("one-layer"));
     let _ = std::fs::create_dir_all(&directory);
     let write = |name: &str, bytes: &[u8]| {
         // Another test may read the file: the finished one takes its place at once.
@@ -127,12 +126,13 @@ fn one_layer() -> ModelFiles {
 
 /// That model on the GPU or in the emulator; `None` and a line in the log where there is neither.
 fn load(options: &Options) -> Option<(Engine, Arc<Emulator>)> {
-    let (files, emulator) = (one_layer(), Arc::new(Emulator::new(false)?));
-    let engine = if emulator::on_gpu() {
-        Engine::load(&files, &Options { device: Device::Cuda, ..options.clone() })
-    } else {
-        Engine::load_on(Arc::clone(&emulator) as _, &files, options)
-    };
+    let files = one_layer();
+    if emulator::on_gpu() {
+        let engine = Engine::load(&files, &Options { device: Device::Cuda, ..options.clone() });
+        return Some((engine.expect("a GPU that works"), Arc::new(Emulator::idle(false))));
+    }
+    let emulator = Arc::new(Emulator::new(false)?);
+    let engine = Engine::load_on(Arc::clone(&emulator) as _, &files, options);
     Some((engine.unwrap(), emulator))
 }
 
