@@ -3,10 +3,10 @@
 //! The shapes are those of `scripts/targets.tsv`; `scripts/gpu_peers.py` runs the same with other libraries, and
 //! `scripts/gpu-check bench` puts both into one table.
 //!
-//! One line for each: id, what moves or is computed, and the microseconds of one run, tabs between; for products a second
-//! one of cuBLASLt (in the machine, or at `QUAYLINE_CUBLASLT`), with its name before the time. Runs are recorded and
-//! replayed; the fastest of five rounds counts. Caches hold random numbers in shuffled pages. What fails is `-`, with the
-//! reason on the standard error. `dry` needs no GPU: all times are `-`.
+//! One line for each: id, what moves or is computed, and the microseconds of one run, tabs between; for products a
+//! second one of cuBLASLt (in the machine, or at `QUAYLINE_CUBLASLT`), with its name before the time. Runs are
+//! recorded and replayed; the fastest of five rounds counts. Caches hold random numbers in shuffled pages. What
+//! fails is `-`, with the reason on the standard error. `dry` needs no GPU: all times are `-`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 #![expect(clippy::cast_possible_truncation, reason = "shapes are small numbers")]

@@ -1,5 +1,6 @@
-//! Products by cuBLASLt: through a library of our own that has its interface and computes on the host, so that the orders,
-//! strides and epilogues that we describe are what is computed; on a GPU through NVIDIA's, where the machine has it.
+//! Products by cuBLASLt: through a library of our own that has its interface and computes on the host, so that the
+//! orders, strides and epilogues that we describe are what is computed; on a GPU through NVIDIA's, where the machine
+//! has it.
 #![cfg(all(unix, feature = "cuda"))]
 #![allow(
     unsafe_code,

@@ -1,8 +1,8 @@
 //! Products by NVIDIA's cuBLASLt, where the machine has that library and the caller wants it. It is found at run time:
 //! building needs nothing of it, and without it our own kernels do the same.
 //!
-//! Its matrices lie in columns and ours in rows, so it computes `outᵀ = (weightᵀ)ᵀ · xᵀ`: what we store as `[rows, cols]`
-//! with a stride is to it `[cols, rows]` with that leading dimension.
+//! Its matrices lie in columns and ours in rows, so it computes `outᵀ = (weightᵀ)ᵀ · xᵀ`: what we store as `[rows,
+//! cols]` with a stride is to it `[cols, rows]` with that leading dimension.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
@@ -236,12 +236,12 @@ pub(super) struct ProductShape {
 }
 
 impl Cuda {
-    /// Lets a cuBLASLt compute `linear` of more than 16 rows with matrices of the activations' type. Fewer rows, integers and
-    /// what the library has no algorithm for stay with our own kernels.
+    /// Lets a cuBLASLt compute `linear` of more than 16 rows with matrices of the activations' type. Fewer rows,
+    /// integers and what the library has no algorithm for stay with our own kernels.
     ///
-    /// **Batch invariance ends with it.** The library chooses an algorithm for each number of rows, and algorithms add up
-    /// in different orders: a token's bits then depend on how many others are in its step. The same step gives
-    /// the same bits.
+    /// **Batch invariance ends with it.** The library chooses an algorithm for each number of rows, and algorithms
+    /// add up in different orders: a token's bits then depend on how many others are in its step. The same step
+    /// gives the same bits.
     ///
     /// # Errors
     /// When the library cannot work on this device, or there is no memory for its workspace (32 MiB).
