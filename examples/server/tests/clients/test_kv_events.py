@@ -101,6 +101,7 @@ class Listener:
     """Applies what it hears, and asks again for what it missed."""
 
     def __init__(self, port, replay_port, topic=b""):
+        self.ports = (port, replay_port)
         self.context = zmq.Context()
         self.subscriber = self.context.socket(zmq.SUB)
         self.subscriber.connect(f"tcp://127.0.0.1:{port}")
