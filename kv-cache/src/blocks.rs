@@ -1,13 +1,15 @@
 //! The blocks with what is in them: the pool that says who uses them, and the index that says what is found in
 //! them. What a block held is forgotten when it is handed out, not before.
 
+use std::ops::Range;
+
 use crate::event::Stored;
 use crate::evict::{Eviction, Wanted};
 use crate::id::count;
 use crate::pool::Pool;
 use crate::prefix::{AT_ONCE, Due, Prefix};
 use crate::residency::Watch;
-use crate::{BlockCopy, BlockId, Digest, GroupId, Lost};
+use crate::{BlockCopy, BlockId, Digest, GroupId, Lost, TenantId};
 
 /// A block that leaves a table.
 #[derive(Clone, Copy, Debug)]
@@ -44,18 +46,20 @@ pub(crate) struct Blocks<D, E> {
 }
 
 impl<D: Digest, E: Eviction> Blocks<D, E> {
-    /// Hands out a free block for each thing wanted and appends it to `taken`. The caller has made sure that there are
-    /// as many.
+    /// Hands out a free block for each of `places`, whose `content` is known or not, and appends it to `taken`. The caller
+    /// has made sure that there are as many.
     #[inline]
-    pub(crate) fn take(&mut self, wanted: impl ExactSizeIterator<Item = Wanted>, taken: &mut Vec<BlockId>) {
-        let before = taken.len();
-        self.pool.take(wanted, taken);
-        let taken = &taken[before..];
-        if let Some(first) = taken.iter().position(|&block| self.prefix.contains(block)) {
-            for taken in taken[first..].chunks(AT_ONCE) {
-                self.prefix.touch_blocks(taken);
-                taken.iter().for_each(|&block| self.lose(block));
-            }
+    pub(crate) fn take(
+        &mut self,
+        tenant: TenantId,
+        places: Range<u32>,
+        content: impl Fn(u32) -> Option<u32>,
+        taken: &mut Vec<BlockId>,
+    ) {
+        let picked = self.pool.take(tenant, places, content, taken);
+        for picked in taken[picked..].chunks(AT_ONCE) {
+            self.prefix.touch_blocks(picked);
+            picked.iter().for_each(|&block| self.lose(block));
         }
     }
 

@@ -54,7 +54,7 @@ pub struct KvCache<H: BlockHasher = Xxh3, E: Eviction = Lru> {
 const BLOCK_COUNT_MAX: u32 = 1 << 31;
 
 impl KvCache {
-    /// An empty cache. Allocates 52 bytes a block.
+    /// An empty cache. Allocates 56 bytes a block.
     ///
     /// # Errors
     /// [`Error::PoolSize`] for fewer than two blocks (one is the null block) or more than 2^31, parts of blocks that

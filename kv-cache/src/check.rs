@@ -151,6 +151,9 @@ pub(crate) fn check<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Resul
 fn check_free_list<H: BlockHasher, E: Eviction>(cache: &KvCache<H, E>) -> Result<Vec<bool>, Violation> {
     let pool = &cache.blocks.pool;
     pool.policy.check().map_err(|block| Violation::FreeList { block })?;
+    if let Some(&block) = pool.worthless.iter().find(|&&block| cache.blocks.prefix.contains(block)) {
+        return Err(Violation::FreeList { block });
+    }
     let mut free = vec![false; pool.references.len()];
     let mut listed = 0;
     for block in pool.free_blocks() {
@@ -303,7 +306,7 @@ fn check_table<H: BlockHasher, E: Eviction>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evict::Wanted;
+    use crate::evict::{Facts, Wanted};
     use crate::{Admission, BlockHash, BlockSize, Claim, Config, Reuse, SequenceKey};
 
     /// Two sequences that share a block, and one whose blocks are free and cached.
@@ -324,13 +327,17 @@ mod tests {
         cache
     }
 
+    const FACTS: Facts = Facts { index: 0, before: None, content: 0 };
+
     /// The violation to expect, and how to bring it about.
     type Damage = (&'static str, fn(&mut KvCache));
 
     #[test]
     fn every_kind_of_damage_is_found() {
-        let damages: [Damage; 10] = [
-            ("FreeList", |cache| cache.blocks.pool.policy.revive(BlockId(1))),
+        let damages: [Damage; 12] = [
+            ("FreeList", |cache| cache.blocks.pool.policy.free([(BlockId(4), FACTS)].into_iter())),
+            ("FreeList", |cache| cache.blocks.pool.worthless.push(BlockId(7))),
+            ("FreeList", |cache| cache.blocks.pool.worthless.push(BlockId(1))),
             ("FreeCount", |cache| _ = cache.blocks.pool.policy.pick(Wanted::default())),
             ("References", |cache| cache.blocks.pool.references[1] += 1),
             ("FreeUse", |cache| {
@@ -339,7 +346,7 @@ mod tests {
             }),
             ("Unfindable", |cache| cache.blocks.prefix.entries[1].hash = BlockHash::default()),
             ("PublishedCount", |cache| {
-                (cache.blocks.prefix.entries[10].next, cache.blocks.prefix.entries[10].prev) = (10, 10)
+                (cache.blocks.prefix.entries[2].next, cache.blocks.prefix.entries[2].prev) = (2, 2)
             }),
             ("Tokens", |cache| cache.sequences.at_mut(0).known.0 += 1),
             ("Published", |cache| cache.sequences.at_mut(0).tables[0].published = 7),

@@ -8,7 +8,7 @@ use crate::hash::{BlockHasher, Digest};
 use crate::kind::Holds;
 use crate::publish::publish;
 use crate::sequence::{Loading, Sequence, Table};
-use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TokenCount};
+use crate::{BlockCount, BlockId, Claim, Config, Grant, GroupId, KvCache, Reuse, TenantId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Carries a plan out. Its numbers were checked by `reserve` and nothing has happened since.
@@ -34,10 +34,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             table.length_before = table.held();
             let after = group.length_after(table.held(), claim, sequence.encoder, config.sequence_tokens_max);
             let unneeded = group.unneeded(claim, sequence.prompt);
-            extend(table, after, blocks, unneeded, |index| {
+            extend(table, after, blocks, unneeded, sequence.keys.tenant, |index| {
                 let last = (index as usize + 1) * group.hashes as usize - 1;
-                let content = sequence.hashes.get(last).map(|hash| name(id, hash));
-                Wanted { content, tenant: sequence.keys.tenant }
+                sequence.hashes.get(last).map(|hash| name(id, hash))
             });
         }
         if claim.external > TokenCount(0) {
@@ -127,23 +126,25 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 }
 
-/// Adds new blocks up to the length `after`, and the null block where none is needed. `wanted` says what a
-/// block is wanted for.
+/// Adds new blocks up to the length `after`, and the null block where none is needed. `content` says what a
+/// block is to hold.
 #[inline]
 fn extend<D: Digest>(
     table: &mut Table,
     after: u32,
     blocks: &mut Blocks<D, impl Eviction>,
     unneeded: Unneeded,
-    wanted: impl Fn(u32) -> Wanted,
+    tenant: TenantId,
+    content: impl Fn(u32) -> Option<u32>,
 ) {
     let before = table.held();
     if unneeded.is_empty() {
-        blocks.take((before..after).map(wanted), &mut table.blocks);
+        blocks.take(tenant, before..after, content, &mut table.blocks);
         return;
     }
     for index in before..after {
-        let block = if unneeded.contains(index) { BlockId::NULL } else { blocks.take_one(wanted(index)) };
+        let wanted = || Wanted { content: content(index), tenant };
+        let block = if unneeded.contains(index) { BlockId::NULL } else { blocks.take_one(wanted()) };
         table.blocks.push(block);
     }
 }

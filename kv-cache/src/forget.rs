@@ -76,7 +76,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
         if idle {
             self.unpin_all();
             self.blocks.prefix.clear();
-            self.blocks.pool.policy.reset();
+            self.blocks.pool.reset();
         }
         idle
     }
@@ -88,12 +88,10 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 }
 
-/// Makes a block unfindable, and tells the policy if it has it.
+/// Makes a block unfindable.
 fn forget<D: Digest>(block: BlockId, pool: &mut Pool<impl Eviction>, prefix: &mut Prefix<D>) {
     if prefix.contains(block) {
         prefix.remove(block);
-        if pool.references(block) == 0 {
-            pool.policy.forget(block);
-        }
+        pool.forget(block);
     }
 }

@@ -60,10 +60,12 @@ impl BlockId {
     pub const NULL: BlockId = BlockId(0);
 
     /// The plain number, as kernels take it.
+    #[inline]
     pub const fn get(self) -> u32 {
         self.0
     }
 
+    #[inline]
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
@@ -74,6 +76,7 @@ impl GroupId {
         GroupId(u8::try_from(index).expect("groups are numbered in a byte"))
     }
 
+    #[inline]
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
@@ -81,6 +84,7 @@ impl GroupId {
 
 impl Slot {
     /// The plain number.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -88,11 +92,13 @@ impl Slot {
 
 impl TokenCount {
     /// The plain number.
+    #[inline]
     pub const fn get(self) -> u32 {
         self.0
     }
 
     /// Both together, at most `u32::MAX`.
+    #[inline]
     pub const fn plus(self, other: TokenCount) -> TokenCount {
         TokenCount(self.0.saturating_add(other.0))
     }
@@ -100,6 +106,7 @@ impl TokenCount {
 
 impl BlockCount {
     /// The plain number.
+    #[inline]
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -118,6 +125,7 @@ impl BlockSize {
     }
 
     /// Tokens per block.
+    #[inline]
     pub const fn get(self) -> u32 {
         self.0.get()
     }

@@ -76,7 +76,7 @@ fn compare_with_quotas<A: Eviction, B: Eviction>(
         quotas(blocks).into_iter().for_each(|(tenant, quota)| fair.set_quota(tenant, quota));
         fair
     };
-    compare(seed, fair, |blocks| PlainFair::new(blocks, plain(blocks), &quotas(blocks)));
+    compare(seed, fair, |blocks| PlainFair::new(plain(blocks), &quotas(blocks)));
 }
 
 #[test]

@@ -178,6 +178,6 @@ fn fair<P: Eviction + Clone>(
             cache.set_quota(tenant, quota);
             model.policy.set_quota(tenant, quota);
         };
-    let plain = PlainFair::new(blocks, plain, &[]);
+    let plain = PlainFair::new(plain, &[]);
     Pair::new(shape, Fair::new(blocks, policy), plain, set_quota).play(behind, calls);
 }

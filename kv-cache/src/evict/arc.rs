@@ -25,9 +25,8 @@ pub struct Arc {
     blocks: u32,
 }
 
-const WORTHLESS: u8 = 0;
-const ONCE: u8 = 1;
-const AGAIN: u8 = 2;
+const ONCE: u8 = 0;
+const AGAIN: u8 = 1;
 
 /// The names of what the two lists lost.
 const LOST_ONCE: u8 = 0;
@@ -36,13 +35,9 @@ const LOST_AGAIN: u8 = 1;
 impl Arc {
     /// A fresh policy. 43 bytes a block.
     pub fn new(blocks: BlockCount) -> Self {
-        let mut links = Links::new(blocks.get(), 3);
-        for block in 1..blocks.get() {
-            links.push_last(WORTHLESS.into(), block);
-        }
         Arc {
-            links,
-            list: vec![WORTHLESS; blocks.get() as usize],
+            links: Links::new(blocks.get(), 2),
+            list: vec![ONCE; blocks.get() as usize],
             content: vec![0; blocks.get() as usize],
             ghosts: Ghosts::new(blocks.get() - 1, 2),
             target: 0,
@@ -98,26 +93,18 @@ impl Arc {
     fn evict(&mut self, block: BlockId) {
         let list = self.list[block.index()];
         self.links.remove(list.into(), block.get());
-        match list {
-            ONCE => self.ghosts.remember(LOST_ONCE, self.content[block.index()], 0),
-            AGAIN => self.ghosts.remember(LOST_AGAIN, self.content[block.index()], 0),
-            _ => (),
-        }
+        let lost = if list == ONCE { LOST_ONCE } else { LOST_AGAIN };
+        self.ghosts.remember(lost, self.content[block.index()], 0);
     }
 
-    fn make_worthless(&mut self, before: Option<u32>, block: BlockId) {
-        self.list[block.index()] = WORTHLESS;
-        self.links.push_behind(WORTHLESS.into(), before, block.get());
+    /// A block is given to a content that one of the lists lost lately, or to news.
+    fn begin(&mut self, block: BlockId, lost_from: Option<u8>) {
+        self.list[block.index()] = if lost_from.is_some() { AGAIN } else { ONCE };
     }
 }
 
 impl Eviction for Arc {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        let mut front = None;
-        for &block in worthless {
-            self.make_worthless(front, block);
-            front = Some(block.get());
-        }
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, facts) in kept {
             self.content[block.index()] = facts.content;
             self.links.push_last(self.list[block.index()].into(), block.get());
@@ -135,47 +122,48 @@ impl Eviction for Arc {
 
     fn pick(&mut self, wanted: Wanted) -> BlockId {
         let lost_from = self.learn(wanted);
-        let block = match (self.links.pop_first(WORTHLESS.into()), lost_from) {
-            (Some(block), _) => BlockId(block),
-            (None, Some(lost_from)) => self.replace(lost_from == LOST_AGAIN),
-            (None, None) => self.make_room_for_news(),
+        let block = match lost_from {
+            Some(lost_from) => self.replace(lost_from == LOST_AGAIN),
+            None => self.make_room_for_news(),
         };
-        self.list[block.index()] = if lost_from.is_some() { AGAIN } else { ONCE };
+        self.begin(block, lost_from);
         block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        let free = self.len(WORTHLESS) + self.len(ONCE) + self.len(AGAIN);
-        order_by_picking(self, free as usize)
+        order_by_picking(self, (self.len(ONCE) + self.len(AGAIN)) as usize)
     }
 
     fn take(&mut self, block: BlockId, wanted: Wanted) {
         let lost_from = self.learn(wanted);
         self.evict(block);
-        self.list[block.index()] = if lost_from.is_some() { AGAIN } else { ONCE };
+        self.begin(block, lost_from);
+    }
+
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        let lost_from = self.learn(wanted);
+        self.begin(block, lost_from);
     }
 
     fn reused(&mut self, block: BlockId) {
         self.list[block.index()] = AGAIN;
     }
 
-    fn forget(&mut self, block: BlockId) {
+    fn forget(&mut self, block: BlockId) -> bool {
         self.links.remove(self.list[block.index()].into(), block.get());
-        self.make_worthless(None, block);
+        true
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
         for list in [AGAIN, ONCE] {
-            while let Some(block) = self.links.first(list.into()) {
-                self.forget(BlockId(block));
-            }
+            let_go.extend(std::iter::from_fn(|| self.links.pop_first(list.into())).map(BlockId));
         }
         self.ghosts = Ghosts::new(self.blocks, 2);
         self.target = 0;
     }
 
     fn check(&self) -> Result<(), BlockId> {
-        let misplaced = [WORTHLESS, ONCE, AGAIN].into_iter().find_map(|list| {
+        let misplaced = [ONCE, AGAIN].into_iter().find_map(|list| {
             let stray = self.links.iter(list.into()).find(|&block| self.list[block as usize] != list);
             self.links.broken(list.into()).or(stray)
         });
@@ -270,11 +258,19 @@ mod tests {
             if let Some(place) = self.holds.iter().position(|&held| held == Some(content)) {
                 let block = BlockId(crate::id::count(place));
                 self.arc.revive(block);
-                return self.arc.free(&[], [(block, facts)].into_iter());
+                return self.arc.free([(block, facts)].into_iter());
             }
-            let picked = self.arc.pick(Wanted { content: Some(content), ..Wanted::default() });
-            self.holds[picked.index()] = Some(content);
-            self.arc.free(&[], [(picked, facts)].into_iter());
+            let wanted = Wanted { content: Some(content), ..Wanted::default() };
+            let block = match (1..self.holds.len()).find(|&block| self.holds[block].is_none()) {
+                Some(empty) => {
+                    let empty = BlockId(crate::id::count(empty));
+                    self.arc.given(empty, wanted);
+                    empty
+                }
+                None => self.arc.pick(wanted),
+            };
+            self.holds[block.index()] = Some(content);
+            self.arc.free([(block, facts)].into_iter());
         }
 
         fn contents(&self, list: u8) -> Vec<u32> {

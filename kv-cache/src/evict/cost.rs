@@ -1,9 +1,7 @@
 //! Cost-aware: keep longest what is dear to compute again and often asked for.
 
 use super::ghosts::Ghosts;
-use super::leaf_first::worthless;
 use super::leaves::Leaves;
-use super::links::Links;
 use super::{Eviction, Facts, Wanted, order_by_picking};
 use crate::{BlockCount, BlockId, BlockSize, TokenCount};
 
@@ -22,8 +20,6 @@ use crate::{BlockCount, BlockId, BlockSize, TokenCount};
 /// late block is worth nothing without those before it.
 #[derive(Clone, Debug)]
 pub struct CostAware {
-    /// One list: what holds nothing.
-    worthless: Links,
     leaves: Leaves,
     /// By block: how many sequences had its content, [`USES_MAX`] at most.
     uses: Vec<u32>,
@@ -52,14 +48,13 @@ impl CostAware {
     }
 
     /// A fresh policy for which a block costs twice as much as the first one when `doubles_after` tokens are before
-    /// it. 69 bytes a block.
+    /// it. 61 bytes a block.
     ///
     /// A transformer of `p` parameters, `l` layers and width `d` spends about `2p` operations on a token and `4ld` on
     /// each token before it, so that its cost doubles after `p / 2ld` tokens: 30,000 for a Llama of 8 billion. Less
     /// than that weighs position more; a huge number weighs uses alone.
     pub fn with_cost(blocks: BlockCount, block_size: BlockSize, doubles_after: TokenCount) -> Self {
         CostAware {
-            worthless: worthless(blocks),
             leaves: Leaves::new(blocks.get()),
             uses: vec![0; blocks.get() as usize],
             content: vec![0; blocks.get() as usize],
@@ -68,6 +63,19 @@ impl CostAware {
             freed: 0,
             doubles_after: u64::from(doubles_after.get() / block_size.get()).max(1),
         }
+    }
+
+    /// How many sequences had a content before it was lost, if that was lately. Then it is lost no more.
+    fn uses_before(&mut self, wanted: Wanted) -> u32 {
+        let known = wanted.content.and_then(|content| self.lost.take(content));
+        known.map_or(0, |(_, uses)| uses)
+    }
+
+    /// A block is given to a content that `uses` sequences had before.
+    fn begin(&mut self, block: BlockId, uses: u32) {
+        self.leaves.begin_anew(block);
+        self.uses[block.index()] = uses;
+        self.use_once_more(block);
     }
 
     fn use_once_more(&mut self, block: BlockId) {
@@ -82,13 +90,7 @@ impl CostAware {
 }
 
 impl Eviction for CostAware {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        let mut front = None;
-        for &block in worthless {
-            self.leaves.begin_anew(block);
-            self.worthless.push_behind(0, front, block.get());
-            front = Some(block.get());
-        }
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, facts) in kept {
             self.freed += 1;
             self.content[block.index()] = facts.content;
@@ -103,46 +105,39 @@ impl Eviction for CostAware {
     }
 
     fn pick(&mut self, wanted: Wanted) -> BlockId {
-        let block = self.worthless.first(0).map(BlockId).unwrap_or_else(|| {
-            let block = self.leaves.first().expect("no more blocks are picked than are free");
-            self.floor = self.floor.max(self.leaves.rank(block).0);
-            block
-        });
+        let block = self.leaves.first().expect("no more blocks are picked than are free");
+        self.floor = self.floor.max(self.leaves.rank(block).0);
         self.take(block, wanted);
         block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        order_by_picking(self, self.worthless.len(0) as usize + self.leaves.len())
+        order_by_picking(self, self.leaves.len())
     }
 
     fn take(&mut self, block: BlockId, wanted: Wanted) {
-        let known = wanted.content.and_then(|content| self.lost.take(content));
-        if self.leaves.contains(block) {
-            self.lost.remember(0, self.content[block.index()], self.uses[block.index()]);
-            self.leaves.remove(block);
-        } else {
-            self.worthless.remove(0, block.get());
-        }
-        self.leaves.begin_anew(block);
-        self.uses[block.index()] = known.map_or(0, |(_, uses)| uses);
-        self.use_once_more(block);
+        let uses = self.uses_before(wanted);
+        self.lost.remember(0, self.content[block.index()], self.uses[block.index()]);
+        self.leaves.remove(block);
+        self.begin(block, uses);
+    }
+
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        let uses = self.uses_before(wanted);
+        self.begin(block, uses);
     }
 
     fn reused(&mut self, block: BlockId) {
         self.use_once_more(block);
     }
 
-    fn forget(&mut self, block: BlockId) {
+    fn forget(&mut self, block: BlockId) -> bool {
         self.leaves.remove(block);
-        self.leaves.begin_anew(block);
-        self.worthless.push_behind(0, None, block.get());
+        true
     }
 
-    fn reset(&mut self) {
-        while let Some(block) = self.leaves.first() {
-            self.forget(block);
-        }
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
+        self.leaves.drain(let_go);
         while self.lost.len(0) > 0 {
             self.lost.forget_oldest(0);
         }
@@ -150,8 +145,7 @@ impl Eviction for CostAware {
     }
 
     fn check(&self) -> Result<(), BlockId> {
-        let broken = self.worthless.broken(0).map(BlockId).or(self.leaves.broken());
-        match broken {
+        match self.leaves.broken() {
             Some(block) => Err(block),
             None if self.lost.is_sound() => Ok(()),
             None => Err(BlockId::NULL),

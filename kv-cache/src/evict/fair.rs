@@ -77,7 +77,8 @@ struct Ledger {
     places: BTreeMap<TenantId, u32>,
     /// By block: place of the tenant to whom it is charged, [`NOBODY`] if to none.
     payer: Vec<u32>,
-    /// The free blocks: the worthless ones, then a list for each tenant in order of the last use.
+    /// The free blocks that the policy has: those that it keeps though nobody can find what they hold, then a list for
+    /// each tenant in order of the last use.
     free: Links,
     /// The tenants who have more than their share and something to lose, the furthest above first.
     above: Heap,
@@ -91,19 +92,15 @@ struct Tenant {
 }
 
 const NOBODY: u32 = u32::MAX;
-const WORTHLESS: usize = 0;
+const FORGOTTEN: usize = 0;
 
 impl Ledger {
     fn new(blocks: BlockCount) -> Self {
-        let mut free = Links::new(blocks.get(), 1);
-        for block in 1..blocks.get() {
-            free.push_last(WORTHLESS, block);
-        }
         Ledger {
             tenants: Vec::new(),
             places: BTreeMap::new(),
             payer: vec![NOBODY; blocks.get() as usize],
-            free,
+            free: Links::new(blocks.get(), 1),
             above: Heap::new(0),
         }
     }
@@ -146,7 +143,7 @@ impl Ledger {
             list_of(tenant)
         } else {
             let above = self.above.first()?;
-            if self.free.len(WORTHLESS) > 0 { WORTHLESS } else { list_of(above) }
+            if self.free.len(FORGOTTEN) > 0 { FORGOTTEN } else { list_of(above) }
         };
         self.free.first(list).map(BlockId)
     }
@@ -155,7 +152,7 @@ impl Ledger {
     fn leave(&mut self, block: BlockId) {
         let payer = self.payer[block.index()];
         if payer == NOBODY {
-            return self.free.remove(WORTHLESS, block.get());
+            return self.free.remove(FORGOTTEN, block.get());
         }
         self.free.remove(list_of(payer), block.get());
         self.rank(payer);
@@ -168,10 +165,11 @@ impl Ledger {
         self.rank(payer);
     }
 
-    /// A block in use is free, and holds nothing.
-    fn lose(&mut self, block: BlockId, front: Option<u32>) {
+    /// What a free block held cannot be found any more.
+    fn forget(&mut self, block: BlockId) {
+        self.leave(block);
         self.charge(block, NOBODY);
-        self.free.push_behind(WORTHLESS, front, block.get());
+        self.free.push_behind(FORGOTTEN, None, block.get());
     }
 
     /// From now on `tenant` pays for a block in use.
@@ -205,7 +203,7 @@ impl Ledger {
                 return Some(BlockId::NULL);
             }
         }
-        self.free.broken(WORTHLESS).map(BlockId)
+        self.free.broken(FORGOTTEN).map(BlockId)
     }
 }
 
@@ -214,14 +212,9 @@ fn list_of(tenant: u32) -> usize {
 }
 
 impl<E: Eviction> Eviction for Fair<E> {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         let Fair { policy, ledger } = self;
-        let mut front = None;
-        for &block in worthless {
-            ledger.lose(block, front);
-            front = Some(block.get());
-        }
-        policy.free(worthless, kept.inspect(|&(block, _)| ledger.keep(block)));
+        policy.free(kept.inspect(|&(block, _)| ledger.keep(block)));
     }
 
     fn revive(&mut self, block: BlockId) {
@@ -260,20 +253,45 @@ impl<E: Eviction> Eviction for Fair<E> {
         self.policy.reused(block);
     }
 
-    fn forget(&mut self, block: BlockId) {
-        self.ledger.leave(block);
-        self.ledger.lose(block, None);
-        self.policy.forget(block);
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        let tenant = self.ledger.place(wanted.tenant);
+        self.policy.given(block, wanted);
+        self.ledger.charge(block, tenant);
     }
 
-    fn reset(&mut self) {
+    fn emptied(&mut self, block: BlockId) {
+        self.policy.emptied(block);
+        self.ledger.charge(block, NOBODY);
+    }
+
+    fn forget(&mut self, block: BlockId) -> bool {
+        self.ledger.forget(block);
+        let let_go = self.policy.forget(block);
+        if let_go {
+            self.ledger.leave(block);
+        }
+        let_go
+    }
+
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
         for list in 1..=self.ledger.tenants.len() {
-            while let Some(block) = self.ledger.free.first(list).map(BlockId) {
-                self.ledger.leave(block);
-                self.ledger.lose(block, None);
+            while let Some(block) = self.ledger.free.first(list) {
+                self.ledger.forget(BlockId(block));
             }
         }
-        self.policy.reset();
+        let before = let_go.len();
+        self.policy.reset(let_go);
+        let_go[before..].iter().for_each(|&block| self.ledger.leave(block));
+    }
+
+    fn allowance(&self, tenant: TenantId) -> BlockCount {
+        let TenantUse { used, cached, quota } = self.tenant(tenant);
+        let policy = self.policy.allowance(tenant);
+        if cached.0 == 0 {
+            policy
+        } else {
+            policy.min(BlockCount(quota.limit.0.saturating_sub(used.0 + cached.0)))
+        }
     }
 
     fn admits(

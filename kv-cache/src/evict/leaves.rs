@@ -39,10 +39,6 @@ impl Leaves {
         self.len
     }
 
-    pub(crate) fn contains(&self, block: BlockId) -> bool {
-        self.here[block.index()]
-    }
-
     /// The rank that a block has, or had.
     pub(crate) fn rank(&self, block: BlockId) -> Rank {
         self.leaves.rank(block.get())
@@ -82,7 +78,15 @@ impl Leaves {
         }
     }
 
-    /// A block that is not here is given to something new, or holds nothing any more: nothing hangs on it now.
+    /// Takes all blocks out and appends them to `out`, the leaf of the lowest rank first.
+    pub(crate) fn drain(&mut self, out: &mut Vec<BlockId>) {
+        while let Some(block) = self.first() {
+            self.remove(block);
+            out.push(block);
+        }
+    }
+
+    /// A block that is not here is given to something new: nothing hangs on it now.
     pub(crate) fn begin_anew(&mut self, block: BlockId) {
         self.life[block.index()] = self.life[block.index()].wrapping_add(1);
         self.hanging[block.index()] = 0;

@@ -1,6 +1,6 @@
-//! The default policy: blocks without worth first, then the least recently used.
+//! The default policy: the least recently used goes first.
 //!
-//! The free list is threaded through the blocks, so that a block in its middle leaves in O(1) when a hit
+//! The list is threaded through the blocks, so that a block in its middle leaves in O(1) when a hit
 //! revives it. Block 0 is never handed out; its links serve as the two ends of the list.
 //!
 //! ```text
@@ -25,31 +25,16 @@ struct Link {
 }
 
 impl Lru {
-    /// Blocks 1 to `blocks - 1` are free and worthless.
+    /// A fresh policy. 8 bytes a block.
     pub fn new(blocks: BlockCount) -> Self {
-        let last = blocks.get() - 1;
-        let inner = (1..last).map(|block| Link { next: block + 1, prev: block - 1 });
-        let first = Link { next: 1, prev: last };
-        Lru { links: [first].into_iter().chain(inner).chain([Link { next: 0, prev: last - 1 }]).collect() }
+        Lru { links: vec![Link { next: 0, prev: 0 }; blocks.get() as usize] }
     }
 }
 
 impl Eviction for Lru {
-    /// The worthless ones become the next to be handed out, in the order given; the others go behind all that
-    /// is free.
-    ///
-    /// ```text
-    ///  0 -> worthless ... front -> head ... back -> kept ... back -> 0
-    ///       grows at its end       was free         grows at its end
-    /// ```
+    /// They go behind all that is free.
     #[inline]
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        let (mut front, head) = (0, self.links[0].next);
-        for &block in worthless {
-            self.link(front, block.get());
-            front = block.get();
-        }
-        self.link(front, head);
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         let mut back = self.links[0].prev;
         for (block, _) in kept {
             self.link(back, block.get());
@@ -119,48 +104,27 @@ mod tests {
         lru.order().map(BlockId::get).collect()
     }
 
-    fn take(lru: &mut Lru, n: usize) -> Vec<BlockId> {
-        let mut taken = Vec::new();
-        lru.pick_all(std::iter::repeat_n(Wanted::default(), n), &mut taken);
-        taken
-    }
-
-    fn free(lru: &mut Lru, blocks: impl IntoIterator<Item = BlockId>, keep: impl Fn(BlockId) -> bool) {
-        let facts = Facts { index: 0, before: None, content: 0 };
-        let (kept, worthless): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|&block| keep(block));
-        lru.free(&worthless, kept.into_iter().map(|block| (block, facts)));
-    }
-
-    #[test]
-    fn worthless_blocks_go_first_in_the_order_given() {
+    fn of_five(freed: [u32; 5]) -> Lru {
         let mut lru = Lru::new(BlockCount(6));
-        let blocks = take(&mut lru, 5);
-        free(&mut lru, [blocks[4]], |_| false);
-        free(&mut lru, [blocks[3], blocks[2]], |_| false);
-        free(&mut lru, [blocks[1], blocks[0]], |_| false);
-        assert_eq!(order(&lru), [2, 1, 4, 3, 5]);
+        let facts = Facts { index: 0, before: None, content: 0 };
+        lru.free(freed.into_iter().map(|block| (BlockId(block), facts)));
+        lru
     }
 
     #[test]
-    fn kept_blocks_go_last_and_a_mixed_release_splits() {
-        let mut lru = Lru::new(BlockCount(8));
-        let blocks = take(&mut lru, 5);
-        free(&mut lru, blocks.into_iter().rev(), |block| block.get() <= 3);
-        assert_eq!(order(&lru), [5, 4, 6, 7, 3, 2, 1]);
-    }
-
-    #[test]
-    fn all_blocks_can_be_out_and_come_back() {
-        let mut lru = Lru::new(BlockCount(5));
-        let blocks = take(&mut lru, 4);
-        assert_eq!(order(&lru), []);
-        free(&mut lru, blocks.into_iter().rev(), |block| block.get() <= 2);
-        assert_eq!(order(&lru), [4, 3, 2, 1]);
+    fn blocks_leave_in_the_order_in_which_they_came_but_for_those_revived() {
+        let mut lru = of_five([4, 2, 5, 1, 3]);
+        lru.revive(BlockId(5));
+        lru.revive(BlockId(3));
+        assert_eq!(order(&lru), [4, 2, 1]);
+        let mut picked = vec![lru.pick(Wanted::default())];
+        lru.pick_all([Wanted::default(); 2].into_iter(), &mut picked);
+        assert_eq!((picked, order(&lru)), (vec![BlockId(4), BlockId(2), BlockId(1)], vec![]));
     }
 
     #[test]
     fn a_broken_link_is_found() {
-        let mut lru = Lru::new(BlockCount(8));
+        let mut lru = of_five([1, 2, 3, 4, 5]);
         (lru.links[3].prev, lru.links[4].prev) = (lru.links[4].prev, lru.links[3].prev);
         assert_eq!(lru.check(), Err(BlockId(3)));
     }

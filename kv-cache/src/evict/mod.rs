@@ -69,15 +69,15 @@ pub struct OverLimit {
     pub limit: BlockCount,
 }
 
-/// Keeps the free blocks and chooses among them, by three hooks: [`free`](Eviction::free) brings blocks that nobody
-/// uses any more, [`revive`](Eviction::revive) takes out one that was asked for, [`pick`](Eviction::pick) chooses. The
-/// other calls have answers that do for a policy which needs no more than these.
+/// Keeps the free blocks whose content can be found, and chooses among them, by three hooks: [`free`](Eviction::free)
+/// brings blocks that nobody uses any more, [`revive`](Eviction::revive) takes out one that was asked for,
+/// [`pick`](Eviction::pick) chooses. The other calls have answers that do for a policy which needs no more than these.
 ///
-/// A fresh policy holds blocks 1 to n - 1, worthless, and hands them out in this order.
+/// Blocks that hold nothing are no matter of choice: the cache keeps them itself, and hands them out before it asks. A
+/// fresh policy holds no block.
 pub trait Eviction: Clone + Debug {
-    /// These blocks are free from now on. The worthless ones hold nothing that can be found: they are handed out before
-    /// all others, in the order given.
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>);
+    /// These blocks are free from now on, with what they hold.
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>);
 
     /// A free block has a user again, because its content was asked for.
     fn revive(&mut self, block: BlockId);
@@ -90,7 +90,7 @@ pub trait Eviction: Clone + Debug {
         picked.extend(wanted.map(|wanted| self.pick(wanted)));
     }
 
-    /// The free blocks, next to be handed out first, if nothing else happens: for reports and audits.
+    /// The blocks it has, next to be handed out first, if nothing else happens: for reports and audits.
     fn order(&self) -> impl Iterator<Item = BlockId> + '_;
 
     /// Hands out this very free block, whatever the policy would choose.
@@ -101,11 +101,26 @@ pub trait Eviction: Clone + Debug {
     /// The content of a block in use was asked for by one more sequence.
     fn reused(&mut self, _block: BlockId) {}
 
-    /// What a free block held cannot be found any more, though nobody took the block.
-    fn forget(&mut self, _block: BlockId) {}
+    /// A block that held nothing was handed out. It is not one that the policy has.
+    fn given(&mut self, _block: BlockId, _wanted: Wanted) {}
 
-    /// All blocks are free, and nothing they hold can be found any more.
-    fn reset(&mut self) {}
+    /// A block in use is free, and holds nothing. The policy does not get it.
+    fn emptied(&mut self, _block: BlockId) {}
+
+    /// What a free block held cannot be found any more, though nobody took the block. Answers whether the policy lets
+    /// it go, so that it is handed out next; otherwise it is handed out in its turn.
+    fn forget(&mut self, _block: BlockId) -> bool {
+        false
+    }
+
+    /// All blocks are free, and nothing they hold can be found any more. Appends to `let_go` those that the policy lets
+    /// go: the last of them is handed out next.
+    fn reset(&mut self, _let_go: &mut Vec<BlockId>) {}
+
+    /// How many blocks that hold nothing a tenant may get; for more it loses what it has, as `pick` chooses.
+    fn allowance(&self, _tenant: TenantId) -> BlockCount {
+        BlockCount(u32::MAX)
+    }
 
     /// Whether a tenant may take `new` blocks and revive `revived`.
     ///

@@ -102,8 +102,8 @@ macro_rules! whichever {
 }
 
 impl Eviction for Policy {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        whichever!(self, policy => policy.free(worthless, kept));
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
+        whichever!(self, policy => policy.free(kept));
     }
 
     fn revive(&mut self, block: BlockId) {
@@ -131,12 +131,16 @@ impl Eviction for Policy {
         whichever!(self, policy => policy.reused(block));
     }
 
-    fn forget(&mut self, block: BlockId) {
-        whichever!(self, policy => policy.forget(block));
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        whichever!(self, policy => policy.given(block, wanted));
     }
 
-    fn reset(&mut self) {
-        whichever!(self, policy => policy.reset());
+    fn forget(&mut self, block: BlockId) -> bool {
+        whichever!(self, policy => policy.forget(block))
+    }
+
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
+        whichever!(self, policy => policy.reset(let_go));
     }
 
     fn check(&self) -> Result<(), BlockId> {

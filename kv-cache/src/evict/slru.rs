@@ -12,14 +12,13 @@ use crate::{BlockCount, BlockId};
 #[derive(Clone, Debug)]
 pub struct Slru {
     links: Links,
-    /// By block: what it is, in use or free.
+    /// By block: the list it is in, or goes to when it is free.
     standing: Vec<u8>,
     protected_max: u32,
 }
 
-const WORTHLESS: usize = 0;
-const PROBATION: usize = 1;
-const PROTECTED: usize = 2;
+const PROBATION: usize = 0;
+const PROTECTED: usize = 1;
 
 impl Slru {
     /// The protected share that is a good first choice. Prompts that come back do so a few times, so that a large
@@ -29,13 +28,9 @@ impl Slru {
     /// A fresh policy that protects at most `protected_percent` of the blocks. 9 bytes a block.
     pub fn new(blocks: BlockCount, protected_percent: u32) -> Self {
         let percent = protected_percent.min(100);
-        let mut links = Links::new(blocks.get(), 3);
-        for block in 1..blocks.get() {
-            links.push_last(WORTHLESS, block);
-        }
         Slru {
-            links,
-            standing: vec![list(WORTHLESS); blocks.get() as usize],
+            links: Links::new(blocks.get(), 2),
+            standing: vec![list(PROBATION); blocks.get() as usize],
             protected_max: blocks.get() / 100 * percent + blocks.get() % 100 * percent / 100,
         }
     }
@@ -54,19 +49,13 @@ impl Slru {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "there are three lists")]
+#[expect(clippy::cast_possible_truncation, reason = "there are two lists")]
 const fn list(list: usize) -> u8 {
     list as u8
 }
 
 impl Eviction for Slru {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        let mut front = None;
-        for &block in worthless {
-            self.standing[block.index()] = list(WORTHLESS);
-            self.links.push_behind(WORTHLESS, front, block.get());
-            front = Some(block.get());
-        }
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, _) in kept {
             self.links.push_last(self.list_of(block), block.get());
         }
@@ -79,18 +68,22 @@ impl Eviction for Slru {
     }
 
     fn pick(&mut self, wanted: Wanted) -> BlockId {
-        let block = (WORTHLESS..=PROTECTED).find_map(|list| self.links.first(list)).map(BlockId);
-        let block = block.expect("no more blocks are picked than are free");
+        let block = self.links.first(PROBATION).or(self.links.first(PROTECTED));
+        let block = block.map(BlockId).expect("no more blocks are picked than are free");
         self.take(block, wanted);
         block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        (WORTHLESS..=PROTECTED).flat_map(|list| self.links.iter(list)).map(BlockId)
+        [PROBATION, PROTECTED].into_iter().flat_map(|list| self.links.iter(list)).map(BlockId)
     }
 
-    fn take(&mut self, block: BlockId, _wanted: Wanted) {
+    fn take(&mut self, block: BlockId, wanted: Wanted) {
         self.links.remove(self.list_of(block), block.get());
+        self.given(block, wanted);
+    }
+
+    fn given(&mut self, block: BlockId, _wanted: Wanted) {
         self.standing[block.index()] = list(PROBATION);
     }
 
@@ -98,22 +91,19 @@ impl Eviction for Slru {
         self.standing[block.index()] = list(PROTECTED);
     }
 
-    fn forget(&mut self, block: BlockId) {
+    fn forget(&mut self, block: BlockId) -> bool {
         self.links.remove(self.list_of(block), block.get());
-        self.standing[block.index()] = list(WORTHLESS);
-        self.links.push_behind(WORTHLESS, None, block.get());
+        true
     }
 
-    fn reset(&mut self) {
-        for segment in [PROTECTED, PROBATION] {
-            while let Some(block) = self.links.first(segment) {
-                self.forget(BlockId(block));
-            }
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
+        for list in [PROTECTED, PROBATION] {
+            let_go.extend(std::iter::from_fn(|| self.links.pop_first(list)).map(BlockId));
         }
     }
 
     fn check(&self) -> Result<(), BlockId> {
-        let misplaced = (WORTHLESS..=PROTECTED).find_map(|list| {
+        let misplaced = [PROBATION, PROTECTED].into_iter().find_map(|list| {
             let stray =
                 self.links.iter(list).find(|&block| usize::from(self.standing[block as usize]) != list);
             self.links.broken(list).or(stray)

@@ -22,7 +22,14 @@ impl<P: Eviction> Model<P> {
 
     /// Takes a free block.
     pub(super) fn take(&mut self, wanted: Wanted) -> BlockId {
-        let block = self.policy.pick(wanted);
+        let may_have = self.policy.allowance(wanted.tenant) > BlockCount(0);
+        let block = if self.worthless.is_empty() || !may_have {
+            self.policy.pick(wanted)
+        } else {
+            let block = self.worthless.remove(0);
+            self.policy.given(block, wanted);
+            block
+        };
         self.evictions += u64::from(self.is_cached(block));
         let lost = self.whole_content(block).map(|content| (content.group, content.text.clone()));
         if let (Some((group, text)), true) = (lost, self.behind.is_some()) {
@@ -50,15 +57,17 @@ impl<P: Eviction> Model<P> {
                 }
             }
         }
-        self.policy.free(&worthless, kept.into_iter());
+        self.policy.free(kept.into_iter());
+        worthless.iter().for_each(|&block| self.policy.emptied(block));
+        self.worthless.splice(0..0, worthless);
     }
 
     /// Makes a block unfindable.
     pub(super) fn forget(&mut self, block: BlockId) {
         if self.is_cached(block) {
             self.content[block.0 as usize].fill(None);
-            if self.users(block) == 0 {
-                self.policy.forget(block);
+            if self.users(block) == 0 && self.policy.forget(block) {
+                self.worthless.insert(0, block);
             }
         }
     }

@@ -84,7 +84,9 @@ pub(crate) struct Model<P> {
     unit: u32,
     alignment: u32,
     margin: u32,
-    /// The free blocks, as the plain twin of the policy keeps them.
+    /// The free blocks that hold nothing, the next to be handed out first.
+    pub(crate) worthless: Vec<BlockId>,
+    /// The other free blocks, as the plain twin of the policy keeps them.
     pub(crate) policy: P,
     /// Numbers for contents, by which a policy remembers what is gone.
     pub(crate) names: BTreeMap<(usize, Text), u32>,
@@ -192,6 +194,7 @@ impl<P: Eviction> Model<P> {
             unit,
             alignment: 1,
             margin: 0,
+            worthless: (1..config.block_count.0).map(BlockId).collect(),
             policy,
             names: BTreeMap::new(),
             pins: BTreeMap::new(),

@@ -186,7 +186,9 @@ impl<P: Eviction> Model<P> {
         if idle {
             self.unpin_all();
             self.content.iter_mut().for_each(|parts| parts.fill(None));
-            self.policy.reset();
+            let mut let_go = Vec::new();
+            self.policy.reset(&mut let_go);
+            self.worthless.splice(0..0, let_go.into_iter().rev());
         }
         idle
     }

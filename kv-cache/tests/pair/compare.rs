@@ -14,7 +14,11 @@ impl<E: Eviction + Clone, P: Eviction + Clone> Pair<E, P> {
         let Pair { cache, model, .. } = self;
         cache.check().unwrap();
         let free: Vec<BlockId> = cache.free_blocks().collect();
-        assert_eq!(free, model.policy.order().collect::<Vec<_>>(), "order of the free list");
+        assert_eq!(
+            free,
+            model.worthless.iter().copied().chain(model.policy.order()).collect::<Vec<_>>(),
+            "order of the free list"
+        );
         let stats = cache.stats();
         let all = stats.free.0 + stats.used.0 + stats.pinned.0 + 1;
         assert_eq!(all, cache.config().block_count.0, "free + used + pinned + null = all");

@@ -5,16 +5,6 @@ use std::collections::BTreeMap;
 use quayline_kv_cache::evict::{Facts, OverLimit, Quota, Wanted};
 use quayline_kv_cache::*;
 
-/// The blocks 1 to n - 1, which a fresh policy holds.
-fn all(blocks: BlockCount) -> Vec<BlockId> {
-    (1..blocks.0).map(BlockId).collect()
-}
-
-/// Puts `new` in front of `old`.
-fn in_front(new: &[BlockId], old: &mut Vec<BlockId>) {
-    old.splice(0..0, new.iter().copied());
-}
-
 fn without(list: &mut Vec<BlockId>, block: BlockId) -> bool {
     let place = list.iter().position(|&listed| listed == block);
     place.is_some_and(|place| list.remove(place) == block)
@@ -31,14 +21,13 @@ fn picked<E: Eviction>(policy: &E, free: usize) -> std::vec::IntoIter<BlockId> {
 pub(crate) struct PlainLru(Vec<BlockId>);
 
 impl PlainLru {
-    pub(crate) fn new(blocks: BlockCount) -> Self {
-        PlainLru(all(blocks))
+    pub(crate) fn new(_blocks: BlockCount) -> Self {
+        PlainLru(Vec::new())
     }
 }
 
 impl Eviction for PlainLru {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        in_front(worthless, &mut self.0);
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         self.0.extend(kept.into_iter().map(|(block, _)| block));
     }
 
@@ -89,33 +78,33 @@ impl Tree {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PlainLeafFirst {
-    worthless: Vec<BlockId>,
     tree: Tree,
     freed: u64,
 }
 
 impl PlainLeafFirst {
-    pub(crate) fn new(blocks: BlockCount) -> Self {
-        PlainLeafFirst { worthless: all(blocks), tree: Tree::default(), freed: 0 }
+    pub(crate) fn new(_blocks: BlockCount) -> Self {
+        PlainLeafFirst { tree: Tree::default(), freed: 0 }
     }
 }
 
 impl Eviction for PlainLeafFirst {
     fn take(&mut self, block: BlockId, _wanted: Wanted) {
-        without(&mut self.worthless, block);
         self.tree.remove(block);
         self.tree.cut(block);
     }
 
-    fn forget(&mut self, block: BlockId) {
-        self.tree.remove(block);
+    fn emptied(&mut self, block: BlockId) {
         self.tree.cut(block);
-        self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        worthless.iter().for_each(|&block| self.tree.cut(block));
-        in_front(worthless, &mut self.worthless);
+    fn forget(&mut self, block: BlockId) -> bool {
+        self.tree.remove(block);
+        self.tree.cut(block);
+        true
+    }
+
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, facts) in kept {
             self.freed += 1;
             self.tree.insert(block, facts.before, (self.freed, 0));
@@ -127,26 +116,25 @@ impl Eviction for PlainLeafFirst {
     }
 
     fn pick(&mut self, wanted: Wanted) -> BlockId {
-        let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
+        let block = self.tree.first_leaf().unwrap();
         self.take(block, wanted);
         block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        picked(self, self.worthless.len() + self.tree.0.len())
+        picked(self, self.tree.0.len())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
         while let Some(block) = self.tree.first_leaf() {
             self.tree.remove(block);
-            self.worthless.insert(0, block);
+            let_go.push(block);
         }
     }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct PlainSlru {
-    worthless: Vec<BlockId>,
     probation: Vec<BlockId>,
     protected: Vec<BlockId>,
     /// Blocks in use that were asked for again.
@@ -157,7 +145,6 @@ pub(crate) struct PlainSlru {
 impl PlainSlru {
     pub(crate) fn new(blocks: BlockCount, percent: usize) -> Self {
         PlainSlru {
-            worthless: all(blocks),
             probation: vec![],
             protected: vec![],
             asked_again: vec![],
@@ -168,20 +155,22 @@ impl PlainSlru {
 
 impl Eviction for PlainSlru {
     fn take(&mut self, block: BlockId, _wanted: Wanted) {
-        for list in [&mut self.worthless, &mut self.probation, &mut self.protected] {
+        for list in [&mut self.probation, &mut self.protected] {
             without(list, block);
         }
     }
 
-    fn forget(&mut self, block: BlockId) {
-        without(&mut self.probation, block);
-        without(&mut self.protected, block);
-        self.worthless.insert(0, block);
+    fn emptied(&mut self, block: BlockId) {
+        without(&mut self.asked_again, block);
     }
 
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        self.asked_again.retain(|block| !worthless.contains(block));
-        in_front(worthless, &mut self.worthless);
+    fn forget(&mut self, block: BlockId) -> bool {
+        without(&mut self.probation, block);
+        without(&mut self.protected, block);
+        true
+    }
+
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, _) in kept {
             let again = without(&mut self.asked_again, block);
             if again { self.protected.push(block) } else { self.probation.push(block) }
@@ -202,17 +191,16 @@ impl Eviction for PlainSlru {
     }
 
     fn pick(&mut self, _wanted: Wanted) -> BlockId {
-        let lists = [&mut self.worthless, &mut self.probation, &mut self.protected];
+        let lists = [&mut self.probation, &mut self.protected];
         lists.into_iter().find(|list| !list.is_empty()).unwrap().remove(0)
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.worthless.iter().chain(&self.probation).chain(&self.protected).copied()
+        self.probation.iter().chain(&self.protected).copied()
     }
 
-    fn reset(&mut self) {
-        let forgotten = self.protected.drain(..).chain(self.probation.drain(..));
-        forgotten.for_each(|block| self.worthless.insert(0, block));
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
+        let_go.extend(self.protected.drain(..).chain(self.probation.drain(..)));
     }
 }
 
@@ -221,7 +209,6 @@ impl Eviction for PlainSlru {
 pub(crate) struct PlainArc {
     c: usize,
     p: usize,
-    worthless: Vec<BlockId>,
     t1: Vec<(BlockId, u32)>,
     t2: Vec<(BlockId, u32)>,
     b1: Vec<u32>,
@@ -233,16 +220,7 @@ pub(crate) struct PlainArc {
 impl PlainArc {
     pub(crate) fn new(blocks: BlockCount) -> Self {
         let c = blocks.0 as usize - 1;
-        PlainArc {
-            c,
-            p: 0,
-            worthless: all(blocks),
-            t1: vec![],
-            t2: vec![],
-            b1: vec![],
-            b2: vec![],
-            again: vec![],
-        }
+        PlainArc { c, p: 0, t1: vec![], t2: vec![], b1: vec![], b2: vec![], again: vec![] }
     }
 
     fn lose(&mut self, content: u32, once: bool) {
@@ -293,15 +271,23 @@ impl PlainArc {
 }
 
 impl Eviction for PlainArc {
-    fn forget(&mut self, block: BlockId) {
-        self.t1.retain(|&(free, _)| free != block);
-        self.t2.retain(|&(free, _)| free != block);
-        self.worthless.insert(0, block);
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        if self.learn(wanted.content).is_some() {
+            self.again.push(block);
+        }
     }
 
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        self.again.retain(|block| !worthless.contains(block));
-        in_front(worthless, &mut self.worthless);
+    fn emptied(&mut self, block: BlockId) {
+        without(&mut self.again, block);
+    }
+
+    fn forget(&mut self, block: BlockId) -> bool {
+        self.t1.retain(|&(free, _)| free != block);
+        self.t2.retain(|&(free, _)| free != block);
+        true
+    }
+
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, facts) in kept {
             let again = without(&mut self.again, block);
             if again { self.t2.push((block, facts.content)) } else { self.t1.push((block, facts.content)) }
@@ -324,7 +310,6 @@ impl Eviction for PlainArc {
     fn pick(&mut self, wanted: Wanted) -> BlockId {
         let lost_from = self.learn(wanted.content);
         let block = match lost_from {
-            _ if !self.worthless.is_empty() => self.worthless.remove(0),
             Some(from_b2) => self.replace(from_b2),
             None => self.make_room(),
         };
@@ -336,7 +321,6 @@ impl Eviction for PlainArc {
 
     fn take(&mut self, block: BlockId, wanted: Wanted) {
         let lost_from = self.learn(wanted.content);
-        without(&mut self.worthless, block);
         for once in [true, false] {
             let list = if once { &mut self.t1 } else { &mut self.t2 };
             if let Some(place) = list.iter().position(|&(free, _)| free == block) {
@@ -361,12 +345,11 @@ impl Eviction for PlainArc {
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        picked(self, self.worthless.len() + self.t1.len() + self.t2.len())
+        picked(self, self.t1.len() + self.t2.len())
     }
 
-    fn reset(&mut self) {
-        let forgotten = self.t2.drain(..).chain(self.t1.drain(..));
-        forgotten.for_each(|(block, _)| self.worthless.insert(0, block));
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
+        let_go.extend(self.t2.drain(..).chain(self.t1.drain(..)).map(|(block, _)| block));
         self.b1.clear();
         self.b2.clear();
         self.p = 0;
@@ -375,7 +358,6 @@ impl Eviction for PlainArc {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PlainCost {
-    worthless: Vec<BlockId>,
     tree: Tree,
     uses: BTreeMap<BlockId, u64>,
     content: BTreeMap<BlockId, u32>,
@@ -389,7 +371,6 @@ pub(crate) struct PlainCost {
 impl PlainCost {
     pub(crate) fn new(blocks: BlockCount, doubles_after_blocks: u32) -> Self {
         PlainCost {
-            worthless: all(blocks),
             tree: Tree::default(),
             uses: BTreeMap::new(),
             content: BTreeMap::new(),
@@ -404,29 +385,33 @@ impl PlainCost {
 
 impl Eviction for PlainCost {
     fn take(&mut self, block: BlockId, wanted: Wanted) {
+        let old = (self.content[&block], self.uses[&block]);
+        self.tree.remove(block);
+        self.given(block, wanted);
+        self.lost.retain(|&(lost, _)| lost != old.0);
+        self.lost.push(old);
+        let above = self.lost.len().saturating_sub(self.lost_max);
+        self.lost.drain(..above);
+    }
+
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
         let known = self.lost.iter().position(|&(name, _)| Some(name) == wanted.content);
         let uses = known.map_or(0, |place| self.lost.remove(place).1);
-        if !without(&mut self.worthless, block) {
-            self.tree.remove(block);
-            let name = self.content[&block];
-            self.lost.retain(|&(lost, _)| lost != name);
-            self.lost.push((name, self.uses[&block]));
-            let above = self.lost.len().saturating_sub(self.lost_max);
-            self.lost.drain(..above);
-        }
         self.tree.cut(block);
         self.uses.insert(block, (uses + 1).min(255));
     }
 
-    fn forget(&mut self, block: BlockId) {
-        self.tree.remove(block);
+    fn emptied(&mut self, block: BlockId) {
         self.tree.cut(block);
-        self.worthless.insert(0, block);
     }
 
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
-        worthless.iter().for_each(|&block| self.tree.cut(block));
-        in_front(worthless, &mut self.worthless);
+    fn forget(&mut self, block: BlockId) -> bool {
+        self.tree.remove(block);
+        self.tree.cut(block);
+        true
+    }
+
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         for (block, facts) in kept {
             self.freed += 1;
             let cost = self.uses[&block] * (self.doubles_after + u64::from(facts.index)) / self.doubles_after;
@@ -447,23 +432,21 @@ impl Eviction for PlainCost {
     }
 
     fn pick(&mut self, wanted: Wanted) -> BlockId {
-        let block = self.worthless.first().copied().or(self.tree.first_leaf()).unwrap();
-        if self.worthless.is_empty() {
-            let (.., (rank, _)) = self.tree.0.iter().find(|&&(here, ..)| here == block).unwrap();
-            self.floor = self.floor.max(*rank);
-        }
+        let block = self.tree.first_leaf().unwrap();
+        let (.., (rank, _)) = self.tree.0.iter().find(|&&(here, ..)| here == block).unwrap();
+        self.floor = self.floor.max(*rank);
         self.take(block, wanted);
         block
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        picked(self, self.worthless.len() + self.tree.0.len())
+        picked(self, self.tree.0.len())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
         while let Some(block) = self.tree.first_leaf() {
             self.tree.remove(block);
-            self.worthless.insert(0, block);
+            let_go.push(block);
         }
         self.lost.clear();
         self.floor = 0;
@@ -478,19 +461,20 @@ pub(crate) struct PlainFair<E> {
     /// In the order in which they were first heard of, which decides between tenants who are equally far above.
     tenants: Vec<TenantId>,
     payer: BTreeMap<BlockId, TenantId>,
-    worthless: Vec<BlockId>,
+    /// Free blocks of which the policy has not let go though what they held is forgotten, the latest first.
+    forgotten: Vec<BlockId>,
     /// Free blocks with content, the least recently used first.
     cached: Vec<BlockId>,
 }
 
 impl<E: Eviction> PlainFair<E> {
-    pub(crate) fn new(blocks: BlockCount, policy: E, quotas: &[(TenantId, Quota)]) -> Self {
+    pub(crate) fn new(policy: E, quotas: &[(TenantId, Quota)]) -> Self {
         PlainFair {
             policy,
             quotas: quotas.iter().copied().collect(),
             tenants: quotas.iter().map(|&(tenant, _)| tenant).collect(),
             payer: BTreeMap::new(),
-            worthless: all(blocks),
+            forgotten: Vec::new(),
             cached: Vec::new(),
         }
     }
@@ -511,6 +495,14 @@ impl<E: Eviction> PlainFair<E> {
         self.payer.values().filter(|&&payer| payer == tenant).count() as u32
     }
 
+    /// The tenant pays for the block from now on.
+    fn charge(&mut self, block: BlockId, tenant: TenantId) {
+        if !self.tenants.contains(&tenant) {
+            self.tenants.push(tenant);
+        }
+        self.payer.insert(block, tenant);
+    }
+
     fn oldest(&self, tenant: TenantId) -> Option<BlockId> {
         self.cached.iter().copied().find(|block| self.payer[block] == tenant)
     }
@@ -523,16 +515,14 @@ impl<E: Eviction> PlainFair<E> {
         let losers = self.tenants.iter().copied().filter(|&t| above(t) > 0 && self.oldest(t).is_some());
         // Of equals, max_by_key takes the last.
         let loser = losers.rev().max_by_key(|&tenant| above(tenant))?;
-        self.worthless.first().copied().or(self.oldest(loser))
+        self.forgotten.first().copied().or(self.oldest(loser))
     }
 }
 
 impl<E: Eviction> Eviction for PlainFair<E> {
-    fn free(&mut self, worthless: &[BlockId], kept: impl Iterator<Item = (BlockId, Facts)>) {
+    fn free(&mut self, kept: impl Iterator<Item = (BlockId, Facts)>) {
         let kept: Vec<_> = kept.collect();
-        self.policy.free(worthless, kept.iter().copied());
-        self.payer.retain(|block, _| !worthless.contains(block));
-        in_front(worthless, &mut self.worthless);
+        self.policy.free(kept.iter().copied());
         self.cached.extend(kept.into_iter().map(|(block, _)| block));
     }
 
@@ -545,41 +535,57 @@ impl<E: Eviction> Eviction for PlainFair<E> {
         self.policy.reused(block);
     }
 
+    fn given(&mut self, block: BlockId, wanted: Wanted) {
+        self.policy.given(block, wanted);
+        self.charge(block, wanted.tenant);
+    }
+
+    fn emptied(&mut self, block: BlockId) {
+        self.policy.emptied(block);
+        self.payer.remove(&block);
+    }
+
+    fn allowance(&self, tenant: TenantId) -> BlockCount {
+        let left = self.quota(tenant).limit.0.saturating_sub(self.charged(tenant));
+        BlockCount(if self.oldest(tenant).is_some() { left } else { u32::MAX })
+    }
+
     fn pick(&mut self, wanted: Wanted) -> BlockId {
-        if !self.tenants.contains(&wanted.tenant) {
-            self.tenants.push(wanted.tenant);
-        }
         let victim = self.victim(wanted.tenant);
         let picked = victim.unwrap_or_else(|| self.policy.pick(wanted));
         if victim.is_some() {
             self.policy.take(picked, wanted);
         }
-        without(&mut self.worthless, picked);
+        without(&mut self.forgotten, picked);
         without(&mut self.cached, picked);
-        self.payer.insert(picked, wanted.tenant);
+        self.charge(picked, wanted.tenant);
         picked
     }
 
-    fn forget(&mut self, block: BlockId) {
+    fn forget(&mut self, block: BlockId) -> bool {
         without(&mut self.cached, block);
         self.payer.remove(&block);
-        self.worthless.insert(0, block);
-        self.policy.forget(block);
+        let let_go = self.policy.forget(block);
+        if !let_go {
+            self.forgotten.insert(0, block);
+        }
+        let_go
     }
 
     fn order(&self) -> impl Iterator<Item = BlockId> + '_ {
-        picked(self, self.worthless.len() + self.cached.len())
+        picked(self, self.forgotten.len() + self.cached.len())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, let_go: &mut Vec<BlockId>) {
         for tenant in self.tenants.clone() {
             while let Some(block) = self.oldest(tenant) {
                 without(&mut self.cached, block);
                 self.payer.remove(&block);
-                self.worthless.insert(0, block);
+                self.forgotten.insert(0, block);
             }
         }
-        self.policy.reset();
+        self.policy.reset(let_go);
+        self.forgotten.retain(|block| !let_go.contains(block));
     }
 
     fn admits(
