@@ -46,8 +46,8 @@ pub(crate) struct Blocks<D, E> {
 }
 
 impl<D: Digest, E: Eviction> Blocks<D, E> {
-    /// Hands out a free block for each of `places`, whose `content` is known or not, and appends it to `taken`. The caller
-    /// has made sure that there are as many.
+    /// Hands out a free block for each of `places`, whose `content` is known or not, and appends it to `taken`. The
+    /// caller has made sure that there are as many.
     #[inline]
     pub(crate) fn take(
         &mut self,

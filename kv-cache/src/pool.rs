@@ -46,9 +46,9 @@ impl<E: Eviction> Pool<E> {
         self.references[block.index()]
     }
 
-    /// Takes a free block for each of `places`, whose `content` is known or not, and appends it to `taken`: first blocks
-    /// that hold nothing, then what the policy picks. Answers where these begin in `taken`. The caller has made sure that
-    /// there are as many.
+    /// Takes a free block for each of `places`, whose `content` is known or not, and appends it to `taken`: first
+    /// blocks that hold nothing, then what the policy picks. Answers where these begin in `taken`. The caller has made
+    /// sure that there are as many.
     #[inline]
     pub(crate) fn take(
         &mut self,
