@@ -59,6 +59,12 @@ pub(crate) fn head_norm(x: Rows, dim: usize) -> Result<(), Error> {
     multiple("head_norm", "width of x", x.cols, dim)
 }
 
+pub(crate) fn rope_table(cos: &[f32], sin: &[f32], rotary_dim: usize) -> Result<(), Error> {
+    multiple("rope_table", "rotary_dim", rotary_dim, 2)?;
+    multiple("rope_table", "length of cos", cos.len(), rotary_dim / 2)?;
+    same("rope_table", "length of sin", sin.len(), cos.len())
+}
+
 /// A table of so many positions and rotated elements.
 pub(crate) fn rope(
     batch: &Batch,

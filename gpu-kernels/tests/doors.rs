@@ -111,6 +111,7 @@ fn products<O: Ops>(doors: &mut Doors<'_, O>) {
 fn turns<O: Ops>(doors: &mut Doors<'_, O>) {
     let ops = doors.ops;
     doors.refused(ops.rope_table(&[1.0; 6], &[0.0; 5], 4, RopeStyle::Halves).map(drop));
+    doors.refused(ops.rope_table(&[1.0; 5], &[0.0; 5], 4, RopeStyle::Halves).map(drop));
     doors.refused(ops.rope_table(&[1.0; 6], &[0.0; 6], 3, RopeStyle::Halves).map(drop));
     let table = ops.rope_table(&[1.0; 6], &[0.0; 6], 4, RopeStyle::Halves).unwrap();
     let heads = Heads { query: 2, kv: 1, dim: 8 };
@@ -240,6 +241,7 @@ const SAID: &[&str] = &[
     "weight [2, 3] of bf16 needs 12 bytes, its range 2..14 of 13 does not hold them",
     "weight [18446744073709551615, 3] of bf16 needs 18446744073709551615 bytes, its range 1..13 of 13 does not hold them",
     "rope_table: length of sin is 5, expected 6",
+    "rope_table: length of cos is 5, which is not a positive multiple of 2",
     "rope_table: rotary_dim is 3, which is not a positive multiple of 2",
     "rope: query heads is 3, which is not a positive multiple of 2",
     "rope: rotary_dim is 4, the most allowed is 2",

@@ -4,7 +4,7 @@ use super::Isa;
 use super::lanes::{Kernel, Lanes, dispatch};
 use super::out::SharedOut;
 use super::workers::Workers;
-use crate::error::{multiple, same};
+use crate::door;
 use crate::{Error, RopeStyle};
 
 /// Cosines and sines, `[positions, rotary_dim / 2]`.
@@ -18,9 +18,7 @@ pub struct RopeTable {
 
 impl RopeTable {
     pub(crate) fn new(cos: &[f32], sin: &[f32], rotary_dim: usize, style: RopeStyle) -> Result<Self, Error> {
-        multiple("rope_table", "rotary_dim", rotary_dim, 2)?;
-        multiple("rope_table", "length of cos", cos.len(), rotary_dim / 2)?;
-        same("rope_table", "length of sin", sin.len(), cos.len())?;
+        door::rope_table(cos, sin, rotary_dim)?;
         Ok(Self { cos: cos.to_vec(), sin: sin.to_vec(), half: rotary_dim / 2, style })
     }
 

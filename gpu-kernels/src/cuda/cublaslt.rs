@@ -236,8 +236,9 @@ pub(super) struct ProductShape {
 }
 
 impl Cuda {
-    /// Lets a cuBLASLt compute `linear` of more than 16 rows with matrices of the activations' type. Fewer rows,
-    /// integers and what the library has no algorithm for stay with our own kernels.
+    /// Lets a cuBLASLt compute `linear` of more than 16 rows with matrices of the activations' type, or of four bits
+    /// that were written out as such (above 64 rows). Fewer rows, eight bits and what the library has no algorithm for
+    /// stay with our own kernels.
     ///
     /// **Batch invariance ends with it.** The library chooses an algorithm for each number of rows, and algorithms
     /// add up in different orders: a token's bits then depend on how many others are in its step. The same step

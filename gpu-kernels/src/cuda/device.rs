@@ -70,6 +70,14 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Shared memory that one block may have, in bytes.
     fn shared_bytes_max(&self) -> u32;
 
+    /// Bytes of memory that nobody has, if the device can tell.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
     /// Whether it runs the programs that are made for Hopper alone.
     fn is_hopper(&self) -> bool {
         false

@@ -221,6 +221,14 @@ impl Device for Gpu {
         self.shared_bytes_max
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: places for two numbers.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        Ok(Some(free as u64))
+    }
+
     fn is_hopper(&self) -> bool {
         self.capability == (9, 0)
     }

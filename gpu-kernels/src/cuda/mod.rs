@@ -120,6 +120,14 @@ impl Cuda {
         self.dtype
     }
 
+    /// Bytes of the device's memory that nobody has, if it can tell.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        self.device.free_bytes()
+    }
+
     /// Memory for K and V, stored as asked.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::pool::KvPool;
 use super::tensor::{Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::door;
-use crate::error::{multiple, same};
+use crate::error::same;
 use crate::{Error, Heads, RopeStyle};
 
 /// Cosines and sines `[positions, rotary_dim / 2]` in f32.
@@ -29,9 +29,7 @@ impl RopeTable {
         rotary_dim: usize,
         style: RopeStyle,
     ) -> Result<Self, Error> {
-        multiple("rope_table", "rotary_dim", rotary_dim, 2)?;
-        same("rope_table", "length of sin", sin.len(), cos.len())?;
-        same("rope_table", "length of cos, over whole positions", cos.len() % (rotary_dim / 2), 0)?;
+        door::rope_table(cos, sin, rotary_dim)?;
         let memory = Memory::of(device, bytemuck::cast_slice(&[cos, sin].concat()))?;
         Ok(Self { memory, positions: cos.len() / (rotary_dim / 2), rotary_dim, style })
     }
