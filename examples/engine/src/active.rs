@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, StopRules, TokenId};
+use quayline_gpu_kernels::cuda::Draw;
 
 use crate::detokenize::TextStream;
 use crate::drafts::Drafter;
@@ -154,6 +155,20 @@ impl Active {
         self.chosen = Some(SampledToken { id, logprobs });
     }
 
+    /// How a machine draws the token at a position of the output, if it can: nobody wants to know how likely it was, no
+    /// grammar and no search decides, and penalties do not count drafts of which nobody knows yet.
+    pub(crate) fn draw(&self, position: u32) -> Option<Draw<'_>> {
+        let Self { guide, logprobs, search, drafter, chooser, .. } = self;
+        let alone = guide.is_none() && logprobs.is_none() && search.is_none();
+        let certain = drafter.is_none() || !chooser.looks_back();
+        if alone && certain { chooser.draw(position) } else { None }
+    }
+
+    /// The machine drew this token; none, if no logit was a number.
+    pub(crate) fn drew(&mut self, token: Option<u32>) {
+        self.chosen = Some(SampledToken { id: token.unwrap_or(0), logprobs: None });
+    }
+
     /// The logits of the tokens that the grammar takes.
     fn copy_allowed(&self, logits: &[f32], row: &mut Vec<f32>) {
         row.clear();
@@ -250,13 +265,17 @@ impl Active {
 
     /// The last output of a request that must end without a further token.
     pub(crate) fn give_up(&mut self, reason: batching::Reason) -> Output {
+        self.end(match reason {
+            batching::Reason::LoadFailed { .. } => FinishReason::Error,
+            _ => FinishReason::Length,
+        })
+    }
+
+    /// The same, for a reason of the wire.
+    pub(crate) fn end(&mut self, reason: FinishReason) -> Output {
         let mut output = self.output();
         output.prompt_logprobs = None;
         self.stops.finish(&mut output.text);
-        let reason = match reason {
-            batching::Reason::LoadFailed { .. } => FinishReason::Error,
-            _ => FinishReason::Length,
-        };
         output.finish = Some(Finish { reason, stop: None });
         output
     }

@@ -13,9 +13,13 @@
 
 use std::thread;
 
+use quayline_batching::Plan;
+use quayline_gpu_kernels as kernels;
+
 use crate::engine::Engine;
+use crate::failure::expected;
 use crate::request::Tick;
-use crate::step::{CHECKED, StepMemory};
+use crate::step::StepMemory;
 
 /// The step after the one that computes.
 #[derive(Default)]
@@ -46,21 +50,26 @@ impl Engine {
 
     /// Computes a step, and plans the next one meanwhile if that is asked for. A beam search needs the outcome of one
     /// step to plan the next: while there is one, nothing is planned ahead.
-    pub(crate) fn run(&mut self, step: &mut StepMemory, now: Tick) {
+    pub(crate) fn run(&mut self, step: &mut StepMemory, now: Tick) -> Result<(), kernels::Error> {
         let is_free = self.searches.is_empty();
         let Self { ahead, batcher, memory, active, machine, .. } = self;
         let input = step.arrays.input();
         let mut run = || {
             // Everybody in a step that was planned ahead may have ended meanwhile.
-            if !input.tokens.is_empty() {
-                machine.run(&input).expect(CHECKED);
-            }
+            if input.tokens.is_empty() { Ok(()) } else { expected(machine.run(&input)) }
         };
         let Some(ahead) = ahead.as_mut().filter(|_| is_free) else { return run() };
         ahead.is_planned = true;
         thread::scope(|scope| {
             scope.spawn(|| ahead.step.plan(now, batcher, memory, active));
-            run();
-        });
+            run()
+        })
+    }
+
+    /// Takes the plan of the step that was planned ahead, if there is one, out of the way: it will not be computed.
+    pub(crate) fn drop_planned(&mut self) -> Option<Plan> {
+        let ahead = self.ahead.as_mut().filter(|ahead| ahead.is_planned)?;
+        ahead.is_planned = false;
+        Some(std::mem::take(&mut ahead.step.plan))
     }
 }

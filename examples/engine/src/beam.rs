@@ -83,6 +83,11 @@ impl Searches {
         self.open.iter().find(|(_, search)| answers(search)).map(|(&id, _)| id)
     }
 
+    /// All searches.
+    pub(crate) fn ids(&self) -> Vec<RequestId> {
+        self.open.keys().copied().collect()
+    }
+
     /// The beams of a search that are in the batcher.
     pub(crate) fn requests_of(&self, search: RequestId) -> Vec<RequestId> {
         let live = self.open.get(&search).map_or(&[][..], |search| &search.live);

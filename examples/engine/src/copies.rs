@@ -1,8 +1,10 @@
 //! Bytes that move before a step computes.
 
 use quayline_batching::{Admitted, Costs, Preemption, Source};
+use quayline_gpu_kernels as kernels;
 
 use crate::engine::Engine;
+use crate::failure::expected;
 use crate::options::Speeds;
 use crate::request::RequestId;
 
@@ -12,12 +14,12 @@ impl Engine {
     ///
     /// # Panics
     /// When the cache names blocks that the pool does not have: a bug of ours.
-    pub(crate) fn move_blocks(&mut self) {
+    pub(crate) fn move_blocks(&mut self) -> Result<(), kernels::Error> {
         if let Some(host) = &mut self.memory.host {
-            host.carry_out(&mut *self.machine);
+            host.carry_out(&mut *self.machine)?;
             host.spill();
         }
-        self.copy_on_write();
+        self.copy_on_write()
     }
 
     /// Books what host memory brought one who starts or resumes.
@@ -40,13 +42,13 @@ impl Engine {
     }
 
     /// Copies a block to host memory and back, so often, and returns the bytes of all copies: with your clock, what
-    /// [`Speeds::bytes_per_second`] is. `None` without host memory.
+    /// [`Speeds::bytes_per_second`] is. `None` without host memory, and where the machine fails.
     ///
     /// # Panics
     /// When the pool has no block: a bug of ours.
     pub fn exercise_copies(&mut self, times: u32) -> Option<u64> {
         let host = self.memory.host.as_ref()?;
-        Some(host.exercise(&mut *self.machine, times))
+        host.exercise(&mut *self.machine, times).ok()
     }
 
     /// How fast copies and prompts are, as the caller, who has a clock, measured it. From now on this decides who is
@@ -60,16 +62,16 @@ impl Engine {
     }
 
     /// Copies what forked sequences share in part, and are about to write into, to blocks of their own.
-    fn copy_on_write(&mut self) {
+    fn copy_on_write(&mut self) -> Result<(), kernels::Error> {
         let cache = &mut self.memory.cache;
         let pairs: Vec<(u32, u32)> =
             cache.copies().iter().map(|copy| (copy.from.get(), copy.to.get())).collect();
         if !pairs.is_empty() {
-            let copied = self.machine.copy_blocks(&pairs);
-            copied.expect("the cache and the pool have the same blocks");
+            expected(self.machine.copy_blocks(&pairs))?;
             self.totals.copied_blocks += pairs.len() as u64;
         }
         cache.end_step();
+        Ok(())
     }
 }
 

@@ -26,7 +26,7 @@ use crate::machine::{Machine, Place};
 use crate::options::{Device, OffloadingWrite, Options};
 use crate::reasons::Reasons;
 use crate::request::{Request, RequestId};
-use crate::sizing::Sizes;
+use crate::sizing::{GpuRoom, Sizes};
 use crate::snapshot::{HostUse, StepShape, Totals};
 use crate::step::StepMemory;
 use crate::text::Text;
@@ -63,6 +63,8 @@ pub struct Engine {
     pub(crate) host_hits: HostUse,
     pub(crate) searches: Searches,
     pub(crate) loads: Vec<Load>,
+    /// Why the last step came to nothing, if it did.
+    pub(crate) failure: Option<kernels::Error>,
     /// Who was here when a step could do nothing because of the disk.
     stuck: Option<[usize; 3]>,
 }
@@ -112,9 +114,13 @@ impl Engine {
         }
         let eos = eos_tokens(&files.generation_config()?.eos_token_ids, &text, &config.eos_token_ids);
         let embedding = [config.vocab, config.hidden];
-        let weights = files.weights()?.take("model.embed_tokens.weight", &embedding)?.dtype;
+        let mut stored = files.weights()?;
+        let bytes = stored.bytes();
+        let weights = stored.take("model.embed_tokens.weight", &embedding)?.dtype;
         let (place, no_gpu) = Place::find(options, weights, device)?;
-        let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?)?;
+        let free = place.free_bytes()?;
+        let room = free.map(|free| GpuRoom::new(options, &config, free, bytes));
+        let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?, room)?;
         let limits = sizes.step_limits(options, config.vocab, place.device());
         let machine = place.load(files, options, &sizes, limits)?;
         let block_size = options.block_size.get();
@@ -171,6 +177,7 @@ impl Engine {
             host_hits: HostUse::default(),
             searches: Searches::default(),
             loads: Vec::new(),
+            failure: None,
             stuck: None,
         })
     }

@@ -19,9 +19,7 @@ use quayline_gpu_kernels::{BatchInput, Cuda, Error, Ops, Span};
 use crate::layers::Rows;
 use crate::machine::Shortcut;
 use crate::model::{Pass, StepInput, StepLimits};
-
-/// Steps of more rows are computed as they come: by then launches take less time than what they launch.
-const ROWS_MAX: usize = 256;
+use crate::sizing::RECORDED_ROWS_MAX;
 
 /// Recorded steps, and the activations that they share.
 pub(crate) struct Graphs {
@@ -65,7 +63,8 @@ impl Graphs {
         sequences_max: u32,
         block_size: usize,
     ) -> Result<Self, Error> {
-        let rows_max = ROWS_MAX.min(sequences_max as usize).min(limits.tokens);
+        // Steps of more rows are computed as they come: by then launches take less time than what they launch.
+        let rows_max = RECORDED_ROWS_MAX.min(sequences_max as usize).min(limits.tokens);
         Ok(Self {
             rows: Rows::new(&pass.ops, &pass.config, rows_max)?,
             logits: pass.ops.tensor(rows_max, pass.config.vocab)?,
@@ -134,6 +133,10 @@ impl Shortcut<Cuda> for Graphs {
         };
         let vocab = pass.config.vocab;
         Ok(Cow::Borrowed(&self.found.insert(found)[range.start as usize * vocab..range.end as usize * vocab]))
+    }
+
+    fn all_logits(&self) -> &Tensor {
+        &self.logits
     }
 }
 

@@ -15,10 +15,12 @@
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, Reason};
+use quayline_gpu_kernels as kernels;
 use quayline_kv_cache::{KvCache, SequenceId, TokenCount};
 
 use crate::adapt::sequence;
 use crate::engine::Engine;
+use crate::failure::expected;
 use crate::output::Output;
 use crate::request::RequestId;
 
@@ -46,7 +48,7 @@ pub struct Parcel {
 }
 
 /// Why a parcel was not taken. The request waits on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeliveryError {
     /// Nothing is on its way for it.
     #[error("request {0} waits for nothing")]
@@ -63,6 +65,9 @@ pub enum DeliveryError {
         /// Bytes in ours.
         bytes: usize,
     },
+    /// The machine could not take it.
+    #[error(transparent)]
+    Machine(#[from] kernels::Error),
     /// Not the tokens that are awaited.
     #[error("{found_blocks} blocks from token {found_start} on; {blocks} from {start} on are awaited")]
     OtherTokens {
@@ -126,7 +131,7 @@ impl Engine {
     }
 
     /// The keys and values of a request that ended here and [hands over](crate::Request::hands_over), from token
-    /// `start` on, `tokens` of them: whole blocks. `None` if it does not have them.
+    /// `start` on, `tokens` of them: whole blocks. `None` if it does not have them, or the machine fails.
     ///
     /// # Panics
     /// When the cache names a block that the pool does not have: a bug of ours.
@@ -144,10 +149,10 @@ impl Engine {
         let blocks = &table.blocks()[(start / size) as usize..((start + tokens) / size) as usize];
         let save = |block: &quayline_kv_cache::BlockId| {
             let mut bytes = vec![0; bytes].into_boxed_slice();
-            self.machine.save_block(block.get(), &mut bytes).expect("a block of the cache is in the pool");
-            bytes
+            expected(self.machine.save_block(block.get(), &mut bytes)).ok()?;
+            Some(bytes)
         };
-        Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect() })
+        Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect::<Option<_>>()? })
     }
 
     /// Whether what a request computed is kept for another engine.
@@ -198,13 +203,12 @@ impl Engine {
         }
         // What the blocks held before may still be on its way to host memory.
         if let Some(host) = &mut self.memory.host {
-            host.carry_out(&mut *self.machine);
+            host.carry_out(&mut *self.machine)?;
         }
         let table = self.memory.cache.table(SequenceId(id.0)).expect("who waits is open");
         let targets = table.blocks()[(start / tokens_per_block) as usize..].iter();
         for (target, bytes) in targets.zip(&parcel.blocks) {
-            let written = self.machine.load_block(target.get(), bytes);
-            written.expect("a block of the cache is in the pool");
+            expected(self.machine.load_block(target.get(), bytes))?;
         }
         self.batcher.loaded(batching::RequestId(id.0), &mut self.memory);
         self.totals.delivered_tokens += u64::from(tokens);

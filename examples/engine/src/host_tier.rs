@@ -9,6 +9,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use quayline_gpu_kernels as kernels;
 use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
     TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
@@ -17,6 +18,7 @@ use quayline_kv_cache::{BlockCount, BlockHash, Event, KvCache, SequenceId, Snaps
 
 use self::disk::{DISK, Disk};
 use crate::block_file::Opened;
+use crate::failure::expected;
 use crate::machine::Machine;
 use crate::options::{Offloading, OffloadingWrite};
 
@@ -32,6 +34,8 @@ pub(crate) struct HostTier {
     slots: Vec<Arc<[u8]>>,
     block_bytes: usize,
     moves: Vec<Move>,
+    /// Why some copies were not made.
+    failure: Option<kernels::Error>,
     disk: Option<Disk>,
     /// Who waits for what is being read from the file.
     waiting: BTreeSet<SequenceId>,
@@ -99,6 +103,7 @@ impl HostTier {
             slots: vec![Arc::default(); slots as usize],
             block_bytes,
             moves: Vec::new(),
+            failure: None,
             disk,
             waiting: BTreeSet::new(),
             swapped: BTreeSet::new(),
@@ -192,6 +197,10 @@ impl HostTier {
         if let (true, Some(disk)) = (forgotten, &mut self.disk) {
             disk.clear();
         }
+        if forgotten {
+            self.moves.clear();
+            self.failure = None;
+        }
         forgotten
     }
 
@@ -205,34 +214,42 @@ impl HostTier {
         self.offload.snapshot(cache)
     }
 
-    /// Makes the copies on the list.
-    pub(crate) fn carry_out(&mut self, machine: &mut dyn Machine) {
-        let fits = "blocks and slots are of one size";
+    /// Makes the copies on the list. Where the machine fails, the rest is lost, and every call says so until what is
+    /// here is [forgotten](HostTier::reset).
+    pub(crate) fn carry_out(&mut self, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
+        match &self.failure {
+            Some(failure) => Err(failure.clone()),
+            None => self.copy(machine).inspect_err(|error| self.failure = Some(error.clone())),
+        }
+    }
+
+    fn copy(&mut self, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
         for step in self.moves.drain(..) {
             match step {
                 Move::Save { block, slot } => {
                     let bytes = own(&mut self.slots[slot as usize], self.block_bytes);
-                    machine.save_block(block, bytes).expect(fits);
+                    expected(machine.save_block(block, bytes))?;
                     self.saved_blocks += 1;
                 }
                 Move::Put { bytes, slot } => self.slots[slot as usize] = bytes,
                 Move::Load { slot, block } => {
-                    machine.load_block(block, &self.slots[slot as usize]).expect(fits);
+                    expected(machine.load_block(block, &self.slots[slot as usize]))?;
                     self.loaded_blocks += 1;
                 }
             }
         }
+        Ok(())
     }
 
     /// Copies a block that nobody reads there and back so often, for a caller with a clock. Returns how many bytes that
     /// is, both ways together.
-    pub(crate) fn exercise(&self, machine: &mut dyn Machine, times: u32) -> u64 {
+    pub(crate) fn exercise(&self, machine: &mut dyn Machine, times: u32) -> Result<u64, kernels::Error> {
         let mut bytes = vec![0; self.block_bytes];
         for _ in 0..times {
-            machine.save_block(0, &mut bytes).expect("the null block is a block");
-            machine.load_block(0, &bytes).expect("the null block is a block");
+            expected(machine.save_block(0, &mut bytes))?;
+            expected(machine.load_block(0, &bytes))?;
         }
-        2 * u64::from(times) * self.block_bytes as u64
+        Ok(2 * u64::from(times) * self.block_bytes as u64)
     }
 
     pub(crate) fn stats(&self) -> TierStats {

@@ -14,6 +14,7 @@ mod detokenize;
 mod drafts;
 mod engine;
 mod error;
+mod failure;
 mod files;
 mod grammar;
 mod graphs;

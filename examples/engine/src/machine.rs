@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use quayline_gpu_kernels::cuda;
+use quayline_gpu_kernels::cuda::{self, Draw, Sampled};
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
 
 use crate::config::ModelConfig;
@@ -29,6 +29,11 @@ pub(crate) trait Machine: Send + Sync {
     fn run(&mut self, input: &StepInput<'_>) -> Result<(), Error>;
     /// As [`Model::logits`].
     fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error>;
+    /// Whether it [draws](Machine::draw) tokens.
+    fn draws(&self) -> bool;
+    /// Draws a token from each of the last step's wanted rows from `start` on, at most as many as
+    /// [`Machine::logits`] takes at once, without bringing logits to the host. No token: no logit is a number.
+    fn draw(&mut self, start: u32, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>, Error>;
     /// As [`Ops::copy_blocks`].
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error>;
     /// As [`Ops::save_block`].
@@ -43,6 +48,55 @@ pub(crate) trait Shortcut<O: Ops>: Send + Sync {
     fn run(&mut self, pass: &Pass<O>, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<bool, Error>;
     /// As [`Model::logits`], of a step that was computed here.
     fn logits(&mut self, pass: &Pass<O>, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error>;
+    /// Logits of all wanted rows of a step that was computed here, where they are; behind them may be others.
+    fn all_logits(&self) -> &O::Tensor;
+}
+
+/// Of a row that nobody draws from: the least work.
+pub(crate) const NO_DRAW: Draw<'_> = Draw {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition: 1.0,
+    presence: 0.0,
+    frequency: 0.0,
+    seen: &[],
+    mask_row: None,
+    random: 0,
+};
+
+/// Operators that may draw tokens where the logits are.
+pub(crate) trait Drawing: Ops {
+    /// Whether they do.
+    const DRAWS: bool;
+
+    /// A token for each row from `start` on for which there is a draw.
+    fn draw(&self, logits: &Self::Tensor, start: usize, draws: &[Draw<'_>]) -> Result<Vec<Sampled>, Error>;
+}
+
+impl Drawing for Cuda {
+    const DRAWS: bool = true;
+
+    fn draw(&self, logits: &Self::Tensor, start: usize, draws: &[Draw<'_>]) -> Result<Vec<Sampled>, Error> {
+        if logits.rows() == draws.len() {
+            return self.sample(logits, draws, &[]);
+        }
+        let mut all = vec![NO_DRAW; logits.rows()];
+        all[start..start + draws.len()].copy_from_slice(draws);
+        let mut sampled = self.sample(logits, &all, &[])?.split_off(start);
+        sampled.truncate(draws.len());
+        Ok(sampled)
+    }
+}
+
+/// The host does it, which has the logits at hand.
+impl Drawing for Cpu {
+    const DRAWS: bool = false;
+
+    fn draw(&self, _: &Self::Tensor, _: usize, _: &[Draw<'_>]) -> Result<Vec<Sampled>, Error> {
+        unreachable!("the CPU draws nothing")
+    }
 }
 
 /// No step is.
@@ -52,6 +106,10 @@ impl Shortcut<Cpu> for () {
     }
 
     fn logits(&mut self, _: &Pass<Cpu>, _: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
+        unreachable!("no step was computed here")
+    }
+
+    fn all_logits(&self) -> &<Cpu as Ops>::Tensor {
         unreachable!("no step was computed here")
     }
 }
@@ -88,6 +146,14 @@ impl Place {
         match self {
             Self::Cpu(_) => Device::Cpu,
             Self::Cuda(_) => Device::Cuda,
+        }
+    }
+
+    /// Memory of a GPU that nobody has, if it is one and says so.
+    pub(crate) fn free_bytes(&self) -> Result<Option<u64>, LoadError> {
+        match self {
+            Self::Cpu(_) => Ok(None),
+            Self::Cuda(cuda) => Ok(cuda.free_bytes()?),
         }
     }
 
@@ -168,7 +234,7 @@ impl<O: Ops, S: Shortcut<O>> Hosted<O, S> {
     }
 }
 
-impl<O: Ops, S: Shortcut<O>> Machine for Hosted<O, S>
+impl<O: Drawing, S: Shortcut<O>> Machine for Hosted<O, S>
 where
     Self: Send + Sync,
 {
@@ -200,6 +266,22 @@ where
 
     fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
         if self.was_short { self.shortcut.logits(self.model.pass(), range) } else { self.model.logits(range) }
+    }
+
+    fn draws(&self) -> bool {
+        O::DRAWS
+    }
+
+    fn draw(&mut self, start: u32, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>, Error> {
+        let count = u32::try_from(draws.len()).unwrap_or(u32::MAX);
+        let sampled = if self.was_short {
+            self.model.ops().draw(self.shortcut.all_logits(), start as usize, draws)?
+        } else {
+            self.model.compute_logits(start..start + count)?;
+            self.model.ops().draw(self.model.computed_logits(), 0, draws)?
+        };
+        let token = |sampled: Sampled| (sampled.token != u32::MAX).then_some(sampled.token);
+        Ok(sampled.into_iter().map(token).collect())
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error> {

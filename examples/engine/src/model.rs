@@ -52,6 +52,8 @@ pub struct Model<O: Ops> {
     /// step in one piece it lies in `rows.normed`.
     kept: Option<Vec<f32>>,
     logits: O::Tensor,
+    /// The wanted rows whose logits these are.
+    computed: Option<Range<u32>>,
 }
 
 impl<O: Ops> Model<O> {
@@ -107,7 +109,7 @@ impl<O: Ops> Model<O> {
         let rows = Rows::new(&ops, &config, limits.tokens)?;
         let logits = ops.tensor(limits.logits_rows, config.vocab)?;
         let pass = Pass { ops, config, embedding, network, head, rope, rope_table, rope_positions };
-        Ok(Self { pass, weight_dtype, weight_bytes, limits, rows, kept: None, logits })
+        Ok(Self { pass, weight_dtype, weight_bytes, limits, rows, kept: None, logits, computed: None })
     }
 
     /// What `config.json` said. A window at least as long as the longest sequence reads as none.
@@ -168,6 +170,7 @@ impl<O: Ops> Model<O> {
     /// itself. The cache may then hold a part of the step.
     pub fn run(&mut self, pool: &mut O::KvPool, input: &StepInput<'_>) -> Result<(), Error> {
         self.cover_positions(input.batch.positions)?;
+        self.computed = None;
         if input.tokens.len() <= self.limits.tokens {
             self.kept = None;
             return self.run_piece(pool, input);
@@ -203,10 +206,20 @@ impl<O: Ops> Model<O> {
     /// # Errors
     /// When the range is larger than that, or not within the rows that the last step was asked for.
     pub fn logits(&mut self, range: Range<u32>) -> Result<Cow<'_, [f32]>, Error> {
+        self.compute_logits(range)?;
+        self.pass.ops.read(&self.logits)
+    }
+
+    /// Computes them, and leaves them where they are.
+    pub(crate) fn compute_logits(&mut self, range: Range<u32>) -> Result<(), Error> {
+        if self.computed.as_ref() == Some(&range) {
+            return Ok(());
+        }
+        self.computed = None;
         let x = &mut self.rows.residual;
         match &self.kept {
             None => {
-                let wanted: Vec<u32> = range.collect();
+                let wanted: Vec<u32> = range.clone().collect();
                 self.pass.ops.gather_rows(&self.rows.normed, &wanted, x)?;
             }
             Some(kept) => {
@@ -220,7 +233,13 @@ impl<O: Ops> Model<O> {
             }
         }
         self.pass.head(&self.rows.residual, &mut self.logits)?;
-        self.pass.ops.read(&self.logits)
+        self.computed = Some(range);
+        Ok(())
+    }
+
+    /// What [`compute_logits`](Model::compute_logits) computed last.
+    pub(crate) fn computed_logits(&self) -> &O::Tensor {
+        &self.logits
     }
 
     /// Grows the rotary table to the step's last position.

@@ -197,7 +197,8 @@ pub enum Device {
 pub enum KvSize {
     /// Room for a quarter of `max_num_seqs` at the longest length, for few are that long, or 1 GiB,
     /// whichever is less; but room for one sequence of `max_model_len` if that is given. Where it is not,
-    /// the longest sequence is what fits. Memory is only used as blocks are written.
+    /// the longest sequence is what fits. Memory is only used as blocks are written. On a GPU, not 1 GiB but what nine
+    /// tenths of its free memory leave beside weights and activations; loading fails where that is too little.
     Auto,
     /// This many blocks that can hold tokens.
     Blocks(u32),

@@ -79,8 +79,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
-    /// The grammar of the answer became too large to be followed any further, or what another engine has of it did not
-    /// come.
+    /// The grammar of the answer became too large to be followed any further, what another engine has of it did not
+    /// come, or the machine failed.
     Error,
 }
 

@@ -16,6 +16,8 @@ mod rules;
 pub(crate) use draw::{Scratch, most_likely};
 pub(crate) use logprobs::logprobs;
 
+use quayline_gpu_kernels::cuda::Draw;
+
 use crate::request::Sampling;
 use penalty::Penalties;
 use rules::Rules;
@@ -62,6 +64,23 @@ impl Chooser {
         }
         let position = output.len() as u64;
         draw::draw(logits, highest, &self.sampling, random::uniform(self.seed, position), scratch)
+    }
+
+    /// How a machine draws the token behind `position` others, if it can do all that is asked: it has no rules on
+    /// single tokens. It takes the most likely token as [`choose`](Chooser::choose) does, and with the same random
+    /// number draws the same token but where two meet: its sums round otherwise.
+    pub(crate) fn draw(&self, position: u32) -> Option<Draw<'_>> {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let temperature =
+            if self.sampling.is_greedy() { 0.0 } else { temperature.max(draw::TEMPERATURE_MIN) };
+        let random = random::bits(self.seed, position.into());
+        let draw = Draw { temperature, top_k, top_p, min_p, random, ..self.penalties.parameters() };
+        self.rules.are_off().then_some(draw)
+    }
+
+    /// Whether what is drawn depends on the tokens before it by more than the logits.
+    pub(crate) fn looks_back(&self) -> bool {
+        !self.penalties.are_off()
     }
 
     /// A token became part of the output.

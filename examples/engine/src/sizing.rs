@@ -10,8 +10,12 @@ use crate::error::LoadError;
 use crate::model::StepLimits;
 use crate::options::{Device, FailedLoads, KvSize, Offloading, Options, Preemption};
 
-/// What `KvSize::Auto` takes at most. Memory is only used as blocks are written.
+/// What `KvSize::Auto` takes at most of a host's memory. It is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
+/// What it leaves of a GPU's, in percent, for what kernels need beside weights and activations.
+const LEFT_PERCENT: u64 = 10;
+/// Rows of steps that are recorded on a GPU, at most.
+pub(crate) const RECORDED_ROWS_MAX: usize = 256;
 
 /// Logits of one step are made in parts of at most so many bytes.
 const LOGITS_BYTES: usize = 20 << 20;
@@ -35,8 +39,13 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// `dtype` is that of cached keys and values.
-    pub(crate) fn new(options: &Options, config: &ModelConfig, dtype: Dtype) -> Result<Self, LoadError> {
+    /// `dtype` is that of cached keys and values. `room` is the memory that a GPU has for them.
+    pub(crate) fn new(
+        options: &Options,
+        config: &ModelConfig,
+        dtype: Dtype,
+        room: Option<GpuRoom>,
+    ) -> Result<Self, LoadError> {
         let block_size = options.block_size.get();
         let positions = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
         let wanted = options.max_model_len.unwrap_or(positions);
@@ -45,7 +54,7 @@ impl Sizes {
             return Err(LoadError::Options { option: "max_model_len", problem });
         }
         let bytes_per_block = config.kv_bytes_per_token(dtype.bytes()) as u64 * u64::from(block_size);
-        let blocks = blocks(options, wanted, bytes_per_block)?;
+        let blocks = blocks(options, wanted, bytes_per_block, room)?;
         let room = u32::try_from(u64::from(blocks) * u64::from(block_size)).unwrap_or(u32::MAX);
         if options.max_model_len.is_some() && room < wanted {
             let problem = format!("{blocks} blocks hold {room} tokens, fewer than max_model_len {wanted}");
@@ -166,7 +175,52 @@ fn drafts(speculation: Speculation) -> batching::Drafts {
     }
 }
 
-fn blocks(options: &Options, wanted: u32, bytes_per_block: u64) -> Result<u32, LoadError> {
+/// A GPU's memory before a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuRoom {
+    free: u64,
+    weights: u64,
+    activations: u64,
+}
+
+impl GpuRoom {
+    /// Of `free` bytes, as much will be left beside weights of so many bytes in the files.
+    pub(crate) fn new(options: &Options, config: &ModelConfig, free: u64, weights: u64) -> Self {
+        let &ModelConfig { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = config;
+        let step = options.max_num_batched_tokens;
+        let longest = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
+        let step = if options.chunked_prefill { step } else { step.max(longest) };
+        let rows = step.min(PART_TOKENS_MAX_CUDA) as usize + RECORDED_ROWS_MAX;
+        let row = 5 * hidden + 2 * (heads + kv_heads) * head_dim + 3 * intermediate;
+        // Logits, and their copies in f32 while tokens are drawn.
+        let logits = 2 * RECORDED_ROWS_MAX * vocab * 6;
+        Self { free, weights, activations: (2 * rows * row + logits) as u64 }
+    }
+
+    /// What is there for keys and values.
+    fn bytes(self) -> u64 {
+        let usable = self.free / 100 * (100 - LEFT_PERCENT);
+        usable.saturating_sub(self.weights).saturating_sub(self.activations)
+    }
+}
+
+impl std::fmt::Display for GpuRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { free, weights, activations } = self;
+        let left = self.bytes();
+        write!(
+            f,
+            "of {free} free bytes of the GPU {LEFT_PERCENT} % stay free, weights take {weights} and activations {activations}: {left} are left"
+        )
+    }
+}
+
+fn blocks(
+    options: &Options,
+    wanted: u32,
+    bytes_per_block: u64,
+    room: Option<GpuRoom>,
+) -> Result<u32, LoadError> {
     let one = wanted.div_ceil(options.block_size.get());
     let fitting = |bytes: u64| u32::try_from(bytes / bytes_per_block.max(1)).unwrap_or(u32::MAX);
     let blocks = match options.kv {
@@ -174,7 +228,18 @@ fn blocks(options: &Options, wanted: u32, bytes_per_block: u64) -> Result<u32, L
         KvSize::Bytes(bytes) => fitting(bytes),
         KvSize::Auto => {
             let least = if options.max_model_len.is_some() { one } else { 1 };
-            one.saturating_mul(options.max_num_seqs.div_ceil(4)).min(fitting(AUTO_BYTES)).max(least)
+            let most = one.saturating_mul(options.max_num_seqs.div_ceil(4));
+            match room {
+                None => most.min(fitting(AUTO_BYTES)).max(least),
+                // The null block comes on top.
+                Some(room) => match fitting(room.bytes()).saturating_sub(1) {
+                    fits if fits >= least => most.min(fits),
+                    _ => {
+                        let problem = format!("{least} blocks of {bytes_per_block} bytes do not fit: {room}");
+                        return Err(LoadError::Options { option: kv_option(options.kv), problem });
+                    }
+                },
+            }
         }
     };
     if blocks == 0 {

@@ -1,16 +1,20 @@
 //! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, Batcher, Finished, Plan, Sampled, Scheduled, Source, TokenId};
+use quayline_gpu_kernels as kernels;
 
 use crate::active::Active;
 use crate::adapt::{PagedMemory, sequence};
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
+use crate::failure::expected;
 use crate::grammar::Guide;
 use crate::handover::Load;
 use crate::input::{StepArrays, count};
+use crate::machine::{Machine, NO_DRAW};
 use crate::masks;
 use crate::output::Output;
 use crate::request::{RequestId, Tick};
@@ -40,6 +44,8 @@ pub(crate) struct StepMemory {
 struct Wanted {
     id: RequestId,
     goal: Goal,
+    /// Where in the output the token will be that is chosen from it, if one is.
+    position: u32,
 }
 
 /// What a row of logits is for.
@@ -53,12 +59,9 @@ enum Goal {
     Behind { draft: u32, place: usize },
 }
 
-/// Inputs are checked at the door, in [`Engine::add`].
-pub(crate) const CHECKED: &str = "the model accepts every step that the batcher plans";
-
 impl Engine {
     /// Runs one step and appends to `outputs` what it brought. Returns the number of tokens it processed;
-    /// 0 when there was nothing to do.
+    /// 0 when there was nothing to do. Where the machine fails, everybody [ends with an error](Engine::failure).
     ///
     /// # Panics
     /// When the kernels refuse a step: a bug of ours.
@@ -76,23 +79,43 @@ impl Engine {
             step.plan(now, &mut self.batcher, &mut self.memory, &self.active);
             self.note(&step.plan, now, outputs);
         }
-        self.move_blocks();
-        if !step.plan.is_empty() {
-            self.totals.steps_ahead += u64::from(was_planned);
-            step.complete(&self.memory, &self.active);
-            self.run(&mut step, now);
-            let before = outputs.len();
-            self.choose(&mut step, outputs);
-            self.settle(&mut step, &mut outputs[before..]);
-            if self.speculation.is_some() {
-                self.draft(&step.drafted, &outputs[before..]);
+        self.totals.steps_ahead += u64::from(was_planned);
+        let before = outputs.len();
+        match self.compute(&mut step, now, outputs) {
+            Err(error) => {
+                outputs.truncate(before);
+                self.fail(error, &step.plan, outputs);
             }
-            outputs.append(&mut step.found);
+            Ok(()) if step.plan.is_empty() => {}
+            Ok(()) => {
+                self.failure = None;
+                self.settle(&mut step, &mut outputs[before..]);
+                if self.speculation.is_some() {
+                    self.draft(&step.drafted, &outputs[before..]);
+                }
+                outputs.append(&mut step.found);
+            }
         }
         let tokens = step.plan.tokens;
         self.step = step;
         self.note_stuck(tokens);
         tokens
+    }
+
+    /// What the machine has to do of a step, up to the chosen tokens.
+    fn compute(
+        &mut self,
+        step: &mut StepMemory,
+        now: Tick,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), kernels::Error> {
+        self.move_blocks()?;
+        if step.plan.is_empty() {
+            return Ok(());
+        }
+        step.complete(&self.memory, &self.active);
+        self.run(step, now)?;
+        self.choose(step, outputs)
     }
 
     /// Books who started, who was preempted and who ended without computing.
@@ -156,15 +179,20 @@ impl Engine {
 
     /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
     /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
-    fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) {
+    fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) -> Result<(), kernels::Error> {
         step.drafted.clear();
         let vocab = self.machine.config().vocab;
         let part = self.machine.limits().logits_rows;
         let mut from = 0;
         for wanted in step.wanted.chunks(part) {
             let to = from + u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-            let logits = self.machine.logits(from..to).expect(CHECKED);
-            for (&Wanted { id, goal }, logits) in wanted.iter().zip(logits.chunks_exact(vocab)) {
+            let drawn = draw(&mut *self.machine, &self.active, from, wanted)?;
+            let all_drawn = wanted.iter().zip(&drawn).all(|(wanted, drawn)| {
+                matches!(drawn, Drawn::Token(_)) || !self.active.contains_key(&wanted.id)
+            });
+            let logits = if all_drawn { Cow::default() } else { expected(self.machine.logits(from..to))? };
+            for (row, (&Wanted { id, goal, .. }, drawn)) in wanted.iter().zip(drawn).enumerate() {
+                let logits = logits.get(row * vocab..(row + 1) * vocab).unwrap_or_default();
                 // Planned ahead: it may have ended meanwhile.
                 let Some(active) = self.active.get_mut(&id) else { continue };
                 match goal {
@@ -192,10 +220,14 @@ impl Engine {
                         }
                     }
                 }
-                active.choose(logits, &mut step.row, &mut step.scratch);
+                match drawn {
+                    Drawn::Token(token) => active.drew(token),
+                    Drawn::No => active.choose(logits, &mut step.row, &mut step.scratch),
+                }
             }
             from = to;
         }
+        Ok(())
     }
 
     /// Completes the outputs, tells cache and batcher of them, and lets go of who is done.
@@ -312,18 +344,50 @@ impl StepMemory {
         let start = part.start.min(count(active.tokens.len() - 1));
         let end = start + part.tokens - part.drafts;
         let row = self.arrays.push(start, [&active.tokens[start as usize..end as usize], drafts], blocks);
-        let mut want = |row, goal| {
+        let mut want = |row, goal, position| {
             self.arrays.want_logits(row);
-            self.wanted.push(Wanted { id: active.id, goal });
+            self.wanted.push(Wanted { id: active.id, goal, position });
         };
         for position in active.prompt_positions(start, end) {
-            want(row + position - start, Goal::Prompt { position });
+            want(row + position - start, Goal::Prompt { position }, 0);
         }
+        let next = end.saturating_sub(active.prompt_tokens);
         if part.samples {
-            want(row + end - start - 1, Goal::Next { drafts: count(drafts.len()) });
+            want(row + end - start - 1, Goal::Next { drafts: count(drafts.len()) }, next);
         }
         for (place, (row, &draft)) in (row + end - start..).zip(drafts).enumerate() {
-            want(row, Goal::Behind { draft, place });
+            want(row, Goal::Behind { draft, place }, next + count(place) + 1);
         }
     }
+}
+
+/// What the machine drew from a row.
+#[derive(Clone, Copy)]
+enum Drawn {
+    /// Nothing: the host chooses.
+    No,
+    /// A token, if any logit is a number.
+    Token(Option<u32>),
+}
+
+/// Lets the machine draw from the rows of whoever leaves it to it. Who does so depends on the request alone: one
+/// request's tokens come all from the machine, or all from the host.
+fn draw(
+    machine: &mut dyn Machine,
+    active: &BTreeMap<RequestId, Active>,
+    start: u32,
+    wanted: &[Wanted],
+) -> Result<Vec<Drawn>, kernels::Error> {
+    let of = |wanted: &Wanted| match wanted.goal {
+        Goal::Prompt { .. } => None,
+        Goal::Next { .. } | Goal::Behind { .. } => active.get(&wanted.id)?.draw(wanted.position),
+    };
+    let draws: Vec<_> = if machine.draws() { wanted.iter().map(of).collect() } else { Vec::new() };
+    if draws.iter().all(Option::is_none) {
+        return Ok(vec![Drawn::No; wanted.len()]);
+    }
+    let all: Vec<_> = draws.iter().map(|draw| draw.unwrap_or(NO_DRAW)).collect();
+    let tokens = expected(machine.draw(start, &all))?;
+    let drawn = |(draw, token): (&Option<_>, _)| if draw.is_some() { Drawn::Token(token) } else { Drawn::No };
+    Ok(draws.iter().zip(tokens).map(drawn).collect())
 }

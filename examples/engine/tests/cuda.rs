@@ -18,14 +18,15 @@ mod common;
 #[path = "../../../gpu-kernels/tests/common/emulator.rs"]
 mod emulator;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use emulator::Emulator;
 use quayline_engine::{
-    Device, Engine, KvDtype, KvSize, LoadError, Model, ModelFiles, Options, Output, Request, RequestId,
-    Rounding, Sampling, StepArrays, StepLimits, Tick,
+    Device, Engine, FinishReason, KvDtype, KvSize, LoadError, Model, ModelFiles, Options, Output, Request,
+    RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits, Tick,
 };
 use quayline_gpu_kernels::Dtype;
 use safetensors::SafeTensors;
@@ -226,6 +227,100 @@ fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
     assert!(engine.snapshot().prefix.hits > before);
 }
 
+/// Tokens of answers whose log-probabilities nobody asked for, all at once.
+fn tokens(engine: &mut Engine, asked: &[(u64, Sampling)]) -> Vec<Vec<u32>> {
+    let prompt = engine.text().encode("ROMEO:\nBut, soft! what light", true).unwrap();
+    for (id, sampling) in asked {
+        let request = Request { sampling: sampling.clone(), ..Request::new(RequestId(*id), prompt.clone()) };
+        engine.add(request).unwrap();
+    }
+    let mut outputs: Vec<Output> = Vec::new();
+    while engine.has_work() {
+        engine.step(Tick(0), &mut outputs);
+        engine.check().unwrap();
+    }
+    let of = |id: u64| outputs.iter().filter(move |output| output.id.0 == id);
+    let ids = |id| of(id).flat_map(|output| output.tokens.iter().map(|token| token.id)).collect();
+    asked.iter().map(|&(id, _)| ids(id)).collect()
+}
+
+/// Ways to choose that a GPU does itself.
+fn drawn() -> Vec<(u64, Sampling)> {
+    let base = Sampling { seed: Some(5), max_tokens: Some(6), ignore_eos: true, ..Sampling::default() };
+    let greedy = Sampling { temperature: 0.0, ..base.clone() };
+    let penalties =
+        Sampling { repetition_penalty: 1.3, presence_penalty: 0.4, frequency_penalty: 0.7, ..greedy.clone() };
+    let cut = Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.01, ..base.clone() };
+    (0..).zip([greedy, penalties, base, cut]).collect()
+}
+
+#[test]
+fn tokens_are_drawn_where_the_logits_are_and_are_the_hosts() {
+    let Some((mut engine, emulator)) = load(&Options { prefix_caching: false, ..options() }) else { return };
+    let asked = drawn();
+    let found = tokens(&mut engine, &asked);
+    if !emulator::on_gpu() {
+        let rows = asked.iter().map(|(_, sampling)| u64::from(sampling.max_tokens.unwrap())).sum::<u64>();
+        let downloaded = emulator.downloaded.load(Ordering::Relaxed);
+        assert!(downloaded <= rows * 16, "{downloaded} bytes for {rows} tokens: logits were brought over");
+    }
+    // A request that wants log-probabilities is the host's.
+    let told = |(id, sampling): &(u64, Sampling)| (*id, Sampling { logprobs: Some(0), ..sampling.clone() });
+    let told: Vec<_> = asked.iter().map(told).collect();
+    assert_eq!(tokens(&mut engine, &told), found, "by the host");
+    // Beside others that are the host's, and alone.
+    let others = told.iter().map(|(id, sampling)| (id + 10, sampling.clone()));
+    let mixed: Vec<_> = others.chain(asked.iter().cloned()).collect();
+    assert_eq!(tokens(&mut engine, &mixed)[asked.len()..], found, "beside others");
+    for (one, expected) in asked.iter().zip(&found) {
+        assert_eq!(tokens(&mut engine, std::slice::from_ref(one))[0], *expected, "alone");
+    }
+    // With drafts, some of which are verified in a step.
+    let [one, three] = [1, 3].map(|n| NonZeroU32::new(n).unwrap());
+    let speculation = Speculation {
+        num_speculative_tokens: three,
+        prompt_lookup_max: three,
+        prompt_lookup_min: one,
+        disable_by_batch_size: None,
+    };
+    let speculation = Some(speculation);
+    let Some((mut engine, _)) = load(&Options { speculation, ..options() }) else { return };
+    assert_eq!(tokens(&mut engine, &asked), found, "with drafts");
+    let Some((mut engine, _)) = load(&Options { async_scheduling: true, ..options() }) else { return };
+    assert_eq!(tokens(&mut engine, &asked), found, "planned ahead");
+}
+
+#[test]
+fn a_device_that_fails_ends_everybody_with_an_error_and_no_more() {
+    for async_scheduling in [false, true] {
+        let Some((mut engine, emulator)) = load(&Options { async_scheduling, ..options() }) else { return };
+        if emulator::on_gpu() {
+            eprintln!("skipped: a GPU does not fail when told to");
+            return;
+        }
+        let expected = answers(&mut engine, &[0, 1, 2]);
+        for launches in [0, 1, 7, 20, 40] {
+            let all = requests(&engine);
+            all.iter().for_each(|request| engine.add(request.clone()).unwrap());
+            emulator.launches_left.store(launches, Ordering::Relaxed);
+            let mut outputs: Vec<Output> = Vec::new();
+            while engine.has_work() {
+                engine.step(Tick(0), &mut outputs);
+                engine.check().unwrap();
+            }
+            for request in &all {
+                let mut ends = outputs.iter().filter(|output| output.id == request.id);
+                let end = ends.next_back().and_then(|output| output.finish.as_ref());
+                assert_eq!(end.map(|finish| finish.reason), Some(FinishReason::Error), "{launches} launches");
+            }
+            assert!(engine.failure().unwrap().to_string().contains("was told to fail"));
+            emulator.launches_left.store(u64::MAX, Ordering::Relaxed);
+            assert_eq!(answers(&mut engine, &[0, 1, 2]), expected, "after {launches} launches");
+            assert!(engine.failure().is_none());
+        }
+    }
+}
+
 #[test]
 fn rounded_matrices_answer_as_on_the_cpu() {
     for rounding in [Rounding::Int8, Rounding::Int4] {
@@ -254,6 +349,31 @@ fn without_a_gpu_there_is_an_error_or_the_cpu() {
         Err(other) => panic!("{other}"),
     }
     assert_eq!(ask(Device::Cpu).unwrap().no_gpu(), None);
+}
+
+#[test]
+fn the_cache_takes_what_a_gpu_has_left() {
+    let load = |free: u64, max_model_len| {
+        let emulator = Emulator::new(false)?;
+        emulator.free_bytes.store(free, Ordering::Relaxed);
+        let options = Options { kv: KvSize::Auto, max_model_len, ..options() };
+        Some(Engine::load_on(Arc::new(emulator), &one_layer(), &options))
+    };
+    let blocks = |free| Some(load(free, Some(128))?.unwrap().snapshot().blocks.total);
+    let Some(plenty) = blocks(1 << 32) else { return };
+    assert_eq!(plenty, 16, "a quarter of eight sequences of 128 tokens");
+    let refused = load(1 << 20, Some(128)).unwrap().unwrap_err().to_string();
+    assert!(refused.contains("8 blocks") && refused.contains("1048576 free bytes"), "{refused}");
+    // Between them there is a memory that holds some of the blocks.
+    let (mut few, mut many) = (1 << 20, 1 << 32);
+    while many - few > 1 << 12 {
+        let between = u64::midpoint(few, many);
+        match load(between, Some(128)).unwrap() {
+            Ok(_) => many = between,
+            Err(_) => few = between,
+        }
+    }
+    assert_eq!(blocks(many), Some(8), "one sequence");
 }
 
 #[test]

@@ -89,6 +89,12 @@ pub(crate) struct Emulator {
     pub(crate) hopper_launches: AtomicU64,
     /// Recordings that were replayed.
     pub(crate) replays: AtomicU64,
+    /// The memory that it says is free; 0 says nothing.
+    pub(crate) free_bytes: AtomicU64,
+    /// Bytes that were brought to the host.
+    pub(crate) downloaded: AtomicU64,
+    /// Launches that succeed; all after them fail.
+    pub(crate) launches_left: AtomicU64,
     /// What a block may have: that of the smallest GPUs, unless a test says otherwise.
     pub(crate) shared_bytes_max: AtomicU32,
 }
@@ -114,6 +120,9 @@ impl Emulator {
             hopper: AtomicBool::new(false),
             hopper_launches: AtomicU64::new(0),
             replays: AtomicU64::new(0),
+            free_bytes: AtomicU64::new(0),
+            downloaded: AtomicU64::new(0),
+            launches_left: AtomicU64::new(u64::MAX),
             shared_bytes_max: AtomicU32::new(99 << 10),
         }
     }
@@ -178,6 +187,11 @@ impl Device for Emulator {
         let recording = Recording(recorded.len() as u64);
         recorded.insert(recording, acts);
         Ok(recording)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+        let free = self.free_bytes.load(Ordering::Relaxed);
+        Ok((free > 0).then_some(free))
     }
 
     fn current(&self) -> Result<Stream, Error> {
@@ -254,6 +268,7 @@ impl Device for Emulator {
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
         self.not_recording("download", to.len())?;
+        self.downloaded.fetch_add(to.len() as u64, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { (from as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -269,6 +284,11 @@ impl Device for Emulator {
             });
             return Ok(());
         }
+        let left = self.launches_left.load(Ordering::Relaxed);
+        if left == 0 {
+            return Err(failed(format!("{launch:?}: this device was told to fail")));
+        }
+        self.launches_left.store(left.saturating_sub(u64::from(left < u64::MAX)), Ordering::Relaxed);
         let run = kernel(launch.file, launch.kernel)?;
         let mut complaint = [0_u8; 512];
         let mut conflicts = 0;

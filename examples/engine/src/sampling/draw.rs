@@ -8,6 +8,9 @@ use super::exp::exp;
 use super::{nucleus, row};
 use crate::request::Sampling;
 
+/// Like vLLM: closer to 0 the quotients overflow.
+pub(crate) const TEMPERATURE_MIN: f32 = 0.01;
+
 /// Memory that one draw leaves to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
@@ -42,8 +45,7 @@ pub(crate) fn draw(
     uniform: f64,
     scratch: &mut Scratch,
 ) -> u32 {
-    // Like vLLM: closer to 0 the quotients overflow.
-    let scale = 1.0 / sampling.temperature.max(0.01);
+    let scale = 1.0 / sampling.temperature.max(TEMPERATURE_MIN);
     let Scratch { weights, candidates, nucleus } = scratch;
     if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
         let weight = |logit: f32| exp((logit - highest) * scale);
@@ -101,7 +103,8 @@ fn sum(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
 }
 
-/// The fewest candidates whose weights reach `goal` stay, most likely first, ties by id.
+/// The fewest candidates whose weights reach `goal` stay: the most likely, of equals the first. Then all are in the
+/// order of their ids again, in which a draw walks.
 fn keep_top(candidates: &mut Vec<Candidate>, goal: f64) {
     candidates.sort_unstable_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
     let mut reached = 0.0;
@@ -110,6 +113,7 @@ fn keep_top(candidates: &mut Vec<Candidate>, goal: f64) {
         reached += f64::from(candidate.weight);
         stays
     });
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
 }
 
 /// Walks over the candidates until the random share of their sum is reached. Should rounding carry it past

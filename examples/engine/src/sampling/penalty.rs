@@ -1,6 +1,6 @@
 //! Penalties on tokens that came before.
 
-use std::collections::BTreeMap;
+use quayline_gpu_kernels::cuda::{Draw, Seen};
 
 use crate::request::Sampling;
 
@@ -10,58 +10,56 @@ pub(crate) struct Penalties {
     repetition: f32,
     presence: f32,
     frequency: f32,
-    /// Distinct tokens of the prompt, ascending; empty when no penalty looks at them.
-    prompt: Vec<u32>,
-    /// How often each token is in the output.
-    output: BTreeMap<u32, u32>,
+    /// The tokens that a penalty looks at, ascending, and how often each is in the output.
+    seen: Vec<Seen>,
 }
 
 impl Penalties {
     #[expect(clippy::float_cmp, reason = "1 is the value that switches it off")]
     pub(crate) fn new(sampling: &Sampling, prompt: &[u32]) -> Self {
         let repetition = sampling.repetition_penalty;
-        let mut prompt = if repetition == 1.0 { Vec::new() } else { prompt.to_vec() };
-        prompt.sort_unstable();
-        prompt.dedup();
+        let prompt = if repetition == 1.0 { &[] } else { prompt };
+        let mut seen: Vec<Seen> = prompt.iter().map(|&token| Seen { token, count: 0 }).collect();
+        seen.sort_unstable_by_key(|seen| seen.token);
+        seen.dedup();
         let (presence, frequency) = (sampling.presence_penalty, sampling.frequency_penalty);
-        Self { repetition, presence, frequency, prompt, output: BTreeMap::new() }
+        Self { repetition, presence, frequency, seen }
     }
 
     #[expect(clippy::float_cmp, reason = "1 and 0 are the values that switch a penalty off")]
-    fn are_off(&self) -> bool {
+    pub(crate) fn are_off(&self) -> bool {
         self.repetition == 1.0 && self.presence == 0.0 && self.frequency == 0.0
     }
 
     pub(crate) fn push(&mut self, token: u32) {
-        if !self.are_off() {
-            *self.output.entry(token).or_insert(0) += 1;
+        if self.are_off() {
+            return;
+        }
+        match self.seen.binary_search_by_key(&token, |seen| seen.token) {
+            Ok(at) => self.seen[at].count += 1,
+            Err(at) => self.seen.insert(at, Seen { token, count: 1 }),
         }
     }
 
-    /// Repetition divides a positive logit and multiplies a negative one, for tokens of prompt and output
-    /// (Keskar et al., CTRL, 2019); the other two subtract, for tokens of the output.
+    /// Repetition divides a positive logit and multiplies a negative one, for tokens of prompt and output (Keskar et
+    /// al., CTRL, 2019); the other two subtract, for tokens of the output, and as a GPU does it: rounded once.
     pub(crate) fn apply(&self, logits: &mut [f32]) {
         if self.are_off() {
             return;
         }
-        for &token in &self.prompt {
-            if !self.output.contains_key(&token) {
-                self.repeat(logits, token);
-            }
-        }
-        for (&token, &count) in &self.output {
-            self.repeat(logits, token);
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit -= self.frequency * count as f32;
-                *logit -= self.presence;
+        for &Seen { token, count } in &self.seen {
+            let Some(logit) = logits.get_mut(token as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+            if count > 0 {
+                *logit -= self.frequency.mul_add(count as f32, self.presence);
             }
         }
     }
 
-    fn repeat(&self, logits: &mut [f32], token: u32) {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
-        }
+    /// For a machine that does the same.
+    pub(crate) fn parameters(&self) -> Draw<'_> {
+        let Self { repetition, presence, frequency, ref seen } = *self;
+        Draw { repetition, presence, frequency, seen, ..Draw::default() }
     }
 }
 

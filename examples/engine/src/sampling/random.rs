@@ -3,9 +3,13 @@
 
 /// A number in [0, 1), uniform over multiples of 2^-53.
 pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
+    (bits(seed, position) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+}
+
+/// The same number before it was cut to 53 bits, as a fraction of 2^64.
+pub(crate) fn bits(seed: u64, position: u64) -> u64 {
     let start = mix(seed ^ 0x5155_4159_4C49_4E45);
-    let bits = mix(start.wrapping_add((position + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-    (bits >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+    mix(start.wrapping_add((position + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).

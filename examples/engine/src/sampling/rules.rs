@@ -29,6 +29,12 @@ impl Rules {
         Self { allowed, bad_words, ends, min_tokens, bias: sampling.logit_bias.clone() }
     }
 
+    /// Whether there are none.
+    pub(crate) fn are_off(&self) -> bool {
+        let Self { allowed, bad_words, ends: _, min_tokens, bias } = self;
+        allowed.is_none() && bad_words.is_empty() && *min_tokens == 0 && bias.is_empty()
+    }
+
     pub(crate) fn apply(&self, logits: &mut [f32], output: &[u32]) {
         if let Some(allowed) = &self.allowed {
             keep_only(logits, allowed);

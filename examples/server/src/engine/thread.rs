@@ -301,6 +301,11 @@ impl EngineThread {
                 self.go_without(load.id);
             }
         }
+        if let Some(error) = self.engine.failure()
+            && !outputs.is_empty()
+        {
+            tracing::error!(%error, "the machine failed: who was here ended with an error");
+        }
         let mut touched = Vec::new();
         for output in outputs.drain(..) {
             touched.extend(self.note(output, now));
