@@ -57,9 +57,12 @@ impl<D: Digest, E: Eviction> Blocks<D, E> {
         taken: &mut Vec<BlockId>,
     ) {
         let picked = self.pool.take(tenant, places, content, taken);
-        for picked in taken[picked..].chunks(AT_ONCE) {
-            self.prefix.touch_blocks(picked);
-            picked.iter().for_each(|&block| self.lose(block));
+        let picked = &taken[picked..];
+        if let Some(first) = picked.iter().position(|&block| self.prefix.contains(block)) {
+            for picked in picked[first..].chunks(AT_ONCE) {
+                self.prefix.touch_blocks(picked);
+                picked.iter().for_each(|&block| self.lose(block));
+            }
         }
     }
 
