@@ -6,19 +6,12 @@
 // block 16 columns and each of its warps every eighth slab, because then time is what it takes to read the weight.
 #include "gemm.cuh"
 
-template <class T> FN void put(const Gemm &p, u32 row, u32 column, float x) {
-    if (row >= p.rows || column >= p.out_cols) return;
-    if (p.scales) x *= p.scales[column * p.scale_stride];
-    if (p.bias) x += widen(static_cast<const T *>(p.bias)[column]);
-    static_cast<T *>(p.out)[row * p.out_stride + column] = narrow<T>(x);
-}
-
 // Eight warps; each brings its own slabs, so nobody waits for another until the end.
-constexpr u32 FLAT_ROWS = 16, FLAT_COLUMNS = 16, FLAT_WARPS = 8, FLAT_THREADS = FLAT_WARPS * WARP, FLAT_STAGES = 2;
-constexpr u32 FLAT_STAGE = (FLAT_ROWS + FLAT_COLUMNS) * STEP;
+constexpr u32 FLAT_WARPS = 8, FLAT_THREADS = FLAT_WARPS * WARP, FLAT_STAGES = 2;
+constexpr u32 FLAT_STAGE = 2 * TILE * STEP;
 
 template <class T> FN void flat(const Gemm &p) {
-    u32 column = block_index() * FLAT_COLUMNS, lane = thread_index() % WARP, warp = thread_index() / WARP;
+    u32 column = block_index() * TILE, lane = thread_index() % WARP, warp = thread_index() / WARP;
     T *stages = reinterpret_cast<T *>(shared_memory()) + warp * FLAT_STAGES * FLAT_STAGE;
     // [slab][row][column]
     float *sums = reinterpret_cast<float *>(shared_memory() + FLAT_WARPS * FLAT_STAGES * FLAT_STAGE * 2);
@@ -28,13 +21,13 @@ template <class T> FN void flat(const Gemm &p) {
     auto place = [&](u32 step) { return ((step / STEPS * FLAT_WARPS + warp) * STEPS + step % STEPS) * STEP; };
     auto fetch = [&](u32 step) {
         T *stage = stages + step % FLAT_STAGES * FLAT_STAGE;
-        for (u32 i = lane; i < (FLAT_ROWS + FLAT_COLUMNS) * (STEP / 8); i += WARP) {
+        for (u32 i = lane; i < 2 * TILE * (STEP / 8); i += WARP) {
             u32 r = i / (STEP / 8), piece = i % (STEP / 8), at = place(step) + piece * 8;
             T *to = stage + r * STEP + swizzle(r, piece) * 8;
-            if (r < FLAT_ROWS)
+            if (r < TILE)
                 bring(to, p.x, p.x_stride, r, p.rows, at, p.in);
             else
-                bring(to, p.weight, p.weight_stride, column + r - FLAT_ROWS, p.out_cols, at, p.in);
+                bring(to, p.weight, p.weight_stride, column + r - TILE, p.out_cols, at, p.in);
         }
     };
     for (u32 step = 0; step + 1 < FLAT_STAGES; ++step) {
@@ -47,7 +40,7 @@ template <class T> FN void flat(const Gemm &p) {
         warp_sync();
         if (step + FLAT_STAGES - 1 < steps) fetch(step + FLAT_STAGES - 1);
         cp_async_commit();
-        const T *x = stages + step % FLAT_STAGES * FLAT_STAGE, *weight = x + FLAT_ROWS * STEP;
+        const T *x = stages + step % FLAT_STAGES * FLAT_STAGE, *weight = x + TILE * STEP;
         UNROLL for (u32 k = 0; k < STEP / 16; ++k) {
             u32 a[4], b[4], x_row = lane % 16, row = lane / 16 * 8 + lane % 8;
             ldmatrix(a, x + x_row * STEP + swizzle(x_row, 2 * k + lane / 16) * 8);
@@ -55,22 +48,11 @@ template <class T> FN void flat(const Gemm &p) {
             mma<T>(sum[0], a, b[0], b[1]);
             mma<T>(sum[1], a, b[2], b[3]);
         }
-        if ((step + 1) % STEPS == 0) {
-            u32 slab = step / STEPS * FLAT_WARPS + warp;
-            for (u32 n = 0; n < 2; ++n)
-                for (u32 i = 0; i < 4; ++i) {
-                    u32 row = lane / 4 + 8 * (i / 2), at = 8 * n + 2 * (lane % 4) + i % 2;
-                    sums[(slab * FLAT_ROWS + row) * FLAT_COLUMNS + at] = sum[n][i];
-                    sum[n][i] = 0.0f;
-                }
-        }
+        if ((step + 1) % STEPS == 0) leave_slab(sums, step / STEPS * FLAT_WARPS + warp, sum);
     }
     block_sync();
-    for (u32 i = thread_index(); i < FLAT_ROWS * FLAT_COLUMNS; i += FLAT_THREADS) {
-        float total = 0.0f;
-        for (u32 slab = 0; slab < slabs; ++slab) total += sums[slab * FLAT_ROWS * FLAT_COLUMNS + i];
-        put<T>(p, i / FLAT_COLUMNS, column + i % FLAT_COLUMNS, total);
-    }
+    for (u32 i = thread_index(); i < TILE * TILE; i += FLAT_THREADS)
+        put<T>(p, i / TILE, column + i % TILE, add_slabs(sums, slabs, i));
 }
 
 // Rows lie in their order.

@@ -1,6 +1,6 @@
 // The tile of a matrix product that `gemm.cu` and `grouped.cu` share.
 #pragma once
-#include "prelude.cuh"
+#include "slabs.cuh"
 
 struct Gemm {
     const void *x;
@@ -14,7 +14,6 @@ struct Gemm {
     u32 rows, in, out_cols, scale_stride;
 };
 
-constexpr u32 SLAB = 512;
 // Numbers of `in` that are brought at once: a row of 128 bytes.
 constexpr u32 STEP = 64;
 

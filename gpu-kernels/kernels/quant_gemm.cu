@@ -7,7 +7,7 @@
 // bits are two times 16 bytes. The four lanes' pieces follow each other. Sums are as in `gemm.cu`: slabs of 512,
 // each from zero, in ascending order. So a row's bits are those of `gemm` with the weight that `dequantise`
 // writes.
-#include "prelude.cuh"
+#include "slabs.cuh"
 
 struct QuantGemm {
     const void *x;
@@ -28,9 +28,9 @@ struct QuantGemm {
     u32 rows, in, out_cols, out_padded, group, scale_stride;
 };
 
-constexpr u32 SLAB = 512, PART = 128, STEPS = PART / 16;
-constexpr u32 ROWS = 16, COLUMNS = 16, WARPS = 8, THREADS = WARPS * WARP, STAGES = 2;
-constexpr u32 STAGE = ROWS * PART;
+constexpr u32 PART = 128, STEPS = PART / 16;
+constexpr u32 WARPS = 8, THREADS = WARPS * WARP, STAGES = 2;
+constexpr u32 STAGE = TILE * PART;
 
 // Four bits, with a scale and a zero for each group of `group` numbers of a row.
 struct u4 {};
@@ -85,8 +85,8 @@ template <class T, class W> FN float Part<T, W>::number(u32 step, u32 i) const {
 }
 
 template <class T, class W> FN void quant_gemm(const QuantGemm &p) {
-    u32 down = divide_up(p.rows, ROWS), first_row = block_index() % down * ROWS;
-    u32 column = block_index() / down * COLUMNS, lane = thread_index() % WARP, warp = thread_index() / WARP;
+    u32 down = divide_up(p.rows, TILE), first_row = block_index() % down * TILE;
+    u32 column = block_index() / down * TILE, lane = thread_index() % WARP, warp = thread_index() / WARP;
     T *stages = reinterpret_cast<T *>(shared_memory()) + warp * STAGES * STAGE;
     // [slab][row][column]
     float *sums = reinterpret_cast<float *>(shared_memory() + WARPS * STAGES * STAGE * 2);
@@ -131,26 +131,11 @@ template <class T, class W> FN void quant_gemm(const QuantGemm &p) {
             }
         }
         for (u32 n = 0; n < 2; ++n) weight[n] = next[n];
-        if ((part + 1) % PARTS == 0) {
-            u32 slab = part / PARTS * WARPS + warp;
-            for (u32 n = 0; n < 2; ++n)
-                for (u32 i = 0; i < 4; ++i) {
-                    u32 row = lane / 4 + 8 * (i / 2), at = 8 * n + 2 * (lane % 4) + i % 2;
-                    sums[(slab * ROWS + row) * COLUMNS + at] = sum[n][i];
-                    sum[n][i] = 0.0f;
-                }
-        }
+        if ((part + 1) % PARTS == 0) leave_slab(sums, part / PARTS * WARPS + warp, sum);
     }
     block_sync();
-    for (u32 i = thread_index(); i < ROWS * COLUMNS; i += THREADS) {
-        u32 row = first_row + i / COLUMNS, at = column + i % COLUMNS;
-        if (row >= p.rows || at >= p.out_cols) continue;
-        float total = 0.0f;
-        for (u32 slab = 0; slab < slabs; ++slab) total += sums[slab * ROWS * COLUMNS + i];
-        if (p.scales) total *= p.scales[at * p.scale_stride];
-        if (p.bias) total += widen(static_cast<const T *>(p.bias)[at]);
-        static_cast<T *>(p.out)[row * p.out_stride + at] = narrow<T>(total);
-    }
+    for (u32 i = thread_index(); i < TILE * TILE; i += THREADS)
+        put<T>(p, first_row + i / TILE, column + i % TILE, add_slabs(sums, slabs, i));
 }
 
 // The weight as rows of T: what many rows are multiplied by, or rows of an embedding table.

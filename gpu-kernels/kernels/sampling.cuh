@@ -171,11 +171,11 @@ template <class T> FN Kept keep(const Logits &p) {
     const T *logits = static_cast<const T *>(p.logits) + block_index() * p.stride;
     float *work = p.work + static_cast<u64>(block_index()) * p.vocabulary;
     u32 n = p.vocabulary;
-    // What is no number is not allowed either.
+    // What is no number is not allowed either. Adding 0 makes one zero of the two.
     for (u32 i = thread_index(); i < n; i += BLOCK) {
         float x = widen(logits[i]);
         bool allowed = row.mask_row == ~0u || p.mask[static_cast<u64>(row.mask_row) * p.mask_words + i / 32] >> i % 32 & 1u;
-        work[i] = allowed && x == x ? x : NEGATIVE_INFINITY;
+        work[i] = allowed && x == x ? x + 0.0f : NEGATIVE_INFINITY;
     }
     block_sync();
     // A token is in the list once.

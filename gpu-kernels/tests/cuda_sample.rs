@@ -139,6 +139,7 @@ fn edges_of_the_vocabulary() {
         // Equal logits: the first when greedy, all of them when drawn.
         let greedy = Draw { temperature: 0.0, random: u64::MAX, ..Draw::default() };
         assert_eq!(one(vec![1.0, 2.0, 2.0, 2.0], greedy, &[]).token, 1);
+        assert_eq!(one(vec![-1.0, -0.0, 0.0], greedy, &[]).token, 1, "both are zero");
         let last = Draw { random: u64::MAX, top_k: 1, ..Draw::default() };
         assert_eq!(one(vec![1.0, 2.0, 2.0, 2.0], last, &[]).token, 3);
         // A vocabulary of the size in use.

@@ -26,6 +26,7 @@ headers!(
     "hopper_device.cuh",
     "prelude.cuh",
     "sampling.cuh",
+    "slabs.cuh",
     "softmax.cuh"
 );
 
