@@ -1,8 +1,8 @@
 //! Matrix products: `kernels/gemm.cu`.
 
-#[cfg(feature = "cuda")]
-use super::cublaslt::{Product, ProductShape};
 use super::device::Address;
+#[cfg(feature = "cuda")]
+use super::products::{Product, ProductShape};
 use super::tensor::{self, FloatMatrix, Tensor};
 use super::{Cuda, count, divide};
 use crate::{Error, Projection};

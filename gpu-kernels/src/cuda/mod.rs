@@ -25,6 +25,8 @@ mod moe;
 mod norm;
 mod plan;
 mod pool;
+#[cfg(feature = "cuda")]
+mod products;
 mod quant;
 mod rope;
 mod sample;
@@ -77,7 +79,7 @@ pub struct Cuda {
     fast_prompts: bool,
     /// What multiplies in our kernels' place.
     #[cfg(feature = "cuda")]
-    products: Option<Arc<cublaslt::Products>>,
+    products: Option<Arc<products::Products>>,
 }
 
 impl Cuda {
