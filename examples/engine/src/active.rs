@@ -113,6 +113,10 @@ impl Active {
         &self.tokens[..self.prompt_tokens as usize]
     }
 
+    fn tokens_of_output(&self) -> &[u32] {
+        &self.tokens[self.prompt_tokens as usize..]
+    }
+
     pub(crate) fn output_tokens(&self) -> u32 {
         u32::try_from(self.tokens.len()).unwrap_or(u32::MAX) - self.prompt_tokens
     }
@@ -141,7 +145,7 @@ impl Active {
     /// Chooses the next token from the logits of the last one. `row` is room for a copy of them.
     pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) {
         self.copy_allowed(logits, row);
-        let mut id = self.chooser.choose(row, &self.tokens[self.prompt_tokens as usize..], scratch);
+        let mut id = self.chooser.choose(row, self.tokens_of_output(), scratch);
         let mut of = logits;
         if let Some(guide) = &self.guide {
             self.copy_allowed(logits, row);
@@ -155,18 +159,37 @@ impl Active {
         self.chosen = Some(SampledToken { id, logprobs });
     }
 
-    /// How a machine draws the token at a position of the output, if it can: nobody wants to know how likely it was, no
-    /// grammar and no search decides, and penalties do not count drafts of which nobody knows yet.
+    /// How a machine draws the token at a position of the output; nothing where only the host can choose: somebody
+    /// wants to know how likely the token was, a search decides, the grammar and the request's own rules may have to
+    /// be weighed, or more than logits would have to know which drafts stand.
     pub(crate) fn draw(&self, position: u32) -> Option<Draw<'_>> {
         let Self { guide, logprobs, search, drafter, chooser, .. } = self;
-        let alone = guide.is_none() && logprobs.is_none() && search.is_none();
-        let certain = drafter.is_none() || !chooser.looks_back();
-        if alone && certain { chooser.draw(position) } else { None }
+        let alone = logprobs.is_none() && search.is_none();
+        let agreed = guide.is_none() || !chooser.has_rules();
+        let certain = drafter.is_none() || (guide.is_none() && !chooser.looks_back());
+        if alone && agreed && certain { chooser.draw(position) } else { None }
     }
 
-    /// The machine drew this token; none, if no logit was a number.
+    /// Adds the mask of its next token to others, so many words; false where every token may come.
+    pub(crate) fn mask(&self, words: usize, masks: &mut Vec<u32>) -> bool {
+        let (start, output) = (masks.len(), self.tokens_of_output());
+        if let Some(guide) = &self.guide {
+            masks.extend(guide.mask().iter().take(words));
+            masks.resize(start + words, 0);
+        } else if self.chooser.masks(output) {
+            masks.resize(start + words, u32::MAX);
+            self.chooser.mask(&mut masks[start..], output);
+        }
+        masks.len() > start
+    }
+
+    /// The machine drew this token; none, if no logit that may be drawn is a number.
     pub(crate) fn drew(&mut self, token: Option<u32>) {
-        self.chosen = Some(SampledToken { id: token.unwrap_or(0), logprobs: None });
+        let id = token.unwrap_or_else(|| {
+            let last = self.chooser.last_resort();
+            self.guide.as_ref().filter(|guide| !guide.allows(last)).map_or(last, Guide::first)
+        });
+        self.chosen = Some(SampledToken { id, logprobs: None });
     }
 
     /// The logits of the tokens that the grammar takes.

@@ -168,6 +168,11 @@ impl Guide {
         }
     }
 
+    /// Bits of the tokens that may come next, from the lowest; what is behind them may not.
+    pub(crate) fn mask(&self) -> &[u32] {
+        self.mask.as_slice()
+    }
+
     /// Whether a token may come next.
     pub fn allows(&self, token: u32) -> bool {
         self.mask.as_slice().get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)

@@ -32,8 +32,9 @@ pub(crate) trait Machine: Send + Sync {
     /// Whether it [draws](Machine::draw) tokens.
     fn draws(&self) -> bool;
     /// Draws a token from each of the last step's wanted rows from `start` on, at most as many as
-    /// [`Machine::logits`] takes at once, without bringing logits to the host. No token: no logit is a number.
-    fn draw(&mut self, start: u32, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>, Error>;
+    /// [`Machine::logits`] takes at once, without bringing logits to the host; `masks` as for [`Cuda::sample`]. No
+    /// token: no logit that may be drawn is a number.
+    fn draw(&mut self, start: u32, draws: &[Draw<'_>], masks: &[u32]) -> Result<Vec<Option<u32>>, Error>;
     /// As [`Ops::copy_blocks`].
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error>;
     /// As [`Ops::save_block`].
@@ -72,19 +73,28 @@ pub(crate) trait Drawing: Ops {
     const DRAWS: bool;
 
     /// A token for each row from `start` on for which there is a draw.
-    fn draw(&self, logits: &Self::Tensor, start: usize, draws: &[Draw<'_>]) -> Result<Vec<Sampled>, Error>;
+    fn draw(
+        &self,
+        logits: &Self::Tensor,
+        start: usize,
+        draws: &[Draw<'_>],
+        masks: &[u32],
+    ) -> Result<Vec<Sampled>, Error>;
 }
 
 impl Drawing for Cuda {
     const DRAWS: bool = true;
 
-    fn draw(&self, logits: &Self::Tensor, start: usize, draws: &[Draw<'_>]) -> Result<Vec<Sampled>, Error> {
-        if logits.rows() == draws.len() {
-            return self.sample(logits, draws, &[]);
-        }
+    fn draw(
+        &self,
+        logits: &Self::Tensor,
+        start: usize,
+        draws: &[Draw<'_>],
+        masks: &[u32],
+    ) -> Result<Vec<Sampled>, Error> {
         let mut all = vec![NO_DRAW; logits.rows()];
         all[start..start + draws.len()].copy_from_slice(draws);
-        let mut sampled = self.sample(logits, &all, &[])?.split_off(start);
+        let mut sampled = self.sample(logits, &all, masks)?.split_off(start);
         sampled.truncate(draws.len());
         Ok(sampled)
     }
@@ -94,7 +104,7 @@ impl Drawing for Cuda {
 impl Drawing for Cpu {
     const DRAWS: bool = false;
 
-    fn draw(&self, _: &Self::Tensor, _: usize, _: &[Draw<'_>]) -> Result<Vec<Sampled>, Error> {
+    fn draw(&self, _: &Self::Tensor, _: usize, _: &[Draw<'_>], _: &[u32]) -> Result<Vec<Sampled>, Error> {
         unreachable!("the CPU draws nothing")
     }
 }
@@ -272,13 +282,13 @@ where
         O::DRAWS
     }
 
-    fn draw(&mut self, start: u32, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>, Error> {
+    fn draw(&mut self, start: u32, draws: &[Draw<'_>], masks: &[u32]) -> Result<Vec<Option<u32>>, Error> {
         let count = u32::try_from(draws.len()).unwrap_or(u32::MAX);
         let sampled = if self.was_short {
-            self.model.ops().draw(self.shortcut.all_logits(), start as usize, draws)?
+            self.model.ops().draw(self.shortcut.all_logits(), start as usize, draws, masks)?
         } else {
             self.model.compute_logits(start..start + count)?;
-            self.model.ops().draw(self.model.computed_logits(), 0, draws)?
+            self.model.ops().draw(self.model.computed_logits(), 0, draws, masks)?
         };
         let token = |sampled: Sampled| (sampled.token != u32::MAX).then_some(sampled.token);
         Ok(sampled.into_iter().map(token).collect())

@@ -75,12 +75,32 @@ impl Chooser {
             if self.sampling.is_greedy() { 0.0 } else { temperature.max(draw::TEMPERATURE_MIN) };
         let random = random::bits(self.seed, position.into());
         let draw = Draw { temperature, top_k, top_p, min_p, random, ..self.penalties.parameters() };
-        self.rules.are_off().then_some(draw)
+        (!self.rules.add_to_logits()).then_some(draw)
     }
 
     /// Whether what is drawn depends on the tokens before it by more than the logits.
     pub(crate) fn looks_back(&self) -> bool {
-        !self.penalties.are_off()
+        self.has_rules() || !self.penalties.are_off()
+    }
+
+    /// Whether there are rules on single tokens.
+    pub(crate) fn has_rules(&self) -> bool {
+        !self.rules.are_off()
+    }
+
+    /// The rules on single tokens: whether there are any after this output, which a mask would have to know.
+    pub(crate) fn masks(&self, output: &[u32]) -> bool {
+        self.rules.forbid_any(output)
+    }
+
+    /// Takes out of a mask, bits from the lowest, what may not come after this output.
+    pub(crate) fn mask(&self, mask: &mut [u32], output: &[u32]) {
+        self.rules.mask(mask, output);
+    }
+
+    /// What comes when no token may.
+    pub(crate) fn last_resort(&self) -> u32 {
+        self.rules.last_resort()
     }
 
     /// A token became part of the output.

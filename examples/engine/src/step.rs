@@ -382,12 +382,23 @@ fn draw(
         Goal::Prompt { .. } => None,
         Goal::Next { .. } | Goal::Behind { .. } => active.get(&wanted.id)?.draw(wanted.position),
     };
-    let draws: Vec<_> = if machine.draws() { wanted.iter().map(of).collect() } else { Vec::new() };
-    if draws.iter().all(Option::is_none) {
+    let mut found: Vec<_> = if machine.draws() { wanted.iter().map(of).collect() } else { Vec::new() };
+    if found.iter().all(Option::is_none) {
         return Ok(vec![Drawn::No; wanted.len()]);
     }
-    let all: Vec<_> = draws.iter().map(|draw| draw.unwrap_or(NO_DRAW)).collect();
-    let tokens = expected(machine.draw(start, &all))?;
-    let drawn = |(draw, token): (&Option<_>, _)| if draw.is_some() { Drawn::Token(token) } else { Drawn::No };
-    Ok(draws.iter().zip(tokens).map(drawn).collect())
+    let words = machine.config().vocab.div_ceil(32);
+    let mut masks = Vec::new();
+    for (wanted, draw) in wanted.iter().zip(&mut found) {
+        let row = masks.len() / words;
+        if let Some(draw) = draw
+            && active[&wanted.id].mask(words, &mut masks)
+        {
+            draw.mask_row = Some(row);
+        }
+    }
+    let draws: Vec<_> = found.iter().map(|draw| draw.unwrap_or(NO_DRAW)).collect();
+    let tokens = expected(machine.draw(start, &draws, &masks))?;
+    let drawn =
+        |(found, token): (&Option<_>, _)| if found.is_some() { Drawn::Token(token) } else { Drawn::No };
+    Ok(found.iter().zip(tokens).map(drawn).collect())
 }

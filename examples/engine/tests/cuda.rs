@@ -25,8 +25,8 @@ use std::sync::atomic::Ordering;
 
 use emulator::Emulator;
 use quayline_engine::{
-    Device, Engine, FinishReason, KvDtype, KvSize, LoadError, Model, ModelFiles, Options, Output, Request,
-    RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits, Tick,
+    Constraint, Device, Engine, FinishReason, Grammar, KvDtype, KvSize, LoadError, Model, ModelFiles,
+    Options, Output, Request, RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits, Tick,
 };
 use quayline_gpu_kernels::Dtype;
 use safetensors::SafeTensors;
@@ -227,12 +227,12 @@ fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
     assert!(engine.snapshot().prefix.hits > before);
 }
 
-/// Tokens of answers whose log-probabilities nobody asked for, all at once.
-fn tokens(engine: &mut Engine, asked: &[(u64, Sampling)]) -> Vec<Vec<u32>> {
+/// Tokens of answers, all at once.
+fn tokens(engine: &mut Engine, asked: &[(u64, Sampling)], grammar: Option<&Grammar>) -> Vec<Vec<u32>> {
     let prompt = engine.text().encode("ROMEO:\nBut, soft! what light", true).unwrap();
     for (id, sampling) in asked {
-        let request = Request { sampling: sampling.clone(), ..Request::new(RequestId(*id), prompt.clone()) };
-        engine.add(request).unwrap();
+        let (sampling, grammar) = (sampling.clone(), grammar.cloned());
+        engine.add(Request { sampling, grammar, ..Request::new(RequestId(*id), prompt.clone()) }).unwrap();
     }
     let mut outputs: Vec<Output> = Vec::new();
     while engine.has_work() {
@@ -249,16 +249,25 @@ fn drawn() -> Vec<(u64, Sampling)> {
     let base = Sampling { seed: Some(5), max_tokens: Some(6), ignore_eos: true, ..Sampling::default() };
     let greedy = Sampling { temperature: 0.0, ..base.clone() };
     let penalties =
-        Sampling { repetition_penalty: 1.3, presence_penalty: 0.4, frequency_penalty: 0.7, ..greedy.clone() };
+        Sampling { repetition_penalty: 2.5, presence_penalty: 1.4, frequency_penalty: 1.7, ..greedy.clone() };
     let cut = Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.01, ..base.clone() };
-    (0..).zip([greedy, penalties, base, cut]).collect()
+    let ruled = Sampling {
+        allowed_token_ids: Some((200..900).collect()),
+        bad_words: vec!["is".to_owned()],
+        stop_token_ids: vec![353],
+        min_tokens: 3,
+        ..greedy.clone()
+    };
+    (0..).zip([greedy, penalties, base, cut, ruled]).collect()
 }
 
 #[test]
 fn tokens_are_drawn_where_the_logits_are_and_are_the_hosts() {
     let Some((mut engine, emulator)) = load(&Options { prefix_caching: false, ..options() }) else { return };
     let asked = drawn();
-    let found = tokens(&mut engine, &asked);
+    let found = tokens(&mut engine, &asked, None);
+    assert_ne!(found[0], found[1], "penalties count");
+    assert_ne!(found[0], found[4], "rules count");
     if !emulator::on_gpu() {
         let rows = asked.iter().map(|(_, sampling)| u64::from(sampling.max_tokens.unwrap())).sum::<u64>();
         let downloaded = emulator.downloaded.load(Ordering::Relaxed);
@@ -267,14 +276,20 @@ fn tokens_are_drawn_where_the_logits_are_and_are_the_hosts() {
     // A request that wants log-probabilities is the host's.
     let told = |(id, sampling): &(u64, Sampling)| (*id, Sampling { logprobs: Some(0), ..sampling.clone() });
     let told: Vec<_> = asked.iter().map(told).collect();
-    assert_eq!(tokens(&mut engine, &told), found, "by the host");
+    assert_eq!(tokens(&mut engine, &told, None), found, "by the host");
     // Beside others that are the host's, and alone.
     let others = told.iter().map(|(id, sampling)| (id + 10, sampling.clone()));
     let mixed: Vec<_> = others.chain(asked.iter().cloned()).collect();
-    assert_eq!(tokens(&mut engine, &mixed)[asked.len()..], found, "beside others");
-    for (one, expected) in asked.iter().zip(&found) {
-        assert_eq!(tokens(&mut engine, std::slice::from_ref(one))[0], *expected, "alone");
-    }
+    assert_eq!(tokens(&mut engine, &mixed, None)[asked.len()..], found, "beside others");
+    assert_eq!(tokens(&mut engine, &asked[3..], None)[0], found[3], "alone");
+    // Under a grammar, whose mask goes to the device.
+    let grammar = engine.grammars().compile(&Constraint::Regex("( [a-z]+){3}[.]".into())).unwrap();
+    let before = emulator.downloaded.load(Ordering::Relaxed);
+    let guided = tokens(&mut engine, &asked[..4], Some(&grammar));
+    assert_ne!(guided, found[..4]);
+    let downloaded = emulator.downloaded.load(Ordering::Relaxed) - before;
+    assert!(downloaded <= 24 * 16, "{downloaded} bytes: logits were brought over");
+    assert_eq!(tokens(&mut engine, &told[..4], Some(&grammar)), guided, "under a grammar, by the host");
     // With drafts, some of which are verified in a step.
     let [one, three] = [1, 3].map(|n| NonZeroU32::new(n).unwrap());
     let speculation = Speculation {
@@ -285,9 +300,10 @@ fn tokens_are_drawn_where_the_logits_are_and_are_the_hosts() {
     };
     let speculation = Some(speculation);
     let Some((mut engine, _)) = load(&Options { speculation, ..options() }) else { return };
-    assert_eq!(tokens(&mut engine, &asked), found, "with drafts");
+    assert_eq!(tokens(&mut engine, &asked, None), found, "with drafts");
+    assert_eq!(tokens(&mut engine, &asked[..4], Some(&grammar)), guided, "with drafts under a grammar");
     let Some((mut engine, _)) = load(&Options { async_scheduling: true, ..options() }) else { return };
-    assert_eq!(tokens(&mut engine, &asked), found, "planned ahead");
+    assert_eq!(tokens(&mut engine, &asked, None), found, "planned ahead");
 }
 
 #[test]
@@ -299,7 +315,7 @@ fn a_device_that_fails_ends_everybody_with_an_error_and_no_more() {
             return;
         }
         let expected = answers(&mut engine, &[0, 1, 2]);
-        for launches in [0, 1, 7, 20, 40] {
+        for launches in [0, 30] {
             let all = requests(&engine);
             all.iter().for_each(|request| engine.add(request.clone()).unwrap());
             emulator.launches_left.store(launches, Ordering::Relaxed);
@@ -365,7 +381,7 @@ fn the_cache_takes_what_a_gpu_has_left() {
     let refused = load(1 << 20, Some(128)).unwrap().unwrap_err().to_string();
     assert!(refused.contains("8 blocks") && refused.contains("1048576 free bytes"), "{refused}");
     // Between them there is a memory that holds some of the blocks.
-    let (mut few, mut many) = (1 << 20, 1 << 32);
+    let (mut few, mut many) = (1 << 20, 1 << 26);
     while many - few > 1 << 12 {
         let between = u64::midpoint(few, many);
         match load(between, Some(128)).unwrap() {

@@ -39,21 +39,46 @@ impl Rules {
         if let Some(allowed) = &self.allowed {
             keep_only(logits, allowed);
         }
-        for word in &self.bad_words {
-            if let Some((&last, before)) = word.split_last()
-                && output.ends_with(before)
-            {
-                forbid(logits, last);
-            }
-        }
-        if output.len() < self.min_tokens {
-            self.ends.iter().for_each(|&id| forbid(logits, id));
-        }
+        self.forbidden(output).for_each(|id| forbid(logits, id));
         for &(id, bias) in &self.bias {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit += bias;
             }
         }
+    }
+
+    /// Whether they are more than which tokens may come.
+    pub(crate) fn add_to_logits(&self) -> bool {
+        !self.bias.is_empty()
+    }
+
+    /// Whether some token may not come after this output.
+    pub(crate) fn forbid_any(&self, output: &[u32]) -> bool {
+        self.allowed.is_some() || self.forbidden(output).next().is_some()
+    }
+
+    /// Takes out of a mask, bits from the lowest, what may not come.
+    pub(crate) fn mask(&self, mask: &mut [u32], output: &[u32]) {
+        if let Some(allowed) = &self.allowed {
+            let mut only = vec![0; mask.len()];
+            allowed.iter().for_each(|id| only[*id as usize / 32] |= 1 << (id % 32));
+            mask.iter_mut().zip(only).for_each(|(word, only)| *word &= only);
+        }
+        for id in self.forbidden(output) {
+            if let Some(word) = mask.get_mut(id as usize / 32) {
+                *word &= !(1 << (id % 32));
+            }
+        }
+    }
+
+    /// Tokens that may not come after this output.
+    fn forbidden(&self, output: &[u32]) -> impl Iterator<Item = u32> {
+        let bad = |word: &Vec<u32>| {
+            let (&last, before) = word.split_last()?;
+            output.ends_with(before).then_some(last)
+        };
+        let ends = if output.len() < self.min_tokens { &self.ends[..] } else { &[] };
+        self.bad_words.iter().filter_map(bad).chain(ends.iter().copied())
     }
 
     /// What is chosen when the rules together forbid everything.
@@ -112,6 +137,22 @@ mod tests {
         let sampling = Sampling { min_tokens: 2, stop_token_ids: vec![0], ..Sampling::default() };
         assert_eq!(apply(&sampling, &[4], &[], &[1]), [NO, 1.0, 1.0, 1.0, NO]);
         assert_eq!(apply(&sampling, &[4], &[], &[1, 1]), [1.0; 5]);
+    }
+
+    #[test]
+    fn a_mask_takes_out_what_logits_lose() {
+        let sampling =
+            Sampling { min_tokens: 2, allowed_token_ids: Some(vec![0, 1, 3, 4]), ..Sampling::default() };
+        for output in [&[][..], &[1], &[2, 1]] {
+            let rules = Rules::new(&sampling, vec![4], vec![vec![1, 3], vec![0]]);
+            let (mut logits, mut mask) = (vec![1.0; 5], [!0]);
+            rules.apply(&mut logits, output);
+            rules.mask(&mut mask, output);
+            let bits = logits.iter().rev().fold(0, |bits, &logit| 2 * bits + u32::from(logit == 1.0));
+            assert_eq!(mask, [bits], "{output:?}");
+            assert!(rules.forbid_any(output));
+        }
+        assert!(!Rules::new(&Sampling::default(), vec![4], Vec::new()).forbid_any(&[]));
     }
 
     #[test]
