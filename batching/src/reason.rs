@@ -281,7 +281,7 @@ impl fmt::Display for Reason {
             Reason::GrammarPending => write!(f, "its grammar is still being compiled"),
             Reason::LeaderReads { leader } => write!(f, "{leader} is still to read their prompt"),
             Reason::Loading { tokens } => write!(f, "{tokens} tokens are on their way from another machine"),
-            Reason::RemoteUnknown => write!(f, "what another machine has of it is not known yet"),
+            Reason::RemoteUnknown => write!(f, "what a slower tier has of it is not known yet"),
             Reason::LoadFailed { tokens, loaded_tokens } => {
                 write!(f, "{loaded_tokens} of {tokens} tokens came from another machine")
             }

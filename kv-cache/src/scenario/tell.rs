@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tiers::Behind;
+use super::contents::Behind;
 use super::words::Words;
 use super::{Cache, list, said};
 use crate::hash::AnyHash;

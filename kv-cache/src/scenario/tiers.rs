@@ -1,34 +1,23 @@
 //! The commands about tiers, and about what sequences find and leave there.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::ops::RangeInclusive;
 
+use super::contents::{Behind, Key};
+use super::tier::patience;
 use super::words::{Words, number};
 use super::{Cache, Named, list};
-use crate::hash::AnyHasher;
 use crate::tier::{
-    Advice, BlockKey, Contents, Fetch, Finished, JobId, LoadStart, Lookup, Medium, Occasion, Offload, Origin,
-    Outcome, Patience, Store, TierConfig, TierEviction, TierId, Tiers, Verdict, Write, agreed,
+    Advice, Finished, JobId, LoadStart, Lookup, Occasion, Origin, Outcome, Patience, Store, TierId, Verdict,
+    agreed,
 };
-use crate::{BlockCount, BlockHasher, BlockId, GroupId, SequenceId, Tick, TokenCount};
-
-type Digest = <AnyHasher as BlockHasher>::Digest;
-type Key = BlockKey<Digest>;
-
-/// Tiers that are spoken to.
-#[derive(Debug)]
-pub(super) struct Behind {
-    pub(super) offload: Offload<Digest>,
-    /// What contents are called: by the first sequence and hash that named them.
-    pub(super) names: BTreeMap<Key, String>,
-}
+use crate::{BlockCount, SequenceId, Tick, TokenCount};
 
 /// Whether a command is for this file.
 pub(super) fn understands(verb: &str) -> bool {
-    const VERBS: [&str; 24] = [
+    const VERBS: [&str; 25] = [
         "agree",
         "answer",
+        "backlog",
         "computed",
         "done",
         "dump",
@@ -53,71 +42,6 @@ pub(super) fn understands(verb: &str) -> bool {
         "where",
     ];
     VERBS.contains(&verb)
-}
-
-/// `tiers host:4 disk:8+arc ...`: tiers as the words say, nearest first.
-pub(super) fn begin(mut words: Words<'_>) -> Result<Behind, String> {
-    let fetch = Fetch {
-        load_min: BlockCount(words.number("load_min")?.unwrap_or(0)),
-        promote_min: BlockCount(words.number("promote_min")?.unwrap_or(0)),
-        patience: words.option("patience").map_or(Ok(Patience::default()), patience)?,
-    };
-    let generation = words.number("generation")?.unwrap_or(0);
-    let mut configs = Vec::new();
-    while let Ok(word) = words.next("a tier") {
-        configs.push(config(word)?);
-    }
-    words.end()?;
-    let tiers = Tiers::new(&configs, generation).map_err(|error| error.to_string())?;
-    Ok(Behind { offload: Offload::new(tiers, fetch), names: BTreeMap::new() })
-}
-
-fn patience(word: &str) -> Result<Patience, String> {
-    match word.split_once(':') {
-        None if word == "best_effort" => Ok(Patience::BestEffort),
-        None if word == "wait_complete" => Ok(Patience::WaitComplete),
-        Some(("timeout", ticks)) => {
-            let (base, per_block) = ticks.split_once('+').unwrap_or((ticks, "0"));
-            Ok(Patience::Timeout { base: number(base)?.into(), per_block: number(per_block)?.into() })
-        }
-        _ => Err(format!("`{word}` is no patience")),
-    }
-}
-
-/// `disk:8+arc+back:2`: medium, slots, and what differs from the usual.
-fn config(word: &str) -> Result<TierConfig, String> {
-    let mut parts = word.split('+');
-    let first = parts.next().unwrap_or_default();
-    let (medium, slots) = first.split_once(':').ok_or_else(|| format!("`{first}` is not MEDIUM:SLOTS"))?;
-    let medium = match medium {
-        "host" => Medium::Host,
-        "disk" => Medium::Disk,
-        "remote" => Medium::Remote,
-        _ => return Err(format!("`{medium}` is no medium")),
-    };
-    let mut config = TierConfig::new(medium, BlockCount(number(slots)?));
-    for part in parts {
-        let (name, value) = part.split_once(':').unwrap_or((part, ""));
-        match name {
-            "arc" => config.eviction = TierEviction::Arc,
-            "staged" => config.staged = true,
-            "direct" => config.staged = false,
-            "back" => config.write = Write::Back { ahead: number(value)? },
-            "asked" => config.contents = Contents::Asked { remembered: number(value)? },
-            "identity" => config.identity = number(value)?.into(),
-            "after" => {
-                let (offers, tracked) = value.split_once('/').unwrap_or((value, "0"));
-                config.write = Write::After { offers: number(offers)?, tracked: number(tracked)? };
-            }
-            _ => return Err(format!("`{part}` says nothing about a tier")),
-        }
-    }
-    Ok(config)
-}
-
-/// What a content is called.
-fn label(name: &str, index: usize, group: GroupId) -> String {
-    if group.0 == 0 { format!("{name}.{index}") } else { format!("{name}.{index}:{group}") }
 }
 
 /// Carries out a command.
@@ -153,7 +77,7 @@ pub(super) fn run(
         _ => {}
     }
     let tier = match verb {
-        "store" | "promote" | "flush" | "dump" | "restore" | "answer" | "forget_answers" => {
+        "store" | "promote" | "flush" | "backlog" | "dump" | "restore" | "answer" | "forget_answers" => {
             let tier = words.plain_number("a tier")?;
             TierId(u8::try_from(tier).unwrap_or(u8::MAX))
         }
@@ -187,69 +111,6 @@ impl Behind {
         done.map_err(|error| error.to_string())?;
         (progress.computed, progress.computed_before) = (0, 0);
         Ok(format!("{name} {verb}d free={}", cache.stats().free))
-    }
-
-    /// The first sequence to know a content gives it its name.
-    pub(super) fn learn_names(&mut self, cache: &Cache, sequences: &Named) {
-        for (name, progress) in &sequences.0 {
-            for (index, &digest) in cache.hashes(progress.id).unwrap_or_default().iter().enumerate() {
-                for group in
-                    (0..=u8::MAX).map(GroupId).take_while(|&g| cache.table_in(progress.id, g).is_ok())
-                {
-                    self.names.entry(Key { digest, group }).or_insert_with(|| label(name, index, group));
-                }
-            }
-        }
-    }
-
-    fn name(&self, key: Key) -> String {
-        self.names.get(&key).cloned().unwrap_or_else(|| "?".to_owned())
-    }
-
-    fn named(&self, keys: impl IntoIterator<Item = Key>) -> String {
-        list(keys.into_iter().map(|key| self.name(key)))
-    }
-
-    /// `A.3`, `A.0-3` or `A.3:1`: contents of a sequence, with the blocks that it has for them.
-    fn contents(
-        &self,
-        cache: &Cache,
-        sequences: &mut Named,
-        word: &str,
-    ) -> Result<Vec<(Key, BlockId)>, String> {
-        let (name, rest) = word.split_once('.').ok_or_else(|| format!("`{word}` is not SEQUENCE.INDEX"))?;
-        let (range, group) = rest.split_once(':').unwrap_or((rest, "0"));
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let group = GroupId(u8::try_from(number(group)?).unwrap_or(u8::MAX));
-        let id = sequences.of(name).id;
-        let Ok(hashes) = cache.hashes(id) else {
-            return self.remembered(name, number(first)?..=number(last)?, group);
-        };
-        let table = cache.table_in(id, group).map_err(|error| error.to_string())?;
-        let indices = number(first)? as usize..=number(last)? as usize;
-        let content = |index: usize| {
-            let digest = *hashes.get(index).ok_or_else(|| format!("{name} has no hash {index}"))?;
-            let block = table.blocks().get(index).copied().unwrap_or(BlockId::NULL);
-            Ok((Key { digest, group }, block))
-        };
-        indices.map(content).collect()
-    }
-
-    /// Contents of a sequence that is closed, which has no blocks for them.
-    fn remembered(
-        &self,
-        name: &str,
-        mut indices: RangeInclusive<u32>,
-        group: GroupId,
-    ) -> Result<Vec<(Key, BlockId)>, String> {
-        let mut contents = Vec::new();
-        indices.try_for_each(|index| {
-            let label = label(name, index as usize, group);
-            let key = self.names.iter().find(|(_, name)| **name == label).map(|(key, _)| *key);
-            contents.push((key.ok_or_else(|| format!("nothing is called {label}"))?, BlockId::NULL));
-            Ok::<(), String>(())
-        })?;
-        Ok(contents)
     }
 
     fn about_sequence(
@@ -374,6 +235,7 @@ impl Behind {
                 keys.iter().try_for_each(|&key| tiers.answer(tier, key, present))?;
                 "noted".to_owned()
             }
+            "backlog" => format!("backlog={}", tiers.backlog(tier)?),
             "forget_answers" => {
                 tiers.forget_answers(tier)?;
                 "forgotten".to_owned()

@@ -20,8 +20,10 @@ mod dump;
 mod end;
 mod error;
 mod event;
+mod flush;
 mod job;
 mod level;
+mod lookup;
 mod offload;
 mod order;
 mod prefetch;
@@ -39,9 +41,10 @@ pub use dump::Origin;
 pub use error::TierError;
 pub use event::{TierEvent, TierStats};
 pub use job::{Ended, JobId, Outcome, Place, TierId, TierSlot, Transfer};
+pub use lookup::{Lookup, Reach};
 pub use offload::{Advice, External, Finished, LoadStart, Offload, OffloadError};
 pub use prefetch::{Fetch, Patience, Verdict, agreed};
-pub use tiers::{Lookup, Reach, Tiers};
+pub use tiers::Tiers;
 
 /// What content is known by. Equal keys mean equal bytes, in every process and for ever.
 pub trait Key: Copy + Ord + Debug {}
