@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use quayline_batching::{Memory, Need, Remote, RequestId, Room};
 use quayline_kv_cache::{
-    Admission, BlockCount, BlockHash, Claim, Event, KvCache, SequenceId, Snapshot, TokenCount,
+    Admission, BlockCount, BlockHash, Claim, Event, KvCache, SequenceId, Snapshot, Tick, TokenCount,
 };
 
 use crate::handover::Elsewhere;
@@ -55,6 +55,14 @@ impl PagedMemory {
         match &mut self.host {
             Some(host) => host.reset(&mut self.cache),
             None => self.cache.reset(),
+        }
+    }
+
+    /// What the caller's clock says.
+    pub(crate) fn set_now(&mut self, now: Tick) {
+        self.cache.set_now(now);
+        if let Some(host) = &mut self.host {
+            host.set_now(now);
         }
     }
 

@@ -66,7 +66,7 @@ pub struct Engine {
     /// Why the last step came to nothing, if it did.
     pub(crate) failure: Option<kernels::Error>,
     /// Who was here when a step could do nothing because of the disk.
-    stuck: Option<[usize; 3]>,
+    pub(crate) stuck: Option<[usize; 3]>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -325,6 +325,10 @@ impl Engine {
         if remote > TokenCount(0) && request.sampling.prompt_logprobs.is_none() {
             self.memory.elsewhere.wanted.insert(kv_cache::SequenceId(request.id.0), remote.get());
         }
+        if let (Some(host), Some(targets)) = (&mut self.memory.host, request.targets) {
+            let due = request.arrival.0.saturating_add(targets.first_token_ticks);
+            host.set_due(kv_cache::SequenceId(request.id.0), kv_cache::Tick(due));
+        }
         self.active.insert(request.id, active);
         Ok(())
     }
@@ -416,46 +420,6 @@ impl Engine {
         let waiting = self.grammarless.len() + self.memory.elsewhere.arriving.len();
         let has_any = self.active.len() > waiting || !self.searches.is_empty() || self.is_planned_ahead();
         has_any && !(self.waits_for_disk() && self.stuck == Some(self.census()))
-    }
-
-    /// Whether some request can do nothing before the disk has done something.
-    fn waits_for_disk(&self) -> bool {
-        self.memory.host.as_ref().is_some_and(HostTier::is_waited_for)
-    }
-
-    /// A step has brought nothing because of the disk: nor will the next one, while the same requests are here and
-    /// the disk has done nothing.
-    pub(crate) fn note_stuck(&mut self, tokens: u32) {
-        self.stuck = (tokens == 0 && self.waits_for_disk()).then(|| self.census());
-    }
-
-    /// Requests that are here, that wait for grammars, and that wait for another engine.
-    fn census(&self) -> [usize; 3] {
-        [self.active.len(), self.grammarless.len(), self.memory.elsewhere.arriving.len()]
-    }
-
-    /// Takes in what the disk has done since, as every step does, and gives it more to do: for a caller who is
-    /// [woken](Engine::wake_for_disk) while there is nothing to step.
-    pub fn take_in_disk(&mut self) {
-        let PagedMemory { cache, host: Some(host), .. } = &mut self.memory else { return };
-        host.take_in(cache);
-        host.spill();
-    }
-
-    /// Blocks until the disk has done something, and takes it in. False if it has nothing to do: then all that can be
-    /// kept there is.
-    pub fn wait_for_disk(&mut self) -> bool {
-        let PagedMemory { cache, host: Some(host), .. } = &mut self.memory else { return false };
-        let done = host.wait(cache);
-        host.spill();
-        done
-    }
-
-    /// From now on calls `wake`, from another thread, whenever the disk has done something.
-    pub fn wake_for_disk(&mut self, wake: impl Fn() + Send + 'static) {
-        if let Some(host) = &mut self.memory.host {
-            host.wake_with(wake);
-        }
     }
 
     /// How long blocks kept contents that were lost since this was last asked, in ticks of [`Engine::step`]: of every

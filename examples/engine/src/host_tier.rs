@@ -6,7 +6,7 @@ mod drive;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quayline_gpu_kernels as kernels;
@@ -39,6 +39,10 @@ pub(crate) struct HostTier {
     disk: Option<Disk>,
     /// Who waits for what is being read from the file.
     waiting: BTreeSet<SequenceId>,
+    /// By when who has targets stops waiting.
+    due: BTreeMap<SequenceId, Tick>,
+    /// The time of the last step.
+    now: Tick,
     /// Who was swapped out and needs what lies here.
     swapped: BTreeSet<SequenceId>,
     saved_blocks: u64,
@@ -106,22 +110,45 @@ impl HostTier {
             failure: None,
             disk,
             waiting: BTreeSet::new(),
+            due: BTreeMap::new(),
+            now: Tick(0),
             swapped: BTreeSet::new(),
             saved_blocks: 0,
             loaded_blocks: 0,
         }
     }
 
+    /// A sequence waits for the file until then, and no longer.
+    pub(crate) fn set_due(&mut self, sequence: SequenceId, due: Tick) {
+        self.due.insert(sequence, due);
+    }
+
+    /// What the caller's clock says.
+    pub(crate) fn set_now(&mut self, now: Tick) {
+        self.now = now;
+    }
+
+    /// When the first of those who wait for the file stops waiting.
+    pub(crate) fn next_due(&self) -> Option<Tick> {
+        let due = self.waiting.iter().filter_map(|sequence| self.due.get(sequence).copied());
+        // Who is overdue had its chance when the time was said.
+        due.filter(|&due| due > self.now).min()
+    }
+
     /// Tokens that can be loaded behind what the device has of a sequence that holds no room; none while some of them
-    /// are being read from the file.
+    /// are being read from the file, unless it is due.
     pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> Option<u32> {
-        let found = self.offload.external(cache, sequence, Tick(0)).expect(OWN);
+        let found = self.offload.external(cache, sequence, self.now).expect(OWN);
         if let Some(job) = found.begun {
             self.bring_near(job);
         }
         match found.advice {
             Advice::Load(tokens) => Some(tokens.get()),
             Advice::Compute => Some(0),
+            Advice::Wait { loadable, .. } if self.due.get(&sequence).is_some_and(|&due| due <= self.now) => {
+                self.waiting.remove(&sequence);
+                Some(loadable.get())
+            }
             Advice::Wait { .. } => {
                 self.waiting.insert(sequence);
                 None
@@ -189,6 +216,7 @@ impl HostTier {
         self.offload.close(cache, sequence).expect(OWN);
         self.swapped.remove(&sequence);
         self.waiting.remove(&sequence);
+        self.due.remove(&sequence);
     }
 
     /// Forgets everything, here and in the cache; false, and nothing changes, while somebody needs it.

@@ -11,6 +11,7 @@ mod config;
 mod constraint;
 mod copies;
 mod detokenize;
+mod disk;
 mod drafts;
 mod engine;
 mod error;
@@ -71,8 +72,8 @@ pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};
 pub use snapshot::{
-    BlockUse, Blocks, DiskUse, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot, StepShape, Totals,
-    WaitReason,
+    BlockUse, Blocks, DiskBacklog, DiskUse, DraftTotals, HostUse, PrefixUse, RequestState, Snapshot,
+    StepShape, Totals, WaitReason,
 };
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};

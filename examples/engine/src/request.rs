@@ -33,7 +33,8 @@ pub struct Request {
     pub priority: i32,
     /// Who shares the engine with others. Only [`Policy::Fair`](crate::Policy::Fair) looks at it.
     pub tenant: TenantId,
-    /// By when it should answer, in microseconds. Only [`Policy::Deadline`](crate::Policy::Deadline) looks at it.
+    /// By when it should answer, in microseconds. [`Policy::Deadline`](crate::Policy::Deadline) looks at it, and so
+    /// does what waits for the disk: until the first token is due, and then it computes.
     pub targets: Option<Targets>,
     /// How many tokens it will probably be answered with. Only [`Policy::ShortestJob`](crate::Policy::ShortestJob)
     /// looks at it; without it, `max_tokens` counts.

@@ -86,6 +86,15 @@ pub struct Blocks {
     pub bytes: u64,
 }
 
+/// What the disk is still to get of host memory: lost, if the process ended now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskBacklog {
+    /// Blocks that are not given to it yet.
+    pub due_blocks: u32,
+    /// Blocks being written.
+    pub writing_blocks: u32,
+}
+
 /// How much the prefix cache saved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PrefixUse {

@@ -66,7 +66,7 @@ impl Engine {
     /// # Panics
     /// When the kernels refuse a step: a bug of ours.
     pub fn step(&mut self, now: Tick, outputs: &mut Vec<Output>) -> u32 {
-        self.memory.cache.set_now(quayline_kv_cache::Tick(now.0));
+        self.memory.set_now(quayline_kv_cache::Tick(now.0));
         self.take_in_disk();
         self.add_homeless_beams();
         let mut step = std::mem::take(&mut self.step);

@@ -63,7 +63,10 @@ enum Command {
     /// So many more steps, and then none; `None` is as many as there are.
     #[cfg(test)]
     Allow(Option<u32>),
-    Stop,
+    /// What the disk behind host memory is still to get, it gets until then.
+    Stop {
+        by: Instant,
+    },
 }
 
 /// How one choice of a job stands, and what decides when it runs.
@@ -101,7 +104,7 @@ impl std::fmt::Debug for Command {
             Self::DiskDone => "DiskDone",
             #[cfg(test)]
             Self::Allow(_) => "Allow",
-            Self::Stop => "Stop",
+            Self::Stop { .. } => "Stop",
         })
     }
 }
@@ -158,9 +161,10 @@ impl Handle {
         answer.await.map_err(|_| GivenUp)
     }
 
-    /// Ends the thread after its current step. Jobs are given up.
-    pub(crate) fn stop(&self) {
-        let _ = self.commands.send(Command::Stop);
+    /// Ends the thread after its current step, and after what host memory holds is on the disk, but not later than
+    /// `by`. Jobs are given up.
+    pub(crate) fn stop(&self, by: Instant) {
+        let _ = self.commands.send(Command::Stop { by });
     }
 
     /// Lets the engine do so many more steps, and then none; `None` is as many as there are.
@@ -179,8 +183,7 @@ impl Handle {
         *self.alive.borrow()
     }
 
-    /// Until the thread has ended.
-    #[cfg(test)]
+    /// Until the thread has done its work.
     pub(crate) async fn ended(&self) {
         // The sender gone is the end, too.
         let _ = self.alive.clone().wait_for(|alive| !alive).await;

@@ -115,12 +115,19 @@ async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
 
     signals.next().await;
     let limit = Duration::from_secs(flags.network.shutdown_timeout);
+    let mut by = Instant::now() + limit;
     let drained = shutdown::drain(&app, limit, signals.next()).await;
     if let Drained::Cut(unfinished) = drained {
         tracing::warn!(unfinished, "stopping before all requests finished");
+        by = Instant::now();
     }
-    app.engine.stop();
+    app.engine.stop(by);
     close.send_replace(true);
+    tokio::select! {
+        () = app.engine.ended() => {}
+        () = tokio::time::sleep_until(by.into()) => {}
+        () = signals.next() => app.engine.stop(Instant::now()),
+    }
     let _ = tokio::time::timeout(LAST_BYTES, finish(serving, engine, publisher, close)).await;
     tracing::info!("stopped");
     Ok(())

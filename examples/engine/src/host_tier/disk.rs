@@ -9,7 +9,7 @@ use quayline_kv_cache::{BlockCount, KvCache};
 use super::drive::{Done, Drive, Task};
 use super::{HostTier, Move, OWN};
 use crate::block_file::BlockFile;
-use crate::snapshot::DiskUse;
+use crate::snapshot::{DiskBacklog, DiskUse};
 
 /// The tier of the file.
 pub(super) const DISK: TierId = TierId(1);
@@ -88,6 +88,13 @@ impl HostTier {
         }
         disk.writing += copies.get();
         disk.drive.give(Task::Write { job, blocks });
+    }
+
+    /// Blocks that the file is still to get: those that wait, and those being written.
+    pub(crate) fn backlog(&self) -> DiskBacklog {
+        let Some(disk) = &self.disk else { return DiskBacklog::default() };
+        let due = self.offload.tiers().backlog(DISK).expect("there is a second tier");
+        DiskBacklog { due_blocks: due.get(), writing_blocks: disk.writing }
     }
 
     /// Takes in what the file's thread has done. Whoever waited for it is asked again.

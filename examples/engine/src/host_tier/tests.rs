@@ -7,8 +7,8 @@ use std::sync::mpsc::channel;
 
 use super::drive::Worker;
 use crate::{
-    DiskUse, Engine, KvSize, ModelFiles, Offloading, OffloadingDisk, Options, Output, Request, RequestId,
-    Sampling, Tick,
+    DiskBacklog, DiskUse, Engine, KvSize, ModelFiles, Offloading, OffloadingDisk, Options, Output, Request,
+    RequestId, Sampling, Targets, Tick,
 };
 
 /// K and V of a block of 8 tokens of the bundled model: 6 layers, 2 heads of 32 numbers of 2 bytes.
@@ -241,4 +241,54 @@ fn whoever_has_nothing_to_step_is_woken() {
         outputs.extend(step(&mut engine));
     }
     assert_eq!(answer(&outputs, 7), (expected(1), 48));
+}
+
+#[test]
+fn who_waits_for_the_disk_computes_when_it_is_due() {
+    let directory = Directory::new("due");
+    let (mut engine, mut worker) = directory.engine_and_worker();
+    let targets = Some(Targets { first_token_ticks: 5000, token_ticks: 1 });
+    engine.add(Request { targets, arrival: Tick(10), ..prompt(7, 1) }).unwrap();
+    engine.add(prompt(8, 1)).unwrap();
+    assert_eq!(run(&mut engine), []);
+    assert_eq!(engine.steps_at(), Some(Tick(5010)));
+    let mut outputs = Vec::new();
+    engine.step(Tick(5009), &mut outputs);
+    assert_eq!((outputs.len(), engine.steps_at()), (0, Some(Tick(5010))));
+    engine.step(Tick(5010), &mut outputs);
+    assert_eq!(engine.steps_at(), None, "the other one has no targets");
+    outputs.extend(run(&mut engine));
+    assert_eq!(answer(&outputs, 7), (expected(1), 0));
+    while worker.work() {}
+    engine.take_in_disk();
+    outputs.extend(run(&mut engine));
+    assert_eq!(answer(&outputs, 8).0, expected(1));
+    assert!(!engine.has_work());
+}
+
+#[test]
+fn what_is_due_is_written_before_the_end() {
+    let directory = Directory::new("flush");
+    let (mut engine, mut worker) = directory.engine_and_worker();
+    engine.add(prompt(7, 2)).unwrap();
+    let outputs = run(&mut engine);
+    assert_eq!(answer(&outputs, 7).0, expected(2));
+    // The last step's blocks are not even in host memory yet.
+    let backlog = engine.flush_to_disk();
+    assert!(backlog.writing_blocks >= 6 && backlog.due_blocks == 0, "{backlog:?}");
+    for left in (0..backlog.writing_blocks).rev() {
+        assert!(worker.work(), "{left}");
+    }
+    assert_eq!(engine.flush_to_disk(), DiskBacklog::default());
+    assert_eq!(disk(&engine).saved_blocks, u64::from(backlog.writing_blocks));
+    engine.check().unwrap();
+    drop((engine, worker));
+    let mut engine = directory.engine();
+    engine.add(prompt(7, 2)).unwrap();
+    let mut outputs = Vec::new();
+    while engine.has_work() {
+        engine.wait_for_disk();
+        outputs.extend(run(&mut engine));
+    }
+    assert_eq!(answer(&outputs, 7), (expected(2), 48));
 }

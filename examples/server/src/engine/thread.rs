@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use quayline_engine::{DeliveryError, Engine, Load, Output, Parcel, RequestId};
+use quayline_engine::{DeliveryError, DiskBacklog, Engine, Load, Output, Parcel, RequestId};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -127,15 +127,16 @@ impl EngineThread {
                     self.audit();
                 }
                 match self.next_command(commands) {
-                    Next::Command(Command::Stop) | Next::Nobody => return,
+                    Next::Command(Command::Stop { by }) => return self.flush(commands, by),
+                    Next::Nobody => return,
                     Next::Command(command) => self.obey(command),
-                    // A step without work looks at the time: leases may be over.
+                    // A step without work looks at the time: leases may be over, and requests due.
                     Next::Time => self.step(&mut outputs),
                 }
             }
             while let Ok(command) = commands.try_recv() {
                 match command {
-                    Command::Stop => return,
+                    Command::Stop { by } => return self.flush(commands, by),
                     command => self.obey(command),
                 }
             }
@@ -146,13 +147,37 @@ impl EngineThread {
         }
     }
 
-    /// Waits for a command; not for ever while blocks are kept for other servers.
+    /// Writes to the disk what host memory has for it, until `by` at most.
+    fn flush(&mut self, commands: &Receiver<Command>, mut by: Instant) {
+        loop {
+            let DiskBacklog { due_blocks, writing_blocks } = self.engine.flush_to_disk();
+            if due_blocks + writing_blocks == 0 {
+                return;
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            if writing_blocks == 0 || left.is_zero() {
+                tracing::warn!(due_blocks, writing_blocks, "blocks of host memory do not get to the disk");
+                return;
+            }
+            match commands.recv_timeout(left) {
+                Ok(Command::Stop { by: earlier }) => by = by.min(earlier),
+                // Whoever asks something hears from the closed channel that there is no engine any more.
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Waits for a command; not for ever while blocks are kept for other servers, or a request waits for the disk.
     fn next_command(&mut self, commands: &Receiver<Command>) -> Next {
         self.kept.retain(|_, id| self.requests.contains_key(id) || self.engine.is_handing_over(*id));
-        if self.kept.is_empty() {
+        let lease = (!self.kept.is_empty()).then_some(LEASES_EVERY);
+        let now = tick(self.origin, Instant::now());
+        let due = self.engine.steps_at().map(|at| Duration::from_micros(at.0.saturating_sub(now.0)));
+        let Some(patience) = lease.into_iter().chain(due).min() else {
             return commands.recv().map_or(Next::Nobody, Next::Command);
-        }
-        match commands.recv_timeout(LEASES_EVERY) {
+        };
+        match commands.recv_timeout(patience) {
             Ok(command) => Next::Command(command),
             Err(RecvTimeoutError::Timeout) => Next::Time,
             Err(RecvTimeoutError::Disconnected) => Next::Nobody,
@@ -211,7 +236,7 @@ impl EngineThread {
             Command::DiskDone => self.engine.take_in_disk(),
             #[cfg(test)]
             Command::Allow(steps) => self.steps_allowed = steps,
-            Command::Stop => unreachable!("the loop ends before"),
+            Command::Stop { .. } => unreachable!("the loop ends before"),
         }
     }
 

@@ -166,7 +166,7 @@ async fn a_second_signal_and_the_time_limit_cut_a_drain_short() {
     let cut = drain(&server.app, Duration::from_secs(60), std::future::ready(())).await;
     assert_eq!(cut, Drained::Cut(1));
     assert_eq!(drain(&server.app, Duration::ZERO, std::future::pending()).await, Drained::Cut(1));
-    server.app.engine.stop();
+    server.app.engine.stop(std::time::Instant::now());
     let mut text = String::new();
     let mut stream = response.into_body().into_data_stream();
     while let Some(piece) = stream.next().await {
@@ -202,7 +202,7 @@ async fn while_loading_the_server_lives_but_is_not_ready() {
 #[tokio::test]
 async fn a_dead_engine_fails_the_probes() {
     let server = Server::start("").await;
-    server.app.engine.stop();
+    server.app.engine.stop(std::time::Instant::now());
     server.app.engine.ended().await;
     for path in ["/health", "/livez", "/readyz", "/ping"] {
         assert_eq!(server.get(path).await.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
@@ -231,4 +231,30 @@ async fn steps_that_are_planned_ahead_change_no_answer_and_leave_nothing() {
     assert!(snapshot.totals.steps_ahead > 0 && snapshot.blocks.used == 0);
     ahead.stop();
     plain.stop();
+}
+
+#[tokio::test]
+async fn what_host_memory_holds_is_on_the_disk_when_the_server_ends() {
+    let directory = std::env::temp_dir().join(format!("quayline-ends-{}", std::process::id()));
+    let line = format!(
+        "--kv-offloading-size 0.1 --kv-offloading-disk-path {} --kv-offloading-disk-size 0.1",
+        directory.display()
+    );
+    let mut cached = Vec::new();
+    for _ in 0..2 {
+        let server = Server::start(&format!("{line} --enable-prompt-tokens-details")).await;
+        // More blocks than are written at a time.
+        for begin in 0..8 {
+            let prompt: Vec<u32> = (0..200).map(|token| token + begin).collect();
+            let answer = server.ok("/v1/completions", completion(json!(prompt), 1)).await;
+            cached.push(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+        }
+        let by = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        server.app.engine.stop(by);
+        server.app.engine.ended().await;
+        assert!(std::time::Instant::now() < by);
+        server.stop();
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(cached, [[0; 8], [192; 8]].concat());
 }

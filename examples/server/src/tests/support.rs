@@ -144,7 +144,7 @@ impl Server {
 
     /// Ends the engine's thread, which must have nothing to complain of.
     pub(super) fn stop(mut self) {
-        self.app.engine.stop();
+        self.app.engine.stop(std::time::Instant::now());
         self.started.take().unwrap().join().unwrap();
     }
 }
