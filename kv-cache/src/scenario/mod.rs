@@ -27,37 +27,37 @@
 //! | ` [events=N] [residency=N]` | [`Config::events_max`](crate::Config::events_max), [`Config::residency_every`](crate::Config::residency_every) |
 //! | ` [seed=N] [hash_lookahead=N] [tokens_max=N] [step_max=N]` | the same |
 //! | ` [policy=NAME] [pinned_max=N]` | `lru`, `leaf-first`, `slru`, `slru:PERCENT`, `arc`, `cost` or `cost:TOKENS`, see [`evict`](crate::evict); [`Config::pinned_blocks_max`](crate::Config::pinned_blocks_max) |
-//! | `open NAME TOKENS [tenant=N] [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`]; an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
-//! | `encoder NAME N` | [`KvCache::encoder`] |
-//! | `media NAME ID@FIRST+TOKENS,...` | [`KvCache::add_media`] |
-//! | `push NAME TOKENS` | [`KvCache::push`] |
-//! | `fork NAME CHILD` | [`KvCache::fork`] |
-//! | `lookup NAME` | [`KvCache::lookup`] |
-//! | `chunk NAME [computed=N] [new=N]` | [`KvCache::chunk`] |
-//! | `claim NAME [computed=N] [external=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`], and commit if there is room; `copies=[3>7:2]`: of block 3 the first two tokens to block 7 |
+//! | `open NAME TOKENS [tenant=N] [adapter=TEXT] [salt=TEXT] [media=ID@FIRST+TOKENS,...] [embeds=BYTE,...] [write_only]` | [`KvCache::open`](crate::KvCache::open); an adapter may be `NAME@PATH`, the embeddings of block `n` have the digest of 32 times the `n`-th byte |
+//! | `encoder NAME N` | [`KvCache::encoder`](crate::KvCache::encoder) |
+//! | `media NAME ID@FIRST+TOKENS,...` | [`KvCache::add_media`](crate::KvCache::add_media) |
+//! | `push NAME TOKENS` | [`KvCache::push`](crate::KvCache::push) |
+//! | `fork NAME CHILD` | [`KvCache::fork`](crate::KvCache::fork) |
+//! | `lookup NAME` | [`KvCache::lookup`](crate::KvCache::lookup) |
+//! | `chunk NAME [computed=N] [new=N]` | [`KvCache::chunk`](crate::KvCache::chunk) |
+//! | `claim NAME [computed=N] [external=N] [new=N] [lookahead=N] [watermark=N] [whole]` | [`KvCache::reserve`](crate::KvCache::reserve), and commit if there is room; `copies=[3>7:2]`: of block 3 the first two tokens to block 7 |
 //! | `reserve NAME ...` | the same without the commit: nothing changes |
 //! | `loaded NAME N`, `load_failed NAME N` | of the external tokens of a claim, those up to `N` are there (and no more) |
-//! | `settle NAME N` | [`KvCache::settle`]: the blocks given back, in this order |
+//! | `settle NAME N` | [`KvCache::settle`](crate::KvCache::settle): the blocks given back, in this order |
 //! | `truncate NAME N`, `rollback NAME N`, `trim NAME N` | keep `N` known tokens, take away `N`, keep room for `N` |
 //! | `withdraw NAME`, `release NAME`, `close NAME` | the calls of these names |
 //! | `copies`, `end_step` | what the step copies first; the step has begun |
-//! | `evict BLOCKS`, `evict_hash NAME INDEX` | [`KvCache::evict`]; [`KvCache::evict_hash`] of a hash of the sequence |
-//! | `pin NAME TOKENS as=N [until=N]`, `pin_hashes NAME COUNT as=N [until=N]` | [`KvCache::pin`]; [`KvCache::pin_hashes`] of the sequence's first `COUNT` hashes |
-//! | `unpin N`, `expire NOW`, `pins` | [`KvCache::unpin`], [`KvCache::expire`], [`KvCache::pins`] |
-//! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`], [`KvCache::tenant`] |
-//! | `lost` | [`KvCache::drain_lost`], as `block:group` |
-//! | `hashes NAME` | [`KvCache::hashes`] |
-//! | `events` | [`KvCache::drain_events`], each as `number:stored:parent>block>block@group+tokens`, with `+ahead` where names cover tokens behind them and `{adapter=..,salt=..,item@first:tokens,embeds=blocks}` where they cover such, `number:removed:block@group` or `number:cleared`; names by their first four digits. With tiers: [`Offload::drain_events`](crate::tier::Offload::drain_events), names as below, and of tiers `number:stored:parent>block@tier:medium+tokens`, `removed` and `cleared` alike, `number:moved:block@tier:medium>tier:medium` |
-//! | `snapshot` | [`KvCache::snapshot`], or [`Offload::snapshot`](crate::tier::Offload::snapshot) with tiers, one block after the other as if stored now |
-//! | `now N`, `residency` | [`KvCache::set_now`]; [`KvCache::drain_residency`], as `lifetime:idle:gap,gap` |
+//! | `evict BLOCKS`, `evict_hash NAME INDEX` | [`KvCache::evict`](crate::KvCache::evict); [`KvCache::evict_hash`](crate::KvCache::evict_hash) of a hash of the sequence |
+//! | `pin NAME TOKENS as=N [until=N]`, `pin_hashes NAME COUNT as=N [until=N]` | [`KvCache::pin`](crate::KvCache::pin); [`KvCache::pin_hashes`](crate::KvCache::pin_hashes) of the sequence's first `COUNT` hashes |
+//! | `unpin N`, `expire NOW`, `pins` | [`KvCache::unpin`](crate::KvCache::unpin), [`KvCache::expire`](crate::KvCache::expire), [`KvCache::pins`](crate::KvCache::pins) |
+//! | `quota TENANT [share=N] [limit=N]`, `tenant TENANT` | [`KvCache::set_quota`](crate::KvCache::set_quota), [`KvCache::tenant`](crate::KvCache::tenant) |
+//! | `lost` | [`KvCache::drain_lost`](crate::KvCache::drain_lost), as `block:group` |
+//! | `hashes NAME` | [`KvCache::hashes`](crate::KvCache::hashes) |
+//! | `events` | [`KvCache::drain_events`](crate::KvCache::drain_events), each as `number:stored:parent>block>block@group+tokens`, with `+ahead` where names cover tokens behind them and `{adapter=..,salt=..,item@first:tokens,embeds=blocks}` where they cover such, `number:removed:block@group` or `number:cleared`; names by their first four digits. With tiers: [`Offload::drain_events`](crate::tier::Offload::drain_events), names as below, and of tiers `number:stored:parent>block@tier:medium+tokens`, `removed` and `cleared` alike, `number:moved:block@tier:medium>tier:medium` |
+//! | `snapshot` | [`KvCache::snapshot`](crate::KvCache::snapshot), or [`Offload::snapshot`](crate::tier::Offload::snapshot) with tiers, one block after the other as if stored now |
+//! | `now N`, `residency` | [`KvCache::set_now`](crate::KvCache::set_now); [`KvCache::drain_residency`](crate::KvCache::drain_residency), as `lifetime:idle:gap,gap` |
 //! | `refusals` | [`Stats::refusals`](crate::Stats::refusals) |
-//! | `reset` | [`KvCache::reset`] |
+//! | `reset` | [`KvCache::reset`](crate::KvCache::reset) |
 //! | `table NAME` | the blocks held, per group; 0 where none is needed, `*` marks those that others can find |
 //! | `slots NAME FROM TO [group=N]` | where the tokens from `FROM` up to, not including, `TO` live |
 //! | `compare NAME NAME` | how many leading block hashes are equal |
 //! | `free` | the free blocks, next to be handed out first |
 //! | `references BLOCKS` | how many sequences hold each block |
-//! | `stats` | [`KvCache::stats`] |
+//! | `stats` | [`KvCache::stats`](crate::KvCache::stats) |
 //!
 //! Commands about tiers name content by the sequence that knows it: `A.0` is the first hash of `A`, `A.0-3` the first
 //! four, `A.0:1` the first in group 1.
