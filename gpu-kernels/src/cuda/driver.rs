@@ -129,7 +129,21 @@ impl Gpu {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: a place for one handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut gpu.stream, flags) })?;
+        gpu.keep_memory()?;
         Ok(gpu)
+    }
+
+    /// Lets the driver keep what is given back for who asks next; at first it returns all of it at every wait.
+    fn keep_memory(&self) -> Result<(), Error> {
+        let mut pool = ptr::null_mut();
+        // SAFETY: a place for one handle, and a device that exists.
+        let found = unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, self.device) };
+        check("cuDeviceGetDefaultMemPool", found)?;
+        let mut bytes = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the device's pool, and a number of the attribute's size.
+        let kept = unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut bytes).cast()) };
+        check("cuMemPoolSetAttribute", kept)
     }
 
     /// Makes this GPU the calling thread's.
