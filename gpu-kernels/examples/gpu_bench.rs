@@ -238,13 +238,8 @@ impl Target {
             temperature: 0.8,
             top_k: 50,
             top_p: 0.9,
-            min_p: 0.0,
-            repetition: 1.0,
-            presence: 0.0,
-            frequency: 0.0,
-            seen: &[],
-            mask_row: None,
             random: row.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            ..Draw::default()
         };
         let draws: Vec<Draw<'_>> = (0..rows as u64).map(draw).collect();
         let mut fastest = f64::INFINITY;

@@ -54,18 +54,9 @@ pub(crate) trait Shortcut<O: Ops>: Send + Sync {
 }
 
 /// Of a row that nobody draws from: the least work.
-pub(crate) const NO_DRAW: Draw<'_> = Draw {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition: 1.0,
-    presence: 0.0,
-    frequency: 0.0,
-    seen: &[],
-    mask_row: None,
-    random: 0,
-};
+pub(crate) fn no_draw<'a>() -> Draw<'a> {
+    Draw { temperature: 0.0, ..Draw::default() }
+}
 
 /// Operators that may draw tokens where the logits are.
 pub(crate) trait Drawing: Ops {
@@ -92,7 +83,7 @@ impl Drawing for Cuda {
         draws: &[Draw<'_>],
         masks: &[u32],
     ) -> Result<Vec<Sampled>, Error> {
-        let mut all = vec![NO_DRAW; logits.rows()];
+        let mut all = vec![no_draw(); logits.rows()];
         all[start..start + draws.len()].copy_from_slice(draws);
         let mut sampled = self.sample(logits, &all, masks)?.split_off(start);
         sampled.truncate(draws.len());

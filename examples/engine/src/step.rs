@@ -14,7 +14,7 @@ use crate::failure::expected;
 use crate::grammar::Guide;
 use crate::handover::Load;
 use crate::input::{StepArrays, count};
-use crate::machine::{Machine, NO_DRAW};
+use crate::machine::{Machine, no_draw};
 use crate::masks;
 use crate::output::Output;
 use crate::request::{RequestId, Tick};
@@ -396,7 +396,7 @@ fn draw(
             draw.mask_row = Some(row);
         }
     }
-    let draws: Vec<_> = found.iter().map(|draw| draw.unwrap_or(NO_DRAW)).collect();
+    let draws: Vec<_> = found.iter().map(|draw| draw.unwrap_or_else(no_draw)).collect();
     let tokens = expected(machine.draw(start, &draws, &masks))?;
     let drawn =
         |(found, token): (&Option<_>, _)| if found.is_some() { Drawn::Token(token) } else { Drawn::No };

@@ -145,15 +145,10 @@ impl<K: Key> Tiers<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{DISK, HOST, begin, host, items, put, tiers};
-    use super::super::{Contents, Medium, Outcome, TierConfig};
+    use super::super::Outcome;
+    use super::super::testing::{DISK, HOST, begin, host, items, put, store, tiers};
     use super::*;
     use crate::BlockId;
-
-    fn store(remembered: u32) -> TierConfig {
-        let contents = Contents::Asked { remembered };
-        TierConfig { contents, ..TierConfig::new(Medium::Remote, BlockCount(3)) }
-    }
 
     #[test]
     fn a_shared_store_is_asked_once_and_its_no_is_remembered_for_a_while() {

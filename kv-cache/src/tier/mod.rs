@@ -63,6 +63,12 @@ mod testing {
         TierConfig::new(Medium::Host, BlockCount(slots))
     }
 
+    /// A shared store that must be asked what it has, so many of whose answers are remembered.
+    pub(super) fn store(remembered: u32) -> TierConfig {
+        let contents = Contents::Asked { remembered };
+        TierConfig { contents, ..TierConfig::new(Medium::Remote, BlockCount(3)) }
+    }
+
     pub(super) fn tiers(configs: &[TierConfig]) -> Tiers<u32> {
         Tiers::new(configs, 0).unwrap()
     }

@@ -191,15 +191,9 @@ impl<K: Key> Tiers<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{DISK, HOST, host, items, tiers};
-    use super::super::{Contents, Medium, Store, Write};
+    use super::super::testing::{DISK, HOST, host, items, store, tiers};
+    use super::super::{Store, Write};
     use super::*;
-    use crate::BlockCount;
-
-    fn store(remembered: u32) -> TierConfig {
-        let contents = Contents::Asked { remembered };
-        TierConfig { contents, ..TierConfig::new(Medium::Remote, BlockCount(3)) }
-    }
 
     #[test]
     fn tiers_that_cannot_work_are_refused() {

@@ -194,24 +194,25 @@ impl Collector for EventsCollector {
             "Connections that subscribed to events",
             subscribers,
         )?;
-        for (name, help, count) in [
-            ("quayline:kv_events_batches", "Batches of events that were published", &counts.batches),
-            ("quayline:kv_events_events", "Events in batches that were published", &counts.events),
+        write.counters([
+            ("quayline:kv_events_batches", "Batches of events that were published", counts.batches.get()),
+            ("quayline:kv_events_events", "Events in batches that were published", counts.events.get()),
             (
                 "quayline:kv_events_unpublished_batches",
                 "Batches that found no room in the publisher's queue; the next one tells everything",
-                &counts.unpublished_batches,
+                counts.unpublished_batches.get(),
             ),
             (
                 "quayline:kv_events_dropped_batches",
                 "Batches that found no room in a subscriber's queue, once for each subscriber",
-                &counts.missed_batches,
+                counts.missed_batches.get(),
             ),
-            ("quayline:kv_events_replayed_batches", "Batches that were sent again", &counts.replayed_batches),
-        ] {
-            write.counter(name, help, count.get())?;
-        }
-        Ok(())
+            (
+                "quayline:kv_events_replayed_batches",
+                "Batches that were sent again",
+                counts.replayed_batches.get(),
+            ),
+        ])
     }
 }
 
