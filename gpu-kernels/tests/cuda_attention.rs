@@ -17,8 +17,8 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 
 use common::{Random, bits};
 use emulator::Emulator;
@@ -197,6 +197,17 @@ fn append(cuda: &Cuda, pool: &mut KvPool, block_size: usize, slots: &[i64], k: &
     cuda.append(pool, pool.shape().layers - 1, &batch, &k, &v).unwrap();
 }
 
+/// Fills all slots of the last layer with what is no number: one block by appending, the others by copies of its bytes.
+fn poison(cuda: &Cuda, pool: &mut KvPool, storage: KvStorage) {
+    let KvShape { blocks, block_size, kv_heads, head_dim, .. } = pool.shape();
+    let slots: Vec<i64> = (0..block_size as i64).collect();
+    let nothing = vec![f32::NAN; block_size * kv_heads * head_dim];
+    append(cuda, pool, block_size, &slots, &nothing, &nothing);
+    let mut bytes = vec![0; cuda.kv_block_bytes_stored(pool.shape(), storage).unwrap()];
+    cuda.save_block(pool, 0, &mut bytes).unwrap();
+    (1..blocks as u32).for_each(|block| cuda.load_block(pool, block, &bytes).unwrap());
+}
+
 fn step(cuda: &Cuda, case: &Case, sequences: &[Sequence], random: &mut Random) -> Step {
     let Heads { query, kv, dim } = case.heads;
     let block_size = case.block_size;
@@ -204,9 +215,7 @@ fn step(cuda: &Cuda, case: &Case, sequences: &[Sequence], random: &mut Random) -
     let blocks = 2 + sequences.iter().map(of).sum::<usize>();
     let shape = KvShape { layers: 2, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: case.dtype };
     let mut pool = cuda.kv_pool_stored(shape, case.storage).unwrap();
-    let all: Vec<i64> = (0..(blocks * block_size) as i64).collect();
-    let nothing = vec![f32::NAN; all.len() * kv * dim];
-    append(cuda, &mut pool, block_size, &all, &nothing, &nothing);
+    poison(cuda, &mut pool, case.storage);
 
     let mut free: Vec<u32> = (0..blocks as u32).collect();
     random.shuffle(&mut free);
@@ -340,24 +349,22 @@ fn quantise(case: &Case, sequence: &mut Sequence) {
     }
 }
 
-/// The nearest E4M3, by trying all of them.
+/// The nearest E4M3 of all, in ascending order; ties go to the even one.
 fn e4m3(x: f32) -> f32 {
-    let of = |bits: u8| {
-        let (exponent, fraction) = (i32::from(bits >> 3), f32::from(bits & 7));
-        if exponent == 0 {
-            fraction / 8.0 * 2.0_f32.powi(-6)
-        } else {
-            (1.0 + fraction / 8.0) * 2.0_f32.powi(exponent - 7)
-        }
-    };
-    // Ties go to the even one, which is found first or last.
-    let nearest = (0..0x7f_u8)
-        .min_by(|&a, &b| {
-            let apart = |bits: u8| (of(bits) - x.abs()).abs();
-            apart(a).total_cmp(&apart(b)).then((a & 1).cmp(&(b & 1)))
-        })
+    static ALL: LazyLock<Vec<f32>> = LazyLock::new(|| {
+        let of = |bits: u8| match (i32::from(bits >> 3), f32::from(bits & 7)) {
+            (0, fraction) => fraction / 8.0 * 2.0_f32.powi(-6),
+            (exponent, fraction) => (1.0 + fraction / 8.0) * 2.0_f32.powi(exponent - 7),
+        };
+        (0..0x7f).map(of).collect()
+    });
+    let size = x.abs();
+    let above = ALL.partition_point(|&y| y < size).min(ALL.len() - 1);
+    let apart = |bits: usize| (ALL[bits] - size).abs();
+    let nearest = (above.saturating_sub(1)..=above)
+        .min_by(|&a, &b| apart(a).total_cmp(&apart(b)).then((a & 1).cmp(&(b & 1))))
         .unwrap();
-    of(nearest).copysign(x)
+    ALL[nearest].copysign(x)
 }
 
 fn compare(name: &str, case: &Case, sequences: &[Sequence], out: &[f32], lse: &[f32], random: &mut Random) {
@@ -414,7 +421,7 @@ fn case_03_groups_above_a_tile() {
 
 #[test]
 fn case_04_many_heads_and_small_pages_in_f16() {
-    let case = Case::decode((32, 32, 128), 8, &[400, 400]);
+    let case = Case::decode((32, 32, 128), 8, &[300, 40]);
     check("4", &Case { dtype: Dtype::F16, ..case });
 }
 
@@ -468,12 +475,12 @@ fn case_11_mixed_batch() {
 
 #[test]
 fn case_12_one_long_and_many_short() {
-    check("12", &Case::decode((8, 2, 128), 16, &[9000, 60, 61, 62, 63, 64, 65]));
+    check("12", &Case::decode((8, 2, 128), 16, &[5000, 60, 61, 62, 63, 64, 65]));
 }
 
 #[test]
 fn case_13_a_chunk_far_into_a_prompt() {
-    check("13", &Case::new((2, 1, 128), 16, &[(40, 8000)]));
+    check("13", &Case::new((2, 1, 128), 16, &[(40, 4100)]));
 }
 
 #[test]
@@ -580,15 +587,15 @@ fn merging_nothing_changes_nothing() {
 
 #[test]
 fn case_19_bits_do_not_depend_on_company_chunks_pages_or_splits() {
-    for (seed, (heads, window)) in
-        [((8, 2, 64), None), ((7, 1, 128), None), ((4, 2, 256), Some(100))].into_iter().enumerate()
-    {
+    // The other cases compare the two orders of threads; these alternate.
+    let cases = [((8, 2, 64), None), ((7, 1, 128), None), ((4, 2, 256), Some(100))];
+    for (seed, (heads, window)) in cases.into_iter().enumerate() {
         let mut random = Random::new(190 + seed as u64);
         let tokens = 330;
         let case = Case { window, ..Case::new(heads, 16, &[(tokens, tokens)]) };
         let whole = case.sequence(&mut random, (tokens, tokens));
         let width = case.heads.query * case.heads.dim;
-        for (cuda, _) in machines(case.dtype) {
+        if let Some((cuda, _)) = emulator::cuda(case.dtype, seed % 2 == 1) {
             let reference =
                 attend(&cuda, &case, &step(&cuda, &case, std::slice::from_ref(&whole), &mut random)).0;
             // The last queries of a part of the sequence, alone and between strangers, on other pages.
@@ -602,7 +609,7 @@ fn case_19_bits_do_not_depend_on_company_chunks_pages_or_splits() {
                     queries,
                 };
                 for company in [0, 3] {
-                    let lengths: Vec<_> = (0..company).map(|i| (1 + 40 * (i % 2), 90 + 400 * i)).collect();
+                    let lengths: Vec<_> = (0..company).map(|i| (1 + 40 * (i % 2), 90 + 170 * i)).collect();
                     let mut sequences: Vec<_> =
                         lengths.iter().map(|&n| case.sequence(&mut random, n)).collect();
                     let start: usize = lengths.iter().map(|n| n.0).sum();

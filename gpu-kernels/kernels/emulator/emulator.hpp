@@ -64,26 +64,27 @@ struct Warp {
 struct Copy {
     void *to;
     const void *from;
-    u32 bytes;
+    u32 bytes, group;
 };
-
-enum class State { Ready, AtWarp, AtBlock, Done };
 
 struct Fibre {
     ucontext_t start;
     jmp_buf here;
     bool started = false;
-    State state = State::Ready;
     std::unique_ptr<char[]> stack;
-    std::vector<std::vector<Copy>> copies;
+    // Asked for and not yet waited for, and the group that is open.
+    std::vector<Copy> copies;
+    u32 group = 0;
 };
 
 constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr size_t GUARD_BYTES = 1024;
 
 struct Block {
-    std::vector<Fibre> fibres;
+    std::vector<Fibre *> fibres;
     std::vector<Warp> warps;
+    // Of each warp, the lanes that can run.
+    std::vector<u32> ready;
     std::vector<u8> shared;
     u8 *shared_start = nullptr;
     Launch launch{};
@@ -94,6 +95,10 @@ struct Block {
 };
 
 inline thread_local Block *now = nullptr;
+// They outlive a launch that went well: where its block ended, the next one begins.
+inline thread_local std::vector<std::unique_ptr<Fibre>> kept;
+
+inline Fibre &fibre() { return *now->fibres[now->self]; }
 
 // Ends the launch.
 [[noreturn]] inline void complain(const char *format, ...) {
@@ -108,39 +113,42 @@ inline thread_local Block *now = nullptr;
 }
 
 [[noreturn]] inline void resume(u32 next) {
-    Fibre &fibre = now->fibres[next];
     now->self = next;
-    if (fibre.started) _longjmp(fibre.here, 1);
-    fibre.started = true;
-    setcontext(&fibre.start);
+    if (fibre().started) _longjmp(fibre().here, 1);
+    fibre().started = true;
+    setcontext(&fibre().start);
     __builtin_unreachable();
 }
 
 // Goes on with the next fibre that can run.
 __attribute__((noinline)) inline void yield() {
     Block &block = *now;
-    u32 n = static_cast<u32>(block.fibres.size()), next = block.self;
-    do {
-        next = block.launch.descending ? (next + n - 1) % n : (next + 1) % n;
-        if (block.fibres[next].state == State::Ready) {
-            if (next == block.self) return;
-            if (_setjmp(block.fibres[block.self].here) == 0) resume(next);
-            return;
-        }
-    } while (next != block.self);
-    complain("waits for lanes that never come (%u of %u threads are at the barrier, %u have ended)", block.at_block,
-             n, block.done);
+    u32 warps = static_cast<u32>(block.warps.size()), warp = block.self / 32, lane = block.self % 32;
+    bool descending = block.launch.descending;
+    // The other lanes of this warp that follow, the other warps, and the first lanes of this one.
+    u32 lanes = block.ready[warp] & (descending ? (1u << lane) - 1 : ~0u << lane << 1);
+    for (u32 step = 0; lanes == 0 && step < warps; ++step) {
+        warp = descending ? (warp + warps - 1) % warps : (warp + 1) % warps;
+        lanes = block.ready[warp];
+    }
+    if (lanes == 0)
+        complain("waits for lanes that never come (%u of %u threads are at the barrier, %u have ended)",
+                 block.at_block, block.launch.threads, block.done);
+    u32 next = warp * 32 + static_cast<u32>(descending ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes));
+    if (next != block.self && _setjmp(fibre().here) == 0) resume(next);
+}
+
+// This fibre is not to run until others say so.
+inline void rest() {
+    now->ready[now->self / 32] &= ~(1u << now->self % 32);
+    yield();
 }
 
 inline void fibre_main() {
     for (;;) {
         now->body(now->params);
-        now->fibres[now->self].state = State::Done;
-        if (++now->done == now->fibres.size()) {
-            if (_setjmp(now->fibres[now->self].here) == 0) _longjmp(now->scheduler, 1);
-        } else {
-            yield();
-        }
+        if (++now->done < now->launch.threads) rest();
+        else if (_setjmp(fibre().here) == 0) _longjmp(now->scheduler, 1);
     }
 }
 
@@ -152,10 +160,9 @@ template <class F> inline void meet(F together) {
         together(warp.lanes[warp.turn % 2]);
         warp.arrived = 0;
         warp.turn += 1;
-        for (u32 i = id * 32; i < id * 32 + 32; ++i) now->fibres[i].state = State::Ready;
+        now->ready[id] = ~0u;
     } else {
-        now->fibres[now->self].state = State::AtWarp;
-        yield();
+        rest();
     }
 }
 
@@ -189,12 +196,12 @@ inline int run(void (*body)(const void *), const void *params, u32 threads_max, 
                  launch.threads, threads_max);
         return 1;
     }
-    block.fibres.resize(launch.threads);
     block.warps.resize(launch.threads / 32);
     block.shared.resize(launch.shared_bytes + 2 * GUARD_BYTES);
     block.shared_start = block.shared.data() + GUARD_BYTES / 2;
     block.shared_start += (1024 - reinterpret_cast<u64>(block.shared_start) % 1024) % 1024;
-    for (Fibre &fibre : block.fibres) {
+    while (kept.size() < launch.threads) {
+        Fibre &fibre = *kept.emplace_back(new Fibre);
         fibre.stack.reset(new char[STACK_BYTES]);
         getcontext(&fibre.start);
         fibre.start.uc_stack.ss_sp = fibre.stack.get();
@@ -202,17 +209,19 @@ inline int run(void (*body)(const void *), const void *params, u32 threads_max, 
         fibre.start.uc_link = nullptr;
         makecontext(&fibre.start, fibre_main, 0);
     }
+    for (u32 i = 0; i < launch.threads; ++i) block.fibres.push_back(kept[i].get());
     for (volatile u32 count = 0; count < launch.blocks; count = count + 1) {
         block.index = launch.descending ? launch.blocks - 1 - count : count;
         std::fill(block.shared.begin(), block.shared.end(), u8(0xff));
-        for (Fibre &fibre : block.fibres) {
-            fibre.state = State::Ready;
-            fibre.copies.assign(1, {});
-        }
+        block.ready.assign(block.warps.size(), ~0u);
+        for (Fibre *fibre : block.fibres) fibre->copies.clear(), fibre->group = 0;
         block.done = block.at_block = 0;
         int how = _setjmp(block.scheduler);
         if (how == 0) resume(launch.descending ? launch.threads - 1 : 0);
-        if (how == 2) return 1;
+        if (how == 2) {
+            kept.clear();
+            return 1;
+        }
         const u8 *end = block.shared_start + launch.shared_bytes;
         const u8 *last = block.shared.data() + block.shared.size();
         if (std::any_of(end, last, [](u8 byte) { return byte != 0xff; })) {
@@ -238,12 +247,11 @@ FN void warp_sync() {
 
 FN void block_sync() {
     emulator::Block &block = *emulator::now;
-    if (++block.at_block == block.fibres.size()) {
+    if (++block.at_block == block.launch.threads) {
         block.at_block = 0;
-        for (emulator::Fibre &fibre : block.fibres) fibre.state = emulator::State::Ready;
+        std::fill(block.ready.begin(), block.ready.end(), ~0u);
     } else {
-        block.fibres[block.self].state = emulator::State::AtBlock;
-        emulator::yield();
+        emulator::rest();
     }
 }
 
@@ -330,19 +338,18 @@ FN void cp_async(void *to, const void *from, u32 bytes) {
     emulator::check_shared(to, 16, "an asynchronous copy");
     if (bytes > 0) emulator::check_aligned(from, "an asynchronous copy from");
     std::memset(to, 0xff, 16);
-    emulator::now->fibres[emulator::now->self].copies.back().push_back({to, from, bytes});
+    emulator::Fibre &mine = emulator::fibre();
+    mine.copies.push_back({to, from, bytes, mine.group});
 }
-FN void cp_async_commit() { emulator::now->fibres[emulator::now->self].copies.push_back({}); }
+FN void cp_async_commit() { emulator::fibre().group += 1; }
 template <u32 N> FN void cp_async_wait() {
-    auto &groups = emulator::now->fibres[emulator::now->self].copies;
-    // The last group is the one still open.
-    while (groups.size() > N + 1) {
-        for (const emulator::Copy &copy : groups.front()) {
-            std::memset(copy.to, 0, 16);
-            std::memcpy(copy.to, copy.from, copy.bytes);
-        }
-        groups.erase(groups.begin());
+    emulator::Fibre &mine = emulator::fibre();
+    auto copy = mine.copies.begin();
+    for (; copy != mine.copies.end() && copy->group + N < mine.group; ++copy) {
+        std::memset(copy->to, 0, 16);
+        std::memcpy(copy->to, copy->from, copy->bytes);
     }
+    mine.copies.erase(mine.copies.begin(), copy);
 }
 
 namespace emulator {

@@ -350,16 +350,15 @@ pub(crate) fn compiler() -> Option<&'static str> {
 
 /// The function that acts out a kernel, from its file's library.
 fn kernel(file: &'static str, name: &str) -> Result<Run, Error> {
-    static LIBRARIES: OnceLock<Mutex<HashMap<&str, usize>>> = OnceLock::new();
-    let mut libraries = LIBRARIES.get_or_init(Mutex::default).lock().expect("no panic");
-    let library = match libraries.get(file) {
-        Some(&library) => library,
-        None => {
-            let library = load(&build(file)?)?;
-            libraries.insert(file, library);
-            library
-        }
+    type Library = OnceLock<Result<usize, String>>;
+    static LIBRARIES: OnceLock<Mutex<HashMap<&str, Arc<Library>>>> = OnceLock::new();
+    // Only who wants this file waits for its compiler.
+    let library = {
+        let mut libraries = LIBRARIES.get_or_init(Mutex::default).lock().expect("no panic");
+        Arc::clone(libraries.entry(file).or_default())
     };
+    let made = library.get_or_init(|| build(file).and_then(|path| load(&path)).map_err(|e| e.to_string()));
+    let library = made.clone().map_err(failed)?;
     let symbol = CString::new(format!("run_{name}")).expect("no zeros in names");
     // SAFETY: a library that stays loaded.
     let found = unsafe { libc::dlsym(library as *mut c_void, symbol.as_ptr()) };
