@@ -13,61 +13,18 @@
 mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/fake_cublaslt.rs"]
+mod fake_cublaslt;
 
-use std::ffi::{CString, c_void};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use common::{Random, close, half_ulp, rounded};
+use fake_cublaslt::Fake;
 use quayline_gpu_kernels::cuda::CublasLt;
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops, Projection};
 
-/// The stand-in. It stays loaded, so that its numbers stay too.
-struct Fake {
-    path: PathBuf,
-    loaded: *mut c_void,
-}
-
-impl Fake {
-    /// Compiled so; nothing, and a line in the log, where there is no compiler.
-    fn build(name: &str, flags: &[&str]) -> Option<Self> {
-        let Some(compiler) = emulator::compiler() else {
-            eprintln!("skipped: no C++ compiler (c++, g++ or clang++) for the stand-in");
-            return None;
-        };
-        let source = emulator::in_workspace("gpu-kernels/tests/common/fake_cublaslt.cpp");
-        let path = emulator::scratch().join(format!("{name}.{}.so", std::process::id()));
-        let options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o"];
-        let built = Command::new(compiler).args(options).arg(&path).args(flags).arg(source).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let name = CString::new(path.to_str().unwrap()).unwrap();
-        // SAFETY: the stand-in, which has no constructors.
-        let loaded = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
-        assert!(!loaded.is_null());
-        Some(Self { path, loaded })
-    }
-
-    fn open(&self) -> Result<CublasLt, Error> {
-        CublasLt::open(&self.path)
-    }
-
-    /// A number that it counts.
-    fn counted(&self, name: &str) -> i32 {
-        let name = CString::new(name).unwrap();
-        // SAFETY: a library that is loaded, and a C string.
-        let number = unsafe { libc::dlsym(self.loaded, name.as_ptr()) }.cast::<i32>();
-        assert!(!number.is_null());
-        // SAFETY: its own number, of this type; nothing runs in it now.
-        unsafe { number.read() }
-    }
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        // SAFETY: opened once, in `build`.
-        unsafe { libc::dlclose(self.loaded) };
-        let _gone = std::fs::remove_file(&self.path);
-    }
+fn open(fake: &Fake) -> Result<CublasLt, Error> {
+    CublasLt::open(&fake.path)
 }
 
 /// `x · weightᵀ`, and the same with a bias.
@@ -133,7 +90,7 @@ fn products_of_many_rows_are_the_librarys_and_right() {
     for dtype in [Dtype::Bf16, Dtype::F16] {
         let before = fake.counted("fake_products");
         let (cuda, _) = emulator::cuda(dtype, false).unwrap();
-        let library = fake.open().unwrap();
+        let library = open(&fake).unwrap();
         assert_eq!(library.version(), 130_000);
         let cuda = cuda.with_cublaslt(library).unwrap();
         check(&cuda, dtype);
@@ -153,7 +110,7 @@ fn what_the_library_does_not_take_has_the_bits_of_our_kernels() {
     let Some(fake) = Fake::build("refused", &["-DFAKE_VERSION=120000"]) else { return };
     let (own, _) = emulator::cuda(Dtype::Bf16, false).unwrap();
     let (cuda, _) = emulator::cuda(Dtype::Bf16, false).unwrap();
-    let cuda = cuda.with_cublaslt(fake.open().unwrap()).unwrap();
+    let cuda = cuda.with_cublaslt(open(&fake).unwrap()).unwrap();
     let mut random = Random::new(11);
     for shape @ (rows, inner, outer) in SHAPES.into_iter().filter(|&shape| !is_librarys(shape)) {
         let values = [rows * inner, outer * inner, outer].map(|n| numbers(&mut random, Dtype::Bf16, n));
@@ -171,7 +128,7 @@ fn a_recorded_product_is_the_librarys_too() {
     }
     let Some(fake) = Fake::build("recorded", &["-DFAKE_VERSION=130000"]) else { return };
     let (cuda, _) = emulator::cuda(Dtype::F16, true).unwrap();
-    let cuda = cuda.with_cublaslt(fake.open().unwrap()).unwrap();
+    let cuda = cuda.with_cublaslt(open(&fake).unwrap()).unwrap();
     let mut random = Random::new(3);
     let (rows, inner, outer) = (20, 24, 10);
     let weight =
@@ -207,9 +164,9 @@ fn a_library_that_does_not_do_is_an_error_that_says_why() {
         Err(absent) => assert!(absent.to_string().contains("libcublasLt.so.12"), "{absent}"),
     }
     let Some(old) = Fake::build("old", &["-DFAKE_VERSION=110800"]) else { return };
-    let old = said(old.open());
+    let old = said(open(&old));
     assert!(old.contains("of version 110800, 120000 is the oldest"), "{old}");
     let part = Fake::build("part", &["-DFAKE_VERSION=120000", "-DWITHOUT_MATMUL"]).unwrap();
-    let part = said(part.open());
+    let part = said(open(&part));
     assert!(part.ends_with("has no cublasLtMatmul"), "{part}");
 }

@@ -177,10 +177,12 @@ pub(crate) fn open(
     }
     // Blocks lie under the hash of their tokens. All else that their bytes depend on is in this.
     let (config, weights) = (files.config()?, files.weights()?.fingerprint());
-    let Options { block_size, kv_dtype, seed, .. } = options;
-    let version = env!("CARGO_PKG_VERSION");
-    let meaning =
-        format!("{version} {config:?} {weights} {block_size} {kv_dtype:?} {seed} {block_bytes} {device:?}");
+    let Options { block_size, kv_dtype, quantization, seed, .. } = options;
+    let (version, library) = (env!("CARGO_PKG_VERSION"), options.cublaslt.is_some());
+    let meaning = format!(
+        "{version} {config:?} {weights} {quantization:?} {block_size} {kv_dtype:?} {seed} {block_bytes} {device:?} \
+         {library}"
+    );
     let opened = BlockFile::open(&disk.directory, slots, block_bytes, xxh3_64(meaning.as_bytes()));
     let (file, held) = opened.map_err(|source| LoadError::Read { path: disk.directory.clone(), source })?;
     Ok(Opened { file, slots, held })

@@ -62,8 +62,8 @@ pub use input::StepArrays;
 pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{
-    Device, FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite, Options, Preemption,
-    Speeds,
+    CublasLtPlace, Device, FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite,
+    Options, Preemption, Speeds,
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use quayline_batching::{Fair, Policy, Targets, TenantId, WeightError};

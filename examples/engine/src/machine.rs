@@ -13,7 +13,7 @@ use crate::error::LoadError;
 use crate::files::ModelFiles;
 use crate::graphs::Graphs;
 use crate::model::{Model, Pass, StepInput, StepLimits};
-use crate::options::{Device, KvDtype, Options};
+use crate::options::{CublasLtPlace, Device, KvDtype, Options};
 use crate::sizing::Sizes;
 
 /// A model and its cache.
@@ -129,6 +129,10 @@ impl Place {
         weights: Dtype,
         given: Option<Arc<dyn cuda::Device>>,
     ) -> Result<(Self, Option<Error>), LoadError> {
+        if let (None, Device::Cpu, Some(_)) = (&given, options.device, &options.cublaslt) {
+            let problem = "it multiplies on a GPU, and the device is the CPU".to_owned();
+            return Err(LoadError::Options { option: "cublaslt", problem });
+        }
         let dtype = if weights == Dtype::F32 { Dtype::F16 } else { weights };
         let cpu = || Ok::<_, LoadError>(Self::Cpu(Cpu::new(options.threads, None)?));
         let cuda = match (given, options.device) {
@@ -137,7 +141,7 @@ impl Place {
             (None, Device::Cuda | Device::Auto) => first_gpu(dtype),
         };
         match cuda {
-            Ok(cuda) => Ok((Self::Cuda(cuda), None)),
+            Ok(cuda) => Ok((Self::Cuda(with_library(cuda, options.cublaslt.as_ref())?), None)),
             Err(error) if options.device == Device::Auto => Ok((cpu()?, Some(error))),
             Err(error) => Err(LoadError::Options { option: "device", problem: format!("no CUDA: {error}") }),
         }
@@ -209,6 +213,27 @@ fn first_gpu(dtype: Dtype) -> Result<Cuda, Error> {
 #[cfg(not(feature = "cuda"))]
 fn first_gpu(_: Dtype) -> Result<Cuda, Error> {
     Err(Error::Device { call: "cuda", reason: "this program was built without the feature cuda".to_owned() })
+}
+
+/// Lets a library multiply, if one is asked for.
+fn with_library(cuda: Cuda, place: Option<&CublasLtPlace>) -> Result<Cuda, LoadError> {
+    let Some(place) = place else { return Ok(cuda) };
+    load_library(cuda, place)
+        .map_err(|error| LoadError::Options { option: "cublaslt", problem: error.to_string() })
+}
+
+#[cfg(feature = "cuda")]
+fn load_library(cuda: Cuda, place: &CublasLtPlace) -> Result<Cuda, Error> {
+    cuda.with_cublaslt(match place {
+        CublasLtPlace::Installed => cuda::CublasLt::find()?,
+        CublasLtPlace::File(path) => cuda::CublasLt::open(path)?,
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn load_library(_: Cuda, _: &CublasLtPlace) -> Result<Cuda, Error> {
+    let reason = "this program was built without the feature cuda".to_owned();
+    Err(Error::Device { call: "cublaslt", reason })
 }
 
 /// A model over some operators, and its cache.

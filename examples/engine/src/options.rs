@@ -65,6 +65,9 @@ pub struct Options {
     pub max_queued_tokens: Option<u64>,
     /// Where the arithmetic runs.
     pub device: Device,
+    /// A library that multiplies on a GPU, in the place of our own kernels: prompts may be read faster. **The bits of a
+    /// token then depend on the batch**: on how many others are in its step. `None` is our own kernels.
+    pub cublaslt: Option<CublasLtPlace>,
     /// Threads for the arithmetic; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Seeds requests that bring no seed of their own.
@@ -99,6 +102,7 @@ impl Default for Options {
             max_queued_requests: None,
             max_queued_tokens: None,
             device: Device::Cpu,
+            cublaslt: None,
             threads: None,
             seed: 0,
         }
@@ -190,6 +194,15 @@ pub enum Device {
     Cuda,
     /// That GPU, or where it cannot be had the CPU: [`Engine::no_gpu`](crate::Engine::no_gpu) says why.
     Auto,
+}
+
+/// Where NVIDIA's cuBLASLt is, version 12.0 or later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CublasLtPlace {
+    /// Where the machine's loader or NVIDIA's toolkit has it.
+    Installed,
+    /// In this file.
+    File(PathBuf),
 }
 
 /// How much memory keys and values may take.

@@ -17,6 +17,9 @@
 mod common;
 #[path = "../../../gpu-kernels/tests/common/emulator.rs"]
 mod emulator;
+#[cfg(feature = "cuda")]
+#[path = "../../../gpu-kernels/tests/common/fake_cublaslt.rs"]
+mod fake_cublaslt;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -25,8 +28,9 @@ use std::sync::atomic::Ordering;
 
 use emulator::Emulator;
 use quayline_engine::{
-    Constraint, Device, Engine, FinishReason, Grammar, KvDtype, KvSize, LoadError, Model, ModelFiles,
-    Options, Output, Request, RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits, Tick,
+    Constraint, CublasLtPlace, Device, Engine, FinishReason, Grammar, KvDtype, KvSize, LoadError, Model,
+    ModelFiles, Options, Output, Request, RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits,
+    Tick,
 };
 use quayline_gpu_kernels::Dtype;
 use safetensors::SafeTensors;
@@ -346,6 +350,49 @@ fn rounded_matrices_answer_as_on_the_cpu() {
         let mut cpu = Engine::load(&one_layer(), &options).unwrap();
         compare(&found, &answers(&mut cpu, &[2])[0]);
     }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_library_multiplies_where_it_is_asked_for() {
+    let refused = |device, place| {
+        let options = Options { device, cublaslt: Some(place), ..options() };
+        let loaded = match Emulator::new(false) {
+            Some(emulator) if device == Device::Cuda => {
+                Engine::load_on(Arc::new(emulator), &one_layer(), &options)
+            }
+            _ => Engine::load(&one_layer(), &options),
+        };
+        match loaded.unwrap_err() {
+            LoadError::Options { option: "cublaslt", problem } => problem,
+            other => panic!("{other}"),
+        }
+    };
+    let problem = refused(Device::Cpu, CublasLtPlace::Installed);
+    assert!(problem.ends_with("the device is the CPU"), "{problem}");
+    if emulator::on_gpu() {
+        eprintln!("skipped: the stand-in computes on the host's memory");
+        return;
+    }
+    let flags = ["-DFAKE_VERSION=130000"];
+    let Some(fake) = fake_cublaslt::Fake::build("engine", &flags) else { return };
+    let problem = refused(Device::Cuda, CublasLtPlace::File("nowhere/libcublasLt.so".into()));
+    assert!(problem.contains("nowhere/libcublasLt.so"), "{problem}");
+
+    let options = Options {
+        cublaslt: Some(CublasLtPlace::File(fake.path.clone())),
+        prefix_caching: false,
+        ..options()
+    };
+    let Some((mut engine, _)) = load(&options) else { return };
+    let mut cpu = Engine::load(&one_layer(), &Options { cublaslt: None, ..options }).unwrap();
+    // Our kernels keep steps of few rows, as one has that reads the short prompt.
+    let products = [2, 0].map(|n| {
+        let before = fake.counted("fake_products");
+        compare(&answers(&mut engine, &[n])[0], &answers(&mut cpu, &[n])[0]);
+        fake.counted("fake_products") - before
+    });
+    assert!(products[0] == 0 && products[1] > 0, "{products:?}");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn with_dashes(argument: OsString) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use quayline_engine::{KvSize, Policy};
+    use quayline_engine::{CublasLtPlace, KvSize, Policy};
 
     use super::*;
 
@@ -169,6 +169,18 @@ mod tests {
         assert_eq!(options.kv, KvSize::Bytes(1 << 30));
         assert!(!options.prefix_caching);
         assert!(options.chunked_prefill);
+    }
+
+    #[test]
+    fn a_library_for_products_is_the_machines_or_a_file() {
+        let place = |line| parse(line).unwrap().options().cublaslt;
+        assert_eq!(place("/models/a"), None);
+        // A path behind it is the model's.
+        let flags = parse("--device cuda --cublaslt /models/a").unwrap();
+        assert_eq!(flags.options().cublaslt, Some(CublasLtPlace::Installed));
+        assert_eq!(flags.positional, Some("/models/a".into()));
+        let file = CublasLtPlace::File("/models/libcublasLt.so.13".into());
+        assert_eq!(place("--cublaslt=/models/libcublasLt.so.13"), Some(file));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use quayline_engine::{Device, Engine, Grammars, LoadError, ModelFiles, Text};
+use quayline_engine::{Device, Engine, Grammars, LoadError, ModelFiles, Options, Text};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
@@ -45,6 +45,7 @@ pub(crate) fn load(
     let options = flags.options();
     let (template, defaults) = (flags.answers.template()?, flags.answers.defaults(files)?);
     let engine = Engine::load(files, &options)?;
+    let fingerprint = fingerprint(files, &options, engine.device())?;
     if let Some(error) = engine.no_gpu() {
         tracing::warn!(%error, "no GPU that works: computing on the CPU");
     }
@@ -59,7 +60,7 @@ pub(crate) fn load(
         context,
         vocab_size: engine.vocab_size(),
         defaults,
-        fingerprint: fingerprint(files, engine.device())?,
+        fingerprint,
         created: crate::app::unix_seconds(),
     };
     Ok((engine, engine_metrics, model))
@@ -69,12 +70,16 @@ pub(crate) fn load(
 const SAMPLE_BYTES: usize = 1 << 16;
 
 /// A short hash of what the checkpoint is: its configuration, and the ends and lengths of its weight files; and of what
-/// it is computed on, since neither bits nor cached blocks are the same there.
+/// it is computed with, since neither bits nor cached blocks are the same there.
 /// Reading all of the weights would take longer than loading them does.
-fn fingerprint(files: &ModelFiles, device: Device) -> Result<String, LoadError> {
+fn fingerprint(files: &ModelFiles, options: &Options, device: Device) -> Result<String, LoadError> {
     let mut hash = Sha256::new();
     if device == Device::Cuda {
         hash.update("cuda");
+        hash.update(if options.cublaslt.is_some() { "cublaslt" } else { "" });
+    }
+    if let Some(rounding) = options.quantization {
+        hash.update(format!("{rounding:?}"));
     }
     for name in ["config.json", "generation_config.json", "tokenizer_config.json"] {
         if let Some(content) = files.read(name)? {

@@ -1,9 +1,10 @@
 //! How large the engine is, and how it works.
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use quayline_engine::{Device, KvDtype, KvSize, Options, Rounding};
+use quayline_engine::{CublasLtPlace, Device, KvDtype, KvSize, Options, Rounding};
 
 use super::parse::{count_u32, count_u64, json};
 use crate::speculative::SpeculativeConfig;
@@ -77,6 +78,11 @@ pub(crate) struct EngineFlags {
     /// Where the arithmetic runs: the CPU, an NVIDIA GPU, or the GPU if there is one that works
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
+    /// Let NVIDIA's cuBLASLt multiply on the GPU, where the machine has it or in this file; the bits of a token then
+    /// depend on what else is in its step
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "FILE")]
+    #[expect(clippy::option_option, reason = "as clap has it: absent, without a value, with one")]
+    cublaslt: Option<Option<PathBuf>>,
     /// Number format of the arithmetic: the weights decide
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
@@ -160,6 +166,10 @@ impl EngineFlags {
                 DeviceName::Cuda => Device::Cuda,
                 DeviceName::Auto => Device::Auto,
             },
+            cublaslt: self
+                .cublaslt
+                .clone()
+                .map(|file| file.map_or(CublasLtPlace::Installed, CublasLtPlace::File)),
             threads: self.threads,
             ..base
         }
