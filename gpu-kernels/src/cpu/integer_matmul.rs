@@ -95,7 +95,7 @@ struct Multiply<'a, I> {
     integer: PhantomData<I>,
 }
 
-/// The kernel.
+/// The kernel: what [`shape`] says, as constants.
 struct Run<'a, I> {
     of: Multiply<'a, I>,
     scratch: &'a mut Scratch,
@@ -104,21 +104,44 @@ struct Run<'a, I> {
 impl<I: Integer> Kernel for Run<'_, I> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
-        let multiply = self.of;
-        match (L::REGISTERS, multiply.tiles.rows) {
-            (Registers::Many, 1) => multiply.group::<L, 1, 8>(lanes, memory),
-            (Registers::Few, 1) => multiply.group::<L, 1, 4>(lanes, memory),
-            (Registers::Quarters, 1) => multiply.group::<L, 1, 2>(lanes, memory),
-            _ if I::ALONE => unreachable!("several rows take the general form"),
-            (Registers::Many, 2) => multiply.group::<L, 2, 8>(lanes, memory),
-            (Registers::Many, 4) => multiply.group::<L, 4, 4>(lanes, memory),
-            (Registers::Many, 8) => multiply.group::<L, 8, 3>(lanes, memory),
-            (Registers::Few, 3) => multiply.group::<L, 3, 2>(lanes, memory),
-            (Registers::Few, 6) => multiply.group::<L, 6, 1>(lanes, memory),
-            (Registers::Quarters, 3) => multiply.group::<L, 3, 1>(lanes, memory),
-            (_, rows) => unreachable!("{rows} rows in a tile"),
+        let Self { of, scratch } = self;
+        // Constants decide first: shapes that other lanes have are not compiled for these.
+        if L::WIDE {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<I, 1, 8> { of, scratch }),
+                2 if !I::ALONE => lanes.apart(Shape::<I, 2, 8> { of, scratch }),
+                4 if !I::ALONE => lanes.apart(Shape::<I, 4, 4> { of, scratch }),
+                8 if !I::ALONE => lanes.apart(Shape::<I, 8, 3> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
+        } else if L::FEW {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<I, 1, 4> { of, scratch }),
+                3 if !I::ALONE => lanes.apart(Shape::<I, 3, 2> { of, scratch }),
+                6 if !I::ALONE => lanes.apart(Shape::<I, 6, 1> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
+        } else {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<I, 1, 2> { of, scratch }),
+                3 if !I::ALONE => lanes.apart(Shape::<I, 3, 1> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
         }
+    }
+}
+
+/// Tiles of R rows against N panels at a time.
+struct Shape<'a, I, const R: usize, const N: usize> {
+    of: Multiply<'a, I>,
+    scratch: &'a mut Scratch,
+}
+
+impl<I: Integer, const R: usize, const N: usize> Kernel for Shape<'_, I, R, N> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
+        self.of.group::<L, R, N>(lanes, memory);
     }
 }
 
@@ -188,7 +211,7 @@ impl<I: Integer> Multiply<'_, I> {
                 for j in 0..N {
                     lanes.prefetch(near.wrapping_add(j * stride));
                 }
-                if L::REGISTERS.one_of_several(R) {
+                if const { L::REGISTERS.one_of_several(R) } {
                     for j in 0..N {
                         lanes.prefetch_far(far.wrapping_add(j * stride));
                     }
@@ -197,7 +220,7 @@ impl<I: Integer> Multiply<'_, I> {
                 let at = here.wrapping_add(offset);
                 macro_rules! elements {
                     ($($index:literal)*) => {$(
-                        if L::REGISTERS.one_of_several(R) && $index % 2 == 0 {
+                        if const { L::REGISTERS.one_of_several(R) && $index % 2 == 0 } {
                             lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
                         }
                         // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
@@ -206,7 +229,7 @@ impl<I: Integer> Multiply<'_, I> {
                     )*};
                 }
                 elements!(0 1 2 3);
-                if I::ELEMENTS == 8 {
+                if const { I::ELEMENTS == 8 } {
                     elements!(4 5 6 7);
                 }
             }

@@ -110,7 +110,7 @@ struct Multiply<'a, E> {
     element: PhantomData<E>,
 }
 
-/// The kernel.
+/// The kernel: what [`Registers::panels`] says, as constants.
 struct Run<'a, E> {
     of: Multiply<'a, E>,
     scratch: &'a mut Scratch,
@@ -119,27 +119,56 @@ struct Run<'a, E> {
 impl<E: Element> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { of: multiply, scratch } = self;
-        match (L::REGISTERS, multiply.tiles.rows) {
-            (Registers::Many, 1) => multiply.group::<L, 1, 8>(lanes, scratch),
-            (Registers::Many, 2) => multiply.group::<L, 2, 8>(lanes, scratch),
-            (Registers::Many, 3) => multiply.group::<L, 3, 6>(lanes, scratch),
-            (Registers::Many, 4) => multiply.group::<L, 4, 4>(lanes, scratch),
-            (Registers::Many, 5) => multiply.group::<L, 5, 4>(lanes, scratch),
-            (Registers::Many, 6) => multiply.group::<L, 6, 4>(lanes, scratch),
-            (Registers::Many, 7) => multiply.group::<L, 7, 3>(lanes, scratch),
-            (Registers::Many, 8) => multiply.group::<L, 8, 3>(lanes, scratch),
-            (Registers::Few, 1) => multiply.group::<L, 1, 4>(lanes, scratch),
-            (Registers::Few, 2) => multiply.group::<L, 2, 3>(lanes, scratch),
-            (Registers::Few, 3) => multiply.group::<L, 3, 2>(lanes, scratch),
-            (Registers::Few, 4) => multiply.group::<L, 4, 1>(lanes, scratch),
-            (Registers::Few, 5) => multiply.group::<L, 5, 1>(lanes, scratch),
-            (Registers::Few, 6) => multiply.group::<L, 6, 1>(lanes, scratch),
-            (Registers::Quarters, 1) => multiply.group::<L, 1, 2>(lanes, scratch),
-            (Registers::Quarters, 2) => multiply.group::<L, 2, 1>(lanes, scratch),
-            (Registers::Quarters, 3) => multiply.group::<L, 3, 1>(lanes, scratch),
-            (_, rows) => unreachable!("{rows} rows in a tile"),
+        let Self { of, scratch } = self;
+        // Constants decide first: shapes that other lanes have are not compiled for these.
+        if L::WIDE {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<E, 1, 8> { of, scratch }),
+                2 => lanes.apart(Shape::<E, 2, 8> { of, scratch }),
+                3 => lanes.apart(Shape::<E, 3, 6> { of, scratch }),
+                4 => lanes.apart(Shape::<E, 4, 4> { of, scratch }),
+                5 => lanes.apart(Shape::<E, 5, 4> { of, scratch }),
+                6 => lanes.apart(Shape::<E, 6, 4> { of, scratch }),
+                7 => lanes.apart(Shape::<E, 7, 3> { of, scratch }),
+                8 => lanes.apart(Shape::<E, 8, 3> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
+        } else if L::FEW {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<E, 1, 4> { of, scratch }),
+                2 => lanes.apart(Shape::<E, 2, 3> { of, scratch }),
+                3 => lanes.apart(Shape::<E, 3, 2> { of, scratch }),
+                4 => lanes.apart(Shape::<E, 4, 1> { of, scratch }),
+                5 => lanes.apart(Shape::<E, 5, 1> { of, scratch }),
+                6 => lanes.apart(Shape::<E, 6, 1> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
+        } else {
+            match of.tiles.rows {
+                1 => lanes.apart(Shape::<E, 1, 2> { of, scratch }),
+                2 => lanes.apart(Shape::<E, 2, 1> { of, scratch }),
+                3 => lanes.apart(Shape::<E, 3, 1> { of, scratch }),
+                rows => unreachable!("{rows} rows in a tile"),
+            }
         }
+    }
+}
+
+/// Whether tiles of R rows may be many and have something to widen.
+const fn widens<L: Lanes, E: Element, const R: usize>() -> bool {
+    E::BYTES < 4 && L::REGISTERS.one_of_several(R)
+}
+
+/// Tiles of R rows against N panels at a time.
+struct Shape<'a, E, const R: usize, const N: usize> {
+    of: Multiply<'a, E>,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: Element, const R: usize, const N: usize> Kernel for Shape<'_, E, R, N> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        self.of.group::<L, R, N>(lanes, self.scratch);
     }
 }
 
@@ -172,7 +201,7 @@ impl<E: Element> Multiply<'_, E> {
         next: Option<*const u8>,
     ) {
         let (pairs, tiles, weight) = (self.tiles.pairs, self.tiles.count, self.product.weight);
-        let wide = E::BYTES < 4 && L::REGISTERS.one_of_several(R) && tiles >= WIDEN;
+        let wide = const { widens::<L, E, R>() } && tiles >= WIDEN;
         // One tile needs its panels once, so it may as well go through to their end.
         let depth = match (tiles, wide) {
             (1, _) => pairs,
@@ -194,7 +223,7 @@ impl<E: Element> Multiply<'_, E> {
                 last,
             };
             let next = if last { next } else { Some(lines.here.wrapping_add(len * line)) };
-            if wide {
+            if const { widens::<L, E, R>() } && wide {
                 let lines = lines.widen::<L, E, N>(lanes, widened);
                 for tile in 0..tiles {
                     let asks = Asks::new((tile, tiles), (lines.here, len, line), next);
@@ -246,7 +275,7 @@ impl<E: Element> Multiply<'_, E> {
                     lanes.prefetch(near.wrapping_add(j * stride + part));
                 }
             }
-            if L::REGISTERS.one_of_several(R) {
+            if const { L::REGISTERS.one_of_several(R) } {
                 for j in 0..N {
                     lanes.prefetch_far(far.wrapping_add(j * self.product.weight.stride()));
                 }

@@ -135,7 +135,7 @@ pub(super) fn groups(size: usize, counts: impl Iterator<Item = usize>) -> Vec<Gr
 
 impl Registers {
     /// Most rows of a tile.
-    pub(super) fn rows_max(self) -> usize {
+    pub(super) const fn rows_max(self) -> usize {
         match self {
             Self::Many => 8,
             Self::Few => 6,
@@ -144,8 +144,7 @@ impl Registers {
     }
 
     /// Whether a tile of so many rows may be one of several: they share rows equally.
-    #[inline(always)]
-    pub(super) fn one_of_several(self, rows: usize) -> bool {
+    pub(super) const fn one_of_several(self, rows: usize) -> bool {
         2 * rows > self.rows_max()
     }
 }

@@ -4,9 +4,11 @@
 //! positions, whether K is read where it lies or from scratch.
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
+use std::marker::PhantomData;
+
 use super::pages::Chunk;
 use super::state::State;
-use super::{CHUNK, Element, Lanes, WIDTH};
+use super::{CHUNK, Element, Kernel, Lanes, WIDTH};
 
 /// Panels in a chunk.
 const PANELS: usize = CHUNK / WIDTH;
@@ -27,48 +29,55 @@ pub(super) fn in_place<L: Lanes, E: Element>(
     );
     let together = (rows.1 - rows.0).div_ceil((rows.1 - rows.0).div_ceil(if L::WIDE { 4 } else { 2 }));
     for row in (rows.0..rows.1).step_by(together) {
-        let query = state.query[row * wide..].as_ptr();
-        let weight = state.weight[row * CHUNK..].as_mut_ptr();
+        let query = &state.query[row * wide..];
+        let weight = &mut state.weight[row * CHUNK..];
         let of = (wide, dim);
         match together.min(rows.1 - row) {
-            // SAFETY: so many rows of queries and weights are left, and the chunk lies in the cache.
-            4 if L::WIDE => unsafe { panels::<L, E, 4>(lanes, query, chunk, weight, of) },
-            // SAFETY: as above.
-            3 if L::WIDE => unsafe { panels::<L, E, 3>(lanes, query, chunk, weight, of) },
-            // SAFETY: as above.
-            2 => unsafe { panels::<L, E, 2>(lanes, query, chunk, weight, of) },
-            // SAFETY: as above.
-            _ => unsafe { panels::<L, E, 1>(lanes, query, chunk, weight, of) },
+            4 if L::WIDE => lanes.apart(Panels::<E, 4>::new(query, chunk, weight, of)),
+            3 if L::WIDE => lanes.apart(Panels::<E, 3>::new(query, chunk, weight, of)),
+            2 => lanes.apart(Panels::<E, 2>::new(query, chunk, weight, of)),
+            _ => lanes.apart(Panels::<E, 1>::new(query, chunk, weight, of)),
         }
     }
 }
 
-/// M rows against as many panels at a time as there are registers for.
-///
-/// # Safety
-/// `query` has M rows of `wide`, `weight` of 64 elements; the chunk lies in the cache.
-#[inline(always)]
-unsafe fn panels<L: Lanes, E: Element, const M: usize>(
-    lanes: L,
-    query: *const f32,
-    chunk: Chunk<'_>,
-    weight: *mut f32,
+/// M rows, `query` of `of.0` elements each, against as many panels of a chunk at a time as there are registers for.
+struct Panels<'a, E, const M: usize> {
+    query: &'a [f32],
+    chunk: Chunk<'a>,
+    /// `[M][64]`.
+    weight: &'a mut [f32],
     of: (usize, usize),
-) {
-    if L::WIDE {
-        // SAFETY: the caller's promise.
-        return unsafe { some_panels::<L, E, M, PANELS>(lanes, query, chunk, 0, weight, of) };
+    element: PhantomData<E>,
+}
+
+impl<'a, E, const M: usize> Panels<'a, E, M> {
+    fn new(query: &'a [f32], chunk: Chunk<'a>, weight: &'a mut [f32], of: (usize, usize)) -> Self {
+        Self { query, chunk, weight, of, element: PhantomData }
     }
-    for first in 0..PANELS {
-        // SAFETY: the caller's promise.
-        unsafe { some_panels::<L, E, M, 1>(lanes, query, chunk, first, weight, of) };
+}
+
+impl<E: Element, const M: usize> Kernel for Panels<'_, E, M> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { query, chunk, weight, of, .. } = self;
+        assert!(query.len() >= M * of.0 && weight.len() >= M * CHUNK, "M rows of queries and of weights");
+        let (query, weight) = (query.as_ptr(), weight.as_mut_ptr());
+        if L::WIDE {
+            // SAFETY: M rows, as asserted, and a chunk of the cache.
+            return unsafe { some_panels::<L, E, M, PANELS>(lanes, query, chunk, 0, weight, of) };
+        }
+        for first in 0..PANELS {
+            // SAFETY: as above.
+            unsafe { some_panels::<L, E, M, 1>(lanes, query, chunk, first, weight, of) };
+        }
     }
 }
 
 /// M rows against N panels from `first` on.
 ///
 /// # Safety
-/// As [`panels`], and `first + N` panels are in a chunk.
+/// `query` has M rows of `wide`, `weight` of 64 elements; the chunk lies in the cache, and has `first + N` panels.
 #[inline(always)]
 unsafe fn some_panels<L: Lanes, E: Element, const M: usize, const N: usize>(
     lanes: L,
@@ -152,49 +161,67 @@ pub(super) fn of_widened<L: Lanes>(
         let query = &state.query[row * wide..];
         let weight = &mut state.weight[row * CHUNK..];
         row += match rows.1 - row {
-            6.. if L::MANY => widened::<L, 6>(lanes, query, keys, weight, wide, dim),
-            3.. if !L::MANY => widened::<L, 3>(lanes, query, keys, weight, wide, dim),
-            2.. => widened::<L, 2>(lanes, query, keys, weight, wide, dim),
-            _ => widened::<L, 1>(lanes, query, keys, weight, wide, dim),
+            6.. if L::MANY => {
+                lanes.apart(Widened::<6> { query, keys, weight, wide, dim });
+                6
+            }
+            3.. if !L::MANY => {
+                lanes.apart(Widened::<3> { query, keys, weight, wide, dim });
+                3
+            }
+            2.. => {
+                lanes.apart(Widened::<2> { query, keys, weight, wide, dim });
+                2
+            }
+            _ => {
+                lanes.apart(Widened::<1> { query, keys, weight, wide, dim });
+                1
+            }
         };
     }
 }
 
-/// M rows; answers M.
-#[inline(always)]
-fn widened<L: Lanes, const M: usize>(
-    lanes: L,
-    query: &[f32],
-    keys: &[f32],
-    weight: &mut [f32],
+/// M rows against keys in scratch.
+struct Widened<'a, const M: usize> {
+    /// `[M][wide]`.
+    query: &'a [f32],
+    keys: &'a [f32],
+    /// `[M][64]`.
+    weight: &'a mut [f32],
     wide: usize,
     dim: usize,
-) -> usize {
-    let width = WIDTH / L::PARTS;
-    for first in (0..CHUNK).step_by(4 * width) {
-        let mut sums = [[lanes.splat_part(0.0); 4]; M];
-        for d in 0..dim {
-            let mut key = [lanes.splat_part(0.0); 4];
-            for (j, key) in key.iter_mut().enumerate() {
-                // SAFETY: element `d * 64 + first + 4 width - 1` at most, inside the chunk of keys.
-                *key = unsafe { lanes.load_part(keys.as_ptr().wrapping_add(d * CHUNK + first + j * width)) };
+}
+
+impl<const M: usize> Kernel for Widened<'_, M> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { query, keys, weight, wide, dim } = self;
+        assert!(query.len() >= M * wide && weight.len() >= M * CHUNK, "M rows of queries and of weights");
+        let width = WIDTH / L::PARTS;
+        for first in (0..CHUNK).step_by(4 * width) {
+            let mut sums = [[lanes.splat_part(0.0); 4]; M];
+            for d in 0..dim {
+                let mut key = [lanes.splat_part(0.0); 4];
+                for (j, key) in key.iter_mut().enumerate() {
+                    let at = keys.as_ptr().wrapping_add(d * CHUNK + first + j * width);
+                    // SAFETY: element `d * 64 + first + 4 width - 1` at most, inside the chunk of keys.
+                    *key = unsafe { lanes.load_part(at) };
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: M rows of `wide >= dim` elements.
+                    let query = lanes.splat_part(unsafe { query.as_ptr().wrapping_add(i * wide + d).read() });
+                    for j in 0..4 {
+                        sums[j] = lanes.fma_part(query, key[j], sums[j]);
+                    }
+                }
             }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: M rows of `wide >= dim` elements.
-                let query = lanes.splat_part(unsafe { query.as_ptr().wrapping_add(i * wide + d).read() });
-                for j in 0..4 {
-                    sums[j] = lanes.fma_part(query, key[j], sums[j]);
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, &sum) in sums.iter().enumerate() {
+                    let to = weight.as_mut_ptr().wrapping_add(i * CHUNK + first + j * width);
+                    // SAFETY: M rows of 64 weights.
+                    unsafe { lanes.store_part(to, sum) };
                 }
             }
         }
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate() {
-                // SAFETY: M rows of 64 weights.
-                unsafe {
-                    lanes.store_part(weight.as_mut_ptr().wrapping_add(i * CHUNK + first + j * width), sum)
-                };
-            }
-        }
     }
-    M
 }

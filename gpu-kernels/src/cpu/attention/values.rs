@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::pages::Chunk;
 use super::state::{State, clip};
-use super::{CHUNK, Element, Lanes, WIDTH};
+use super::{CHUNK, Element, Kernel, Lanes, WIDTH};
 
 /// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]`, over what each row sees.
 ///
@@ -47,7 +47,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
                     _ => (from.max(end), to),
                 };
                 if of.0 < of.1 {
-                    accumulate::<L, V, 1>(lanes, state, values, row, of, wide);
+                    lanes.apart(Accumulate::<V, 1> { state, values, row, of, wide });
                 }
             }
         }
@@ -128,49 +128,54 @@ fn common<L: Lanes, V: Values>(
     wide: usize,
 ) {
     match count {
-        6 if L::MANY && V::WIDENED => accumulate::<L, V, 6>(lanes, state, values, first, of, wide),
-        4 if L::MANY => accumulate::<L, V, 4>(lanes, state, values, first, of, wide),
-        3 => accumulate::<L, V, 3>(lanes, state, values, first, of, wide),
+        6 if L::MANY && V::WIDENED => lanes.apart(Accumulate::<V, 6> { state, values, row: first, of, wide }),
+        4 if L::MANY => lanes.apart(Accumulate::<V, 4> { state, values, row: first, of, wide }),
+        3 => lanes.apart(Accumulate::<V, 3> { state, values, row: first, of, wide }),
         _ => {
             for row in (first..first + count / 2 * 2).step_by(2) {
-                accumulate::<L, V, 2>(lanes, state, values, row, of, wide);
+                lanes.apart(Accumulate::<V, 2> { state, values, row, of, wide });
             }
             if count % 2 == 1 {
-                accumulate::<L, V, 1>(lanes, state, values, first + count - 1, of, wide);
+                lanes.apart(Accumulate::<V, 1> { state, values, row: first + count - 1, of, wide });
             }
         }
     }
 }
 
 /// Positions `of.0..of.1` for M rows, all columns; what was there before fades first.
-#[inline(always)]
-fn accumulate<L: Lanes, V: Values, const M: usize>(
-    lanes: L,
-    state: &mut State<'_>,
+struct Accumulate<'a, 's, V, const M: usize> {
+    state: &'a mut State<'s>,
     values: V,
     row: usize,
     of: (usize, usize),
     wide: usize,
-) {
-    let width = WIDTH / L::PARTS;
-    let mut fade = [1.0; M];
-    // Only the first positions of a chunk meet what came before it.
-    fade.swap_with_slice(&mut state.fade[row..row + M]);
-    let weight = state.weight[row * CHUNK..].as_ptr();
-    let value = state.sums.value[row * wide..].as_mut_ptr();
-    let mut column = 0;
-    while column < wide {
-        let to = value.wrapping_add(column);
-        let left = (wide - column) / width;
-        if left >= 4 {
-            // SAFETY: the caller asserts M rows of state and 64 rows of values; `column + 4 width <= wide`.
-            column += unsafe { columns::<L, V, M, 4>(lanes, weight, (values, column), to, of, fade, wide) };
-        } else if left >= 2 {
-            // SAFETY: as above, with 2.
-            column += unsafe { columns::<L, V, M, 2>(lanes, weight, (values, column), to, of, fade, wide) };
-        } else {
-            // SAFETY: as above, with 1: `wide` is a multiple of 16.
-            column += unsafe { columns::<L, V, M, 1>(lanes, weight, (values, column), to, of, fade, wide) };
+}
+
+impl<V: Values, const M: usize> Kernel for Accumulate<'_, '_, V, M> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { state, values, row, of, wide } = self;
+        let width = WIDTH / L::PARTS;
+        let mut fade = [1.0; M];
+        // Only the first positions of a chunk meet what came before it.
+        fade.swap_with_slice(&mut state.fade[row..row + M]);
+        let weight = state.weight[row * CHUNK..].as_ptr();
+        let value = state.sums.value[row * wide..].as_mut_ptr();
+        let mut column = 0;
+        while column < wide {
+            let to = value.wrapping_add(column);
+            let left = (wide - column) / width;
+            let from = (values, column);
+            if left >= 4 {
+                // SAFETY: `add_values` asserts M rows of state and 64 rows of values; `column + 4 width <= wide`.
+                column += unsafe { columns::<L, V, M, 4>(lanes, weight, from, to, of, fade, wide) };
+            } else if left >= 2 {
+                // SAFETY: as above, with 2.
+                column += unsafe { columns::<L, V, M, 2>(lanes, weight, from, to, of, fade, wide) };
+            } else {
+                // SAFETY: as above, with 1: `wide` is a multiple of 16.
+                column += unsafe { columns::<L, V, M, 1>(lanes, weight, from, to, of, fade, wide) };
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
     reason = "a chain of register instructions has one reason to be sound"
 )]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes, Registers};
@@ -15,6 +16,7 @@ pub(crate) struct Avx2(());
 /// # Safety
 /// The machine has the features named at [`Avx2`].
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
     kernel.run(Avx2(()));
 }
@@ -70,6 +72,12 @@ impl Lanes for Avx2 {
     type P = __m256;
     const PARTS: usize = 2;
     const REGISTERS: Registers = Registers::Few;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) {
+        // SAFETY: the token proves that the machine has the features.
+        unsafe { run(kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
@@ -219,6 +227,11 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_seconds_bf16(self, at: *const u8) -> Pair {
+        let mut at = at;
+        // The pairs are read again: sixteen registers do not hold them beside the sums while the first halves are
+        // multiplied, and a compiler that knows that they are the same would rather keep them than some of the sums.
+        // SAFETY: there is no instruction.
+        unsafe { asm!("/* {} */", inout(reg) at, options(pure, readonly, nostack, preserves_flags)) };
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe {
             let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());

@@ -15,6 +15,7 @@ pub(crate) struct Avx512(());
 /// # Safety
 /// The machine has the features named at [`Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline(never)]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
     kernel.run(Avx512(()));
 }
@@ -34,6 +35,12 @@ impl Lanes for Avx512 {
     type P = __m512;
     const PARTS: usize = 1;
     const REGISTERS: Registers = Registers::Many;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) {
+        // SAFETY: the token proves that the machine has the features.
+        unsafe { run(kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

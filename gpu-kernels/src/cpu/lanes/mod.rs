@@ -61,8 +61,14 @@ pub(crate) trait Lanes: Copy {
     const REGISTERS: Registers;
     /// Whether there are 32 registers of a whole vector each.
     const WIDE: bool = matches!(Self::REGISTERS, Registers::Many);
+    /// Whether there is room for eight vectors.
+    const FEW: bool = matches!(Self::REGISTERS, Registers::Few);
     /// Whether there are 32 registers, of whatever size.
     const MANY: bool = matches!((Self::REGISTERS, Self::PARTS), (Registers::Many, _) | (Registers::Few, 4));
+
+    /// Runs a kernel as a function of its own. What would be many loops in one function is compiled many times
+    /// faster so, and runs no slower.
+    fn apart<K: Kernel>(self, kernel: K);
 
     fn splat(self, x: f32) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;

@@ -19,6 +19,7 @@ pub(crate) struct Neon(());
 /// # Safety
 /// The machine has the feature named at [`Neon`].
 #[target_feature(enable = "neon")]
+#[inline(never)]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
     kernel.run(Neon(()));
 }
@@ -80,6 +81,12 @@ impl Lanes for Neon {
     type P = float32x4_t;
     const PARTS: usize = 4;
     const REGISTERS: Registers = Registers::Few;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) {
+        // SAFETY: the token proves that the machine has the features.
+        unsafe { run(kernel) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Four {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Lanes, Registers, WIDTH};
+use super::{Kernel, Lanes, Registers, WIDTH};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -23,6 +23,11 @@ impl Lanes for Portable {
     type P = [f32; 4];
     const PARTS: usize = 4;
     const REGISTERS: Registers = Registers::Quarters;
+
+    #[inline(never)]
+    fn apart<K: Kernel>(self, kernel: K) {
+        kernel.run(self);
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
