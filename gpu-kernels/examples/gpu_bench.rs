@@ -4,7 +4,8 @@
 //! `scripts/gpu-check bench` puts both into one table.
 //!
 //! One line for each: id, what moves or is computed, and the microseconds of one run, tabs between; for products a
-//! second one of cuBLASLt (in the machine, or at `QUAYLINE_CUBLASLT`), with its name before the time. Runs are
+//! second one of cuBLASLt (in the machine, or at `QUAYLINE_CUBLASLT`), with its name before the time, and for chains of
+//! launches one of launches that wait for the end of the one before ("serial"). Runs are
 //! recorded and replayed; the fastest of five rounds counts. Caches hold random numbers in shuffled pages. What
 //! fails is `-`, with the reason on the standard error. `dry` needs no GPU: all times are `-`.
 
@@ -16,10 +17,13 @@ use std::time::Instant;
 
 #[cfg(feature = "cuda")]
 use quayline_gpu_kernels::cuda::CublasLt;
-use quayline_gpu_kernels::cuda::{Draw, KvPool, KvStorage, Scores};
+use quayline_gpu_kernels::cuda::{Draw, KvPool, KvStorage, Scores, Tensor, Weight};
 use quayline_gpu_kernels::{
     Attention, BatchInput, Cuda, Dtype, Heads, KvShape, Ops, Projection, Span, WeightSource,
 };
+
+/// Launches of a chain, each of which reads what the one before wrote.
+const LINKS: usize = 64;
 
 /// A line of `targets.tsv`.
 #[derive(Debug)]
@@ -40,6 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ids: Vec<&String> = arguments.iter().filter(|argument| *argument != "dry").collect();
     let cuda = if dry { None } else { Some(detect()?.with_fast_prompts(true)) };
     let library = if dry { None } else { with_library().map_err(|absent| eprintln!("{absent}")).ok() };
+    let serial = if dry { None } else { Some(detect()?.with_early_launches(false)) };
     let lines = include_str!("../scripts/targets.tsv").lines().filter(|line| !line.starts_with('#'));
     for target in lines.map(Target::read) {
         let target = target?;
@@ -51,6 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // With few rows it is our kernels that compute.
         if target.kernel == "linear" && target.rows() > 16 {
             println!("{id}\t{work}\tcublaslt\t{}", target.time(library.as_ref()));
+        }
+        if target.kernel == "chain" {
+            println!("{id}\t{work}\tserial\t{}", target.time(serial.as_ref()));
         }
     }
     Ok(())
@@ -126,6 +134,7 @@ impl Target {
         let contexts: usize = self.lengths.iter().map(|&(_, context)| context).sum();
         (match kernel {
             "norm" => 2 * 2 * self.rows() * dim,
+            "chain" => LINKS * 2 * 2 * self.rows() * dim,
             "sample" => 2 * self.rows() * dim,
             _ => 2 * element * contexts * kv * dim + 2 * 2 * self.rows() * query * dim,
         }) as u64
@@ -146,6 +155,7 @@ impl Target {
     fn microseconds(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {
         match self.kernel {
             "norm" => self.norm(cuda),
+            "chain" => self.chain(cuda),
             "sample" => self.sample(cuda),
             "linear" => self.linear(cuda),
             _ => self.attention(cuda),
@@ -204,15 +214,32 @@ impl Target {
     }
 
     fn norm(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {
+        let (weight, x, mut out) = self.to_norm(cuda)?;
+        recorded(cuda, |cuda| Ok(cuda.rms_norm(&x, &weight, 1e-5, &mut out)?))
+    }
+
+    fn chain(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {
+        let (weight, mut x, mut out) = self.to_norm(cuda)?;
+        recorded(cuda, |cuda| {
+            for _ in 0..LINKS / 2 {
+                cuda.rms_norm(&x, &weight, 1e-5, &mut out)?;
+                cuda.rms_norm(&out, &weight, 1e-5, &mut x)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A weight, rows to normalise, and room for what comes out.
+    fn to_norm(&self, cuda: &Cuda) -> Result<(Weight, Tensor, Tensor), Box<dyn Error>> {
         let (rows, dim) = (self.rows(), self.heads.dim);
         let bytes: Vec<u8> = numbers(dim).iter().flat_map(|x| x.to_le_bytes()).collect();
         let range = 0..bytes.len();
         let source =
             WeightSource { bytes: std::sync::Arc::new(bytes), range, dtype: Dtype::F32, shape: vec![dim] };
         let weight = cuda.weight(source)?;
-        let (mut x, mut out) = (cuda.tensor(rows, dim)?, cuda.tensor(rows, dim)?);
+        let (mut x, out) = (cuda.tensor(rows, dim)?, cuda.tensor(rows, dim)?);
         cuda.write(&mut x, &numbers(rows * dim))?;
-        recorded(cuda, |cuda| Ok(cuda.rms_norm(&x, &weight, 1e-5, &mut out)?))
+        Ok((weight, x, out))
     }
 
     fn linear(&self, cuda: &Cuda) -> Result<f64, Box<dyn Error>> {

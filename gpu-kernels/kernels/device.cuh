@@ -2,9 +2,23 @@
 #pragma once
 
 #define FN __device__ __forceinline__
+// From Hopper on a launch may begin while the one before it ends (programmatic dependent launch). So nothing is read or
+// written before all that came earlier is done and seen; then the launch after this one may come and wait. The PTX for
+// sm_80 and later has the same two instructions as comments, which `src/cuda/embedded.rs` opens for a GPU that has them.
+#if __CUDA_ARCH__ >= 900
+#define AFTER_EARLIER_LAUNCHES "griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;"
+#else
+#define AFTER_EARLIER_LAUNCHES "/*griddepcontrol.wait;*/\n\t/*griddepcontrol.launch_dependents;*/"
+#endif
+
 // A kernel of at most `threads` threads a block; its argument is `p`.
-#define KERNEL(name, Params, threads) \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
+#define KERNEL(name, Params, threads)                                                                   \
+    FN void name##_body(const Params &p);                                                               \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p) {   \
+        asm volatile(AFTER_EARLIER_LAUNCHES ::: "memory");                                              \
+        name##_body(p);                                                                                 \
+    }                                                                                                   \
+    FN void name##_body(const Params &p)
 
 // Before a loop whose indices must be known to the compiler, and before one that is not worth the registers.
 #define UNROLL _Pragma("unroll")

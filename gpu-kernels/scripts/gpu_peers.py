@@ -12,7 +12,9 @@ from pathlib import Path
 
 PEERS = ("flashinfer", "cudnn", "torch")
 # Measured by gpu_bench.
-LIBRARIES = ("cublaslt",)
+LIBRARIES = ("cublaslt", "serial")
+# Launches of a chain: LINKS of gpu_bench.rs.
+LINKS = 64
 
 
 def lengths(text):
@@ -39,8 +41,8 @@ class Target:
         if self.unit == "TFLOP/s":
             seen = sum(q * k - (q * (q - 1) // 2 if self.causal else 0) for q, k in zip(self.queries, self.contexts))
             return 4 * seen * self.query * self.dim
-        if self.kernel == "norm":
-            return 2 * 2 * rows * self.dim
+        if self.kernel in ("norm", "chain"):
+            return 2 * 2 * rows * self.dim * (LINKS if self.kernel == "chain" else 1)
         if self.kernel == "sample":
             return 2 * rows * self.dim
         element = 2 if self.cache == "bf16" else 1
@@ -100,7 +102,7 @@ class Runner:
     def run(self, peer, target):
         if self.torch is None or (peer == "flashinfer" and self.flashinfer is None):
             return None
-        if target.kernel in ("norm", "sample", "linear"):
+        if target.kernel in ("norm", "chain", "sample", "linear"):
             return getattr(self, f"{peer}_{target.kernel}")(target)
         return getattr(self, f"{peer}_attention")(target)
 
@@ -162,10 +164,20 @@ class Runner:
         logits = self.random(sum(t.queries), t.dim).float()
         return self.microseconds(lambda: fi.sampling.top_k_top_p_sampling_from_logits(logits / 0.8, 50, 0.9))
 
+    def torch_chain(self, t):
+        x, weight = self.random(sum(t.queries), t.dim), self.random(t.dim)
+
+        def chain(y):
+            for _ in range(LINKS):
+                y = self.torch.nn.functional.rms_norm(y, (t.dim,), weight, 1e-5)
+            return y
+
+        return self.microseconds(lambda: chain(x))
+
     def cudnn_norm(self, t):
         return None
 
-    cudnn_sample = torch_sample = cudnn_linear = flashinfer_linear = cudnn_norm
+    cudnn_chain = flashinfer_chain = cudnn_sample = torch_sample = cudnn_linear = flashinfer_linear = cudnn_norm
 
     def torch_linear(self, t):
         x, weight = self.random(sum(t.queries), t.dim), self.random(t.query, t.dim)

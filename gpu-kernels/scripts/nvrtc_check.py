@@ -1,5 +1,5 @@
 """Compiles every kernel with NVRTC for every architecture, and fails on errors, warnings and spills. With --ptx it writes
-the PTX that the crate carries instead, for sm_80 and later.
+the PTX that the crate carries instead, for sm_80 and later; with --prebuilt it assembles that PTX, as drivers do.
 
 QUAYLINE_SM names architectures other than sm_80, sm_90a and sm_100a. Needs NVIDIA's run-time compiler (a library, no GPU and no driver): `libnvrtc.so` beside the package `nvidia.cuda_nvrtc`
 or `nvidia.cu13`, or named by QUAYLINE_NVRTC.
@@ -137,7 +137,51 @@ def prebuild(nvrtc):
     (folder / "hashes.txt").write_text("\n".join(hashes) + "\n")
 
 
+def opened(ptx):
+    """As src/cuda/embedded.rs gives it to a GPU that waits for earlier launches."""
+    for instruction in ["griddepcontrol.wait;", "griddepcontrol.launch_dependents;"]:
+        ptx = ptx.replace(f"/*{instruction}*/", instruction)
+    return ptx.replace(".target sm_80", ".target sm_90", 1)
+
+
+def assemble(linker, ptx, architecture):
+    """What the assembler has against a PTX; nothing where it takes it."""
+    call = lambda name, *arguments: getattr(linker, f"__nvJitLink{name}_12_8")(*arguments)
+    handle, text = ctypes.c_void_p(), ptx.encode() + b"\0"
+    option = (ctypes.c_char_p * 1)(f"-arch={architecture}".encode())
+    created = call("Create", ctypes.byref(handle), 1, option)
+    assert created == 0, f"nvJitLinkCreate: {created}"
+    kind_ptx = 2
+    failed = call("AddData", handle, kind_ptx, text, ctypes.c_size_t(len(text)), b"ptx") or call("Complete", handle)
+    size = ctypes.c_size_t()
+    call("GetErrorLogSize", handle, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value + 1)
+    call("GetErrorLog", handle, log)
+    call("Destroy", ctypes.byref(handle))
+    return log.value.decode() or f"error {failed}" if failed else None
+
+
+def check_prebuilt():
+    """Whether every PTX inside the crate assembles for the GPUs that it is for."""
+    found = [path for folder in sys.path for path in glob.glob(f"{folder}/nvidia/*/lib/libnvJitLink.so.12")]
+    if not found:
+        sys.exit("no nvJitLink: pip install nvidia-nvjitlink-cu12")
+    linker = ctypes.CDLL(found[-1])
+    files = sorted((KERNELS.parent / "prebuilt").glob("*.ptx.gz"))
+    texts = {file.name.removesuffix(".ptx.gz"): gzip.decompress(file.read_bytes()).decode() for file in files}
+    jobs = [(name, text, "sm_80") for name, text in texts.items() if ".target sm_80" in text]
+    jobs += [(name, opened(text), "sm_90a" if ".target sm_90a" in text else "sm_90") for name, text in texts.items()]
+    faults = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, _, architecture), fault in zip(jobs, pool.map(lambda job: assemble(linker, *job[1:]), jobs)):
+            print(f"{name} {architecture}: {fault or 'assembles'}")
+            faults += fault is not None
+    sys.exit(faults > 0)
+
+
 def main():
+    if sys.argv[1:] == ["--prebuilt"]:
+        check_prebuilt()
     nvrtc = library()
     if sys.argv[1:] == ["--ptx"]:
         return prebuild(nvrtc)

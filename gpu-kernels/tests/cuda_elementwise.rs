@@ -12,6 +12,8 @@ mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
 
+use std::sync::atomic::Ordering;
+
 use common::{Random, close, half_ulp, rounded, store};
 use half::{bf16, f16};
 use quayline_gpu_kernels::cuda::{HeadNorms, Norm, RowStorage};
@@ -53,6 +55,24 @@ fn each(mut test: impl FnMut(Dtype, &Cuda, &mut Random)) {
     {
         let Some((cuda, _)) = emulator::cuda(dtype, descending) else { return };
         test(dtype, &cuda, &mut Random::new(seed as u64));
+    }
+}
+
+#[test]
+fn launches_begin_early_unless_told_otherwise_and_recorded_ones_too() {
+    for early in [true, false] {
+        let Some((cuda, emulator)) = emulator::cuda(Dtype::Bf16, false) else { return };
+        let cuda = cuda.with_early_launches(early);
+        let (x, weight) = (tensor(&cuda, 1, 8, &[1.0; 8]), vector(&cuda, &[2.0; 8]));
+        let mut out = cuda.tensor(1, 8).unwrap();
+        let graph = cuda.capture(|cuda| cuda.rms_norm(&x, &weight, 0.0, &mut out)).unwrap();
+        for _ in 0..2 {
+            graph.replay().unwrap();
+        }
+        assert_eq!(*cuda.read(&out).unwrap(), [2.0; 8]);
+        if !emulator::on_gpu() {
+            assert_eq!(emulator.early_launches.load(Ordering::Relaxed), if early { 2 } else { 0 });
+        }
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The kernel's one argument, a C struct.
     pub argument: &'a [u8],
+    /// It may begin while the launch before it ends, where the device can: the kernel itself waits for what came
+    /// earlier before it reads or writes anything.
+    pub early: bool,
 }
 
 impl fmt::Debug for Launch<'_> {

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
-use std::io::Read;
 use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
 use std::ptr;
@@ -24,6 +23,10 @@ use crate::{Dtype, Error};
 
 /// The oldest driver that has all we call: CUDA 12.0.
 const DRIVER_MIN: i32 = 12_000;
+/// The oldest driver that records launches which begin early: CUDA 12.4.
+const EARLY_DRIVER_MIN: i32 = 12_040;
+/// The oldest GPU on which they do: sm_90.
+const EARLY_CAPABILITY_MIN: (i32, i32) = (9, 0);
 /// The oldest GPU: sm_80.
 const CAPABILITY_MIN: (i32, i32) = (8, 0);
 
@@ -173,6 +176,11 @@ impl Gpu {
         Ok(recording)
     }
 
+    /// Whether its instructions wait for earlier launches; without them a launch must not begin early.
+    fn waits(&self) -> bool {
+        self.capability >= EARLY_CAPABILITY_MIN
+    }
+
     /// The kernel of a name, loading its program if this is the first of it.
     fn kernel(&self, launch: &Launch<'_>) -> Result<sys::CUfunction, Error> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,7 +217,11 @@ impl Gpu {
             return Ok(module);
         }
         let embedded = match embedded::ptx(source) {
-            Some(packed) => unpack(packed).and_then(|ptx| load_module(&ptx)),
+            Some(packed) => {
+                let ptx = embedded::unpack(packed, self.waits());
+                let ptx = ptx.map_err(|error| failed("cuda", &error.to_string()));
+                ptx.and_then(|ptx| load_module(&ptx))
+            }
             None => Err(failed("cuda", "no PTX of this source inside the crate")),
         };
         match embedded {
@@ -374,23 +386,28 @@ impl Device for Gpu {
         self.enter()?;
         let kernel = self.kernel(&launch)?;
         let mut arguments = [launch.argument.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one struct, which the driver copies at once; the rest is the caller's promise.
-        let started = unsafe {
-            sys::cuLaunchKernel(
-                kernel,
-                launch.blocks,
-                1,
-                1,
-                launch.threads,
-                1,
-                1,
-                launch.shared_bytes,
-                self.stream,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut early = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(launch.early && self.waits() && self.driver >= EARLY_DRIVER_MIN),
         };
-        check("cuLaunchKernel", started)
+        // SAFETY: the kernel takes one struct, which the driver copies at once, as it does the attribute; the rest is
+        // the caller's promise.
+        let started = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, kernel, arguments.as_mut_ptr(), ptr::null_mut())
+        };
+        check("cuLaunchKernelEx", started)
     }
 }
 
@@ -452,15 +469,6 @@ fn load_module(image: &[u8]) -> Result<sys::CUmodule, Error> {
     // SAFETY: a place for one handle; a cubin says how long it is, and PTX ends in a zero.
     check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) })?;
     Ok(module)
-}
-
-/// PTX, with a zero at its end.
-fn unpack(packed: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut ptx = Vec::new();
-    let mut decoder = flate2::read::GzDecoder::new(packed);
-    decoder.read_to_end(&mut ptx).map_err(|error| failed("cuda", &error.to_string()))?;
-    ptx.push(0);
-    Ok(ptx)
 }
 
 /// Machine code of a program, made by the run-time compiler.

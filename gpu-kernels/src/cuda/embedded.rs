@@ -25,10 +25,57 @@ pub(crate) fn ptx(source: &Source) -> Option<&'static [u8]> {
     PTX.iter().find(|(name, _)| same && *name == source.name).map(|(_, ptx)| *ptx)
 }
 
+/// The PTX, with a zero at its end. With `waits` as GPUs from Hopper on take it: the instructions are opened with
+/// which a kernel waits for earlier launches (`kernels/device.cuh`), comments before that.
+///
+/// # Errors
+/// When the bytes are damaged.
+#[cfg(feature = "cuda")]
+pub(crate) fn unpack(packed: &[u8], waits: bool) -> std::io::Result<Vec<u8>> {
+    let ptx = std::io::read_to_string(flate2::read::GzDecoder::new(packed))?;
+    let mut ptx = if waits { opened(&ptx) } else { ptx }.into_bytes();
+    ptx.push(0);
+    Ok(ptx)
+}
+
+#[cfg(feature = "cuda")]
+fn opened(ptx: &str) -> String {
+    let ptx = ptx.replace("/*griddepcontrol.wait;*/", "griddepcontrol.wait;");
+    let ptx = ptx.replace("/*griddepcontrol.launch_dependents;*/", "griddepcontrol.launch_dependents;");
+    ptx.replacen(".target sm_80", ".target sm_90", 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::source::SOURCES;
     use super::*;
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn every_kernel_waits_for_earlier_launches_before_it_touches_memory() {
+        for (name, packed) in PTX {
+            let [plain, opened] =
+                [false, true].map(|waits| String::from_utf8(unpack(packed, waits).unwrap()).unwrap());
+            // Programs for Hopper alone have the instructions as they are.
+            let hopper = plain.contains(".target sm_90a");
+            assert_eq!(hopper, name.starts_with("hopper_"), "{name}");
+            assert!(hopper || plain.contains(".target sm_80"), "{name}");
+            assert_eq!(plain.contains("/*griddepcontrol"), !hopper, "{name}");
+            assert!(opened.contains(".target sm_90") && !opened.contains("/*"), "{name}");
+            let kernels: Vec<_> = opened.split(".entry ").skip(1).collect();
+            assert!(!kernels.is_empty(), "{name}");
+            for kernel in kernels {
+                let line = kernel.lines().next().unwrap();
+                let (before, after) = kernel.split_once("\tgriddepcontrol.wait;\n").unwrap_or_else(|| {
+                    panic!("{name}: {line} does not wait");
+                });
+                assert!(after.starts_with("\tgriddepcontrol.launch_dependents;\n"), "{name}: {line}");
+                let touches = ["global", "shared", "generic", "bar.", "ld.u", "st.", "atom", "red."];
+                let touched = touches.iter().find(|touch| before.contains(**touch));
+                assert_eq!(touched, None, "{name}: {line}");
+            }
+        }
+    }
 
     #[test]
     fn every_program_is_inside_as_its_source_is_now() {

@@ -77,6 +77,8 @@ pub struct Cuda {
     workspace: Mutex<Arc<Memory>>,
     /// Prompts take Hopper's kernel where there is one.
     fast_prompts: bool,
+    /// Launches may begin while those before them end.
+    early_launches: bool,
     /// What multiplies in our kernels' place.
     #[cfg(feature = "cuda")]
     products: Option<Arc<products::Products>>,
@@ -103,6 +105,7 @@ impl Cuda {
             dtype,
             workspace,
             fast_prompts: false,
+            early_launches: true,
             #[cfg(feature = "cuda")]
             products: None,
         })
@@ -114,6 +117,14 @@ impl Cuda {
     #[must_use]
     pub fn with_fast_prompts(self, fast_prompts: bool) -> Self {
         Self { fast_prompts, ..self }
+    }
+
+    /// Whether a launch may begin while the one before it ends, on a GPU that can (Hopper and later, with a driver of
+    /// CUDA 12.4 or later; "programmatic dependent launch"): its blocks are in place when the last results are there, in
+    /// a [`Graph`] too. No result depends on it. On at first.
+    #[must_use]
+    pub fn with_early_launches(self, early_launches: bool) -> Self {
+        Self { early_launches, ..self }
     }
 
     /// How activations and weights are stored.
@@ -198,6 +209,7 @@ impl Cuda {
             threads: count("launch", "threads", threads)?,
             shared_bytes: count("launch", "shared memory", shared_bytes)?,
             argument: bytemuck::bytes_of(argument),
+            early: self.early_launches,
         };
         // SAFETY: the operators check shapes and indices against the memory whose addresses they pass, and that
         // memory is borrowed for the call; releases come after it in the device's order.

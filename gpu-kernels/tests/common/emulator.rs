@@ -69,7 +69,7 @@ pub(crate) fn cuda(dtype: Dtype, descending: bool) -> Option<(Cuda, Arc<Emulator
 /// What a recording does, in order.
 enum Act {
     Fill(Address, u8, usize),
-    Launch { file: &'static str, kernel: String, numbers: [u32; 3], argument: Vec<u8> },
+    Launch { file: &'static str, kernel: String, numbers: [u32; 3], argument: Vec<u8>, early: bool },
     Library(LibraryWork),
 }
 
@@ -87,6 +87,8 @@ pub(crate) struct Emulator {
     /// Programs for Hopper run, and how many did.
     pub(crate) hopper: AtomicBool,
     pub(crate) hopper_launches: AtomicU64,
+    /// Launches that may have begun while the one before them ended.
+    pub(crate) early_launches: AtomicU64,
     /// Recordings that were replayed.
     pub(crate) replays: AtomicU64,
     /// The memory that it says is free; 0 says nothing.
@@ -119,6 +121,7 @@ impl Emulator {
             lazy: AtomicBool::new(false),
             hopper: AtomicBool::new(false),
             hopper_launches: AtomicU64::new(0),
+            early_launches: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             free_bytes: AtomicU64::new(0),
             downloaded: AtomicU64::new(0),
@@ -213,9 +216,9 @@ impl Device for Emulator {
             match act {
                 Act::Fill(to, byte, bytes) => self.fill(*to, *byte, *bytes)?,
                 Act::Library(work) => work(0)?,
-                Act::Launch { file, kernel, numbers: [blocks, threads, shared_bytes], argument } => {
-                    let (blocks, threads, shared_bytes) = (*blocks, *threads, *shared_bytes);
-                    let launch = Launch { file, kernel, blocks, threads, shared_bytes, argument };
+                Act::Launch { file, kernel, numbers: [blocks, threads, shared_bytes], argument, early } => {
+                    let (blocks, threads, shared_bytes, early) = (*blocks, *threads, *shared_bytes, *early);
+                    let launch = Launch { file, kernel, blocks, threads, shared_bytes, argument, early };
                     // SAFETY: as the caller promises.
                     unsafe { self.launch(launch) }?;
                 }
@@ -281,6 +284,7 @@ impl Device for Emulator {
                 kernel: launch.kernel.to_owned(),
                 numbers: [launch.blocks, launch.threads, launch.shared_bytes],
                 argument: launch.argument.to_vec(),
+                early: launch.early,
             });
             return Ok(());
         }
@@ -308,6 +312,7 @@ impl Device for Emulator {
             return Err(failed(format!("{launch:?}: {}", String::from_utf8_lossy(text))));
         }
         self.bank_conflicts.fetch_add(conflicts, Ordering::Relaxed);
+        self.early_launches.fetch_add(launch.early.into(), Ordering::Relaxed);
         if launch.file.starts_with("hopper_") {
             self.hopper_launches.fetch_add(1, Ordering::Relaxed);
         }
