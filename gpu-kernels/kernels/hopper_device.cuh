@@ -68,17 +68,31 @@ template <class T, u32 N> FN void wgmma_turned(float *d, const u32 *a, u64 b);
 #define D64 D32 ", " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
     "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define D128 D64 ", " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, " \
+    "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, " \
+    "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, " \
+    "%122, %123, %124, %125, %126, %127"
 #define OF8(d, n)                                                                                              \
     "+f"(d[n]), "+f"(d[n + 1]), "+f"(d[n + 2]), "+f"(d[n + 3]), "+f"(d[n + 4]), "+f"(d[n + 5]), "+f"(d[n + 6]), \
         "+f"(d[n + 7])
 #define OF32(d) OF8(d, 0), OF8(d, 8), OF8(d, 16), OF8(d, 24)
 #define OF64(d) OF32(d), OF8(d, 32), OF8(d, 40), OF8(d, 48), OF8(d, 56)
+#define OF128(d) \
+    OF64(d), OF8(d, 64), OF8(d, 72), OF8(d, 80), OF8(d, 88), OF8(d, 96), OF8(d, 104), OF8(d, 112), OF8(d, 120)
 #define WGMMA(T, NAME)                                                                                             \
     template <> FN void wgmma<T, 128>(float *d, u64 a, u64 b, bool add) {                                          \
         asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                              \
                      "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " {" D64 "}, %64, %65, add, 1, " \
                      "1, 0, 0;\n}"                                                                                 \
                      : OF64(d)                                                                                     \
+                     : "l"(a), "l"(b), "r"(static_cast<u32>(add)));                                                \
+    }                                                                                                              \
+    template <> FN void wgmma<T, 256>(float *d, u64 a, u64 b, bool add) {                                          \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"                                            \
+                     "wgmma.mma_async.sync.aligned.m64n256k16.f32." NAME "." NAME " {" D128 "}, %128, %129, add, " \
+                     "1, 1, 0, 0;\n}"                                                                              \
+                     : OF128(d)                                                                                    \
                      : "l"(a), "l"(b), "r"(static_cast<u32>(add)));                                                \
     }                                                                                                              \
     template <> FN void wgmma_turned<T, 64>(float *d, const u32 *a, u64 b) {                                       \
@@ -96,8 +110,10 @@ template <class T, u32 N> FN void wgmma_turned(float *d, const u32 *a, u64 b);
 WGMMA(bf16, "bf16")
 WGMMA(f16, "f16")
 #undef WGMMA
+#undef OF128
 #undef OF64
 #undef OF32
 #undef OF8
+#undef D128
 #undef D64
 #undef D32

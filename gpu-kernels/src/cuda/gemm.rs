@@ -85,6 +85,8 @@ impl Cuda {
         } else if flat {
             let blocks = divide("linear", out_cols, 16)?;
             self.launch("gemm", "gemm_flat", blocks, 256, flat_bytes, &argument)
+        } else if self.takes_hopper(&argument) {
+            self.launch_hopper_product(argument)
         } else {
             let blocks = divide("linear", x.rows().div_ceil(64) * out_cols.div_ceil(128), 1)?;
             self.launch("gemm", "gemm_tall", blocks, 128, 3 * (64 + 128) * 64 * 2, &argument)

@@ -19,6 +19,7 @@ mod embedded;
 mod gemm;
 mod graph;
 mod hopper;
+mod hopper_product;
 mod latent;
 mod memory;
 mod moe;
@@ -111,9 +112,10 @@ impl Cuda {
         })
     }
 
-    /// Whether attention of prompts (spans of more than 16 rows of a kv head) takes the kernel that is made for
-    /// Hopper, on such a GPU. It sums in another order: with it, a token's bits depend on how its prompt was cut
-    /// into steps. Off at first.
+    /// Whether prompts take the kernels that are made for Hopper, on such a GPU: attention of spans of more than 16
+    /// rows of a kv head, and products of more than 64 rows with matrices of the activations' type. They sum in
+    /// another order: with them, a token's bits depend on how its prompt was cut into steps, and on what else was in
+    /// the step. Off at first.
     #[must_use]
     pub fn with_fast_prompts(self, fast_prompts: bool) -> Self {
         Self { fast_prompts, ..self }

@@ -49,6 +49,7 @@ macro_rules! programs {
             "grouped",
             "hopper_attention_bf16",
             "hopper_attention_f16",
+            "hopper_gemm",
             "latent_append",
             "merge",
             "moe",

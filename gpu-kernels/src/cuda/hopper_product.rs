@@ -1,0 +1,60 @@
+//! Products of many rows on Hopper: `kernels/hopper_gemm.cu`.
+
+use super::Cuda;
+use super::device::{Address, TileMap};
+use super::divide;
+use super::gemm::GemmArgument;
+use crate::{Dtype, Error};
+
+/// Rows and columns of a block's tile, and what it takes of `in` at once: a panel of 128 bytes.
+const ROWS: u32 = 128;
+const COLUMNS: u32 = 256;
+const STEP: u32 = 64;
+/// A warp group that asks and two that multiply.
+const THREADS: usize = 384;
+/// Four stages of a tile of both, and two barriers of each.
+const SHARED_BYTES: usize = 4 * ((ROWS + COLUMNS) * STEP * 2 + 2 * 8) as usize;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct HopperGemm {
+    x: [u8; 128],
+    weight: [u8; 128],
+    product: GemmArgument,
+    unused: [u32; 12],
+}
+
+impl Cuda {
+    /// Whether the kernel for Hopper computes it: more rows than the tiles of the other have, and enough of its own,
+    /// larger ones to keep half of the machine busy.
+    pub(super) fn takes_hopper(&self, product: &GemmArgument) -> bool {
+        let tiles = u64::from(product.rows.div_ceil(ROWS)) * u64::from(product.out_cols.div_ceil(COLUMNS));
+        self.fast_prompts
+            && self.device.is_hopper()
+            && product.rows > 64
+            && product.in_cols > 0
+            && product.scales == 0
+            && 2 * tiles >= u64::from(self.device.multiprocessors())
+    }
+
+    pub(super) fn launch_hopper_product(&self, product: GemmArgument) -> Result<(), Error> {
+        let GemmArgument { rows, in_cols, out_cols, .. } = product;
+        let map = |start: Address, lines: u32, stride: u64, box_lines: u32| TileMap {
+            start,
+            bf16: self.dtype == Dtype::Bf16,
+            sizes: [in_cols.into(), lines.into(), 1, 1],
+            // Nothing follows along the last two.
+            strides: [stride * 2; 3],
+            box_sizes: [STEP, box_lines, 1, 1],
+        };
+        let argument = HopperGemm {
+            x: self.device.encode(&map(product.x, rows, product.x_stride, ROWS))?,
+            weight: self.device.encode(&map(product.weight, out_cols, product.weight_stride, COLUMNS))?,
+            product,
+            unused: [0; 12],
+        };
+        let tiles = rows.div_ceil(ROWS) as usize * out_cols.div_ceil(COLUMNS) as usize;
+        let blocks = divide("linear", tiles, 1)?;
+        self.launch("hopper_gemm", "hopper_gemm", blocks, THREADS, SHARED_BYTES, &argument)
+    }
+}
