@@ -14,8 +14,8 @@ use super::integers::{Form, Integers, LINE, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
 use super::out::SharedOut;
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, store_sums};
-use super::workers::Workers;
+use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, place, store_sums};
+use super::workers::{Turn, Workers};
 
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;
@@ -45,23 +45,25 @@ pub(crate) fn linear(
     let registers = Registers::of(isa);
     let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
     let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP));
-    let groups = groups(group, products.iter().map(|product| product.weight.count()));
-    workers.run_in_sight(groups.len(), &|index, next, scratch| {
+    let panels = products.iter().map(|product| product.weight.count());
+    let groups = groups(group, workers.threads(), panels);
+    workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
         let group = groups[index];
         let product = products[group.product];
         let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
         match product.weight.form {
             Form::Four if tile == 1 => {
-                let of = Multiply::<Four> { tiles, product, group, next, rows, integer: PhantomData };
+                let of = Multiply::<Four> { tiles, product, group, first, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             // With several rows a zero point that is none costs next to nothing, and changes no bit.
             Form::Four | Form::FourZeros => {
-                let of = Multiply::<FourZeros> { tiles, product, group, next, rows, integer: PhantomData };
+                let of =
+                    Multiply::<FourZeros> { tiles, product, group, first, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Form::Eight => {
-                let of = Multiply::<Eight> { tiles, product, group, next, rows, integer: PhantomData };
+                let of = Multiply::<Eight> { tiles, product, group, first, next, rows, integer: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
         }
@@ -88,6 +90,8 @@ struct Multiply<'a, I> {
     tiles: Tiles<'a>,
     product: Product<'a>,
     group: Group,
+    /// It is the thread's first one.
+    first: bool,
     /// The first panel of the thread's next group.
     next: Option<*const u8>,
     /// Rows of `out`.
@@ -176,10 +180,12 @@ impl<I: Integer> Multiply<'_, I> {
         let weight = self.product.weight;
         let (here, tiles) = (weight.panel(panel), self.tiles.count);
         for tile in 0..tiles {
-            let asks = Asks::new((tile, tiles), (here, weight.stride() / LINE, LINE), next);
+            let cold = self.first && tiles > 1 && panel == self.group.from;
+            let lines = (here, weight.stride() / LINE, LINE);
+            let asks = Asks::new((tile, tiles), lines, (next, LINE), cold);
             let memory = &mut memory[..R * N * WIDTH];
             memory.fill(0.0);
-            self.tile::<L, R, N>(lanes, memory, (self.tiles.tile(tile), here), asks);
+            self.tile::<L, R, N>(lanes, memory, here, asks, (tile, panel));
             let (out, bias) = ((self.product.out, weight.rows), self.product.bias);
             store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
         }
@@ -191,33 +197,32 @@ impl<I: Integer> Multiply<'_, I> {
         &self,
         lanes: L,
         memory: &mut [f32],
-        (x, here): (&[f32], *const u8),
-        asks: Asks,
+        here: *const u8,
+        mut asks: Asks,
+        (tile, panel): (usize, usize),
     ) {
-        let weight = self.product.weight;
-        let stride = weight.stride();
-        let (mut x, mut far) = (x.as_ptr(), asks.far);
+        let (weight, stride) = (self.product.weight, self.product.weight.stride());
+        let (mut x, mut row) = (self.tiles.tile(tile).as_ptr(), 0);
         for group in 0..weight.groups() {
             let start = group * weight.group_bytes();
             let mut sums = [[lanes.splat(0.0); N]; R];
             let mut zeros = [lanes.splat(0.0); N];
+            asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
             for j in 0..N {
                 // SAFETY: every panel has a line with the scales of its group.
                 zeros[j] = unsafe { I::zero(lanes, here.wrapping_add(j * stride + start)) };
             }
             for line in 1..=weight.lines(group) {
-                let offset = start + line * LINE;
-                let near = asks.near(here, offset, stride);
-                for j in 0..N {
-                    lanes.prefetch(near.wrapping_add(j * stride));
-                }
-                if const { L::REGISTERS.one_of_several(R) } {
+                asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
+                if row < R {
+                    // Lines that another core has written last are on their way here while there is time.
                     for j in 0..N {
-                        lanes.prefetch_far(far.wrapping_add(j * stride));
+                        let out = (self.product.out, weight.rows);
+                        lanes.prefetch_write(place(out, tile * R + row, panel + j).0);
                     }
-                    far = far.wrapping_add(asks.pace);
+                    row += 1;
                 }
-                let at = here.wrapping_add(offset);
+                let at = here.wrapping_add(start + line * LINE);
                 macro_rules! elements {
                     ($($index:literal)*) => {$(
                         if const { L::REGISTERS.one_of_several(R) && $index % 2 == 0 } {

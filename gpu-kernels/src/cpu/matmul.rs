@@ -19,7 +19,7 @@ use super::norm::load;
 use super::panels::Panels;
 use super::scratch::Scratch;
 use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, place, store_sums};
-use super::workers::Workers;
+use super::workers::{Turn, Workers};
 use super::{Isa, SharedOut};
 use crate::Dtype;
 
@@ -59,22 +59,24 @@ pub(crate) fn linear(
     let registers = Registers::of(isa);
     let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
     let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2));
-    let groups = groups(registers.panels(tile), products.iter().map(|product| product.weight.count()));
-    workers.run_in_sight(groups.len(), &|index, next, scratch| {
+    let panels = products.iter().map(|product| product.weight.count());
+    let groups = groups(registers.panels(tile), workers.threads(), panels);
+    workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
         let group = groups[index];
         let product = products[group.product];
         let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
         match product.weight.dtype {
             Dtype::F32 => {
-                let of = Multiply::<AsF32> { tiles, product, group, next, rows, element: PhantomData };
+                let of = Multiply::<AsF32> { tiles, product, group, first, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Dtype::Bf16 => {
-                let of = Multiply::<AsBf16> { tiles, product, group, next, rows, element: PhantomData };
+                let of =
+                    Multiply::<AsBf16> { tiles, product, group, first, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
             Dtype::F16 => {
-                let of = Multiply::<AsF16> { tiles, product, group, next, rows, element: PhantomData };
+                let of = Multiply::<AsF16> { tiles, product, group, first, next, rows, element: PhantomData };
                 dispatch(isa, Run { of, scratch });
             }
         }
@@ -103,6 +105,8 @@ struct Multiply<'a, E> {
     tiles: Tiles<'a>,
     product: Product<'a>,
     group: Group,
+    /// It is the thread's first one.
+    first: bool,
     /// The first panel of the thread's next group.
     next: Option<*const u8>,
     /// Rows of `out`.
@@ -226,13 +230,15 @@ impl<E: Element> Multiply<'_, E> {
             if const { widens::<L, E, R>() } && wide {
                 let lines = lines.widen::<L, E, N>(lanes, widened);
                 for tile in 0..tiles {
-                    let asks = Asks::new((tile, tiles), (lines.here, len, line), next);
-                    self.tile::<L, AsF32, R, N>(lanes, memory, lines, asks, (tile, panel));
+                    let here = (lines.here, len, 2 * WIDTH * AsF32::BYTES);
+                    let asks = Asks::new((tile, tiles), here, (next, line), false);
+                    self.tile::<L, AsF32, R, N>(lanes, memory, (lines, asks), (tile, panel));
                 }
             } else {
+                let cold = self.first && tiles > 1 && (panel, start) == (self.group.from, 0);
                 for tile in 0..tiles {
-                    let asks = Asks::new((tile, tiles), (lines.here, len, line), next);
-                    self.tile::<L, E, R, N>(lanes, memory, lines, asks, (tile, panel));
+                    let asks = Asks::new((tile, tiles), (lines.here, len, line), (next, line), cold);
+                    self.tile::<L, E, R, N>(lanes, memory, (lines, asks), (tile, panel));
                 }
             }
             start += len;
@@ -242,62 +248,28 @@ impl<E: Element> Multiply<'_, E> {
         }
     }
 
-    /// One tile against lines of N panels, which hold elements of W: those of the weight, or what became of them.
+    /// Tile number `tile` against lines of N panels from `panel` on, which hold elements of W: those of the weight, or
+    /// what became of them.
     #[inline(always)]
     fn tile<L: Lanes, W: Element, const R: usize, const N: usize>(
         &self,
         lanes: L,
-        memory: &mut [f32],
-        lines: Lines,
-        asks: Asks,
+        sums: &mut [f32],
+        (lines, asks): (Lines, Asks),
         (tile, panel): (usize, usize),
     ) {
-        let Lines { here, stride, start, len, last } = lines;
-        let line = 2 * WIDTH * W::BYTES;
-        // Sums come and go through memory, where loops over what is there may be as long as they like: a loop that
-        // is not unrolled would keep all sums from living in registers.
-        let memory = &mut memory[..R * N * WIDTH];
-        let mut sums = [[lanes.splat(0.0); N]; R];
-        if start > 0 {
-            self.fetch::<L, R, N>(lanes, memory, tile * R, panel);
-            for i in 0..R {
-                for j in 0..N {
-                    // SAFETY: R N vectors.
-                    sums[i][j] = unsafe { lanes.load(memory.as_ptr().wrapping_add((i * N + j) * WIDTH)) };
-                }
-            }
+        let sums = &mut sums[..R * N * WIDTH];
+        if lines.start > 0 {
+            self.fetch::<L, R, N>(lanes, sums, tile * R, panel);
         }
-        let (mut x, mut far) = (self.tiles.tile(tile)[2 * start * R..].as_ptr(), asks.far);
-        for offset in (0..len * line).step_by(line) {
-            let near = asks.near(here, offset, len * line);
-            for j in 0..N {
-                for part in (0..line).step_by(64) {
-                    lanes.prefetch(near.wrapping_add(j * stride + part));
-                }
-            }
-            if const { L::REGISTERS.one_of_several(R) } {
-                for j in 0..N {
-                    lanes.prefetch_far(far.wrapping_add(j * self.product.weight.stride()));
-                }
-                lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
-            }
-            let at = here.wrapping_add(offset);
-            // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
-            unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
-            // SAFETY: as above.
-            unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
-            x = x.wrapping_add(2 * R);
-            far = far.wrapping_add(asks.pace);
-        }
-        for i in 0..R {
-            for j in 0..N {
-                // SAFETY: R N vectors.
-                unsafe { lanes.store(memory.as_mut_ptr().wrapping_add((i * N + j) * WIDTH), sums[i][j]) };
-            }
-        }
-        let bias = self.product.bias.filter(|_| last);
-        let out = (self.product.out, self.product.weight.rows);
-        store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
+        let x = &self.tiles.tile(tile)[2 * lines.start * R..];
+        assert!(x.len() >= 2 * lines.len * R, "a tile is as long as its panels");
+        let far_stride = self.product.weight.stride();
+        let (out, cols) = (self.product.out, self.product.weight.rows);
+        let to = (place((out, cols), tile * R, panel).0.cast_const(), cols);
+        lanes.apart(Tile::<W, R, N> { x, lines, asks, far_stride, sums, to, element: PhantomData });
+        let bias = self.product.bias.filter(|_| lines.last);
+        store_sums::<L, R, N>(lanes, sums, bias, (out, cols), (self.rows, tile * R, panel));
     }
 
     /// Sums of elements before these, from `out`.
@@ -354,6 +326,66 @@ impl Lines {
             }
         }
         Self { here: widened.as_ptr().cast(), stride: 4 * stride, ..self }
+    }
+}
+
+/// A tile of R rows against lines of N panels: the innermost loop. Sums come and go through memory, where loops over
+/// what is there may be as long as they like: one that is not unrolled would keep all sums from living in registers.
+struct Tile<'a, W, const R: usize, const N: usize> {
+    /// R elements twice for each line.
+    x: &'a [f32],
+    lines: Lines,
+    asks: Asks,
+    /// Bytes from panel to panel of the weight.
+    far_stride: usize,
+    /// `[R][N][16]`: those of the elements before `lines.start`, if there are any, and then with these.
+    sums: &'a mut [f32],
+    /// Where the first row of sums will go, and the elements from there to the next one.
+    to: (*const f32, usize),
+    element: PhantomData<W>,
+}
+
+impl<W: Element, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, lines, mut asks, far_stride, sums: memory, to, .. } = self;
+        let Lines { here, stride, start, len, .. } = lines;
+        let line = 2 * WIDTH * W::BYTES;
+        let mut sums = [[lanes.splat(0.0); N]; R];
+        if start > 0 {
+            for i in 0..R {
+                for j in 0..N {
+                    // SAFETY: R N vectors.
+                    sums[i][j] = unsafe { lanes.load(memory.as_ptr().wrapping_add((i * N + j) * WIDTH)) };
+                }
+            }
+        }
+        let (mut x, mut at) = (x.as_ptr(), here);
+        let mut row = 0;
+        for index in 0..len {
+            if row < R && index % 8 == 0 {
+                // Lines that another core has written last are on their way here while there is time.
+                for j in 0..N {
+                    lanes.prefetch_write(to.0.wrapping_add(row * to.1 + j * WIDTH));
+                }
+                row += 1;
+            }
+            asks.ask::<L, R, N>(lanes, line, (stride, far_stride));
+            if const { L::REGISTERS.one_of_several(R) } {
+                lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+            }
+            // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
+            unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
+            // SAFETY: as above.
+            unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
+            (x, at) = (x.wrapping_add(2 * R), at.wrapping_add(line));
+        }
+        for i in 0..R {
+            for j in 0..N {
+                // SAFETY: R N vectors.
+                unsafe { lanes.store(memory.as_mut_ptr().wrapping_add((i * N + j) * WIDTH), sums[i][j]) };
+            }
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use super::{Isa, SharedOut};
 const AHEAD: usize = 2048;
 /// The same where lines wait in the second-level cache.
 const NEAR: usize = 512;
+/// Elements of a row of `x` between those that are packed and those that are asked for.
+const PACK_AHEAD: usize = 64;
 /// Elements of `x` between those that are multiplied and those that are asked for.
 pub(super) const X_AHEAD: usize = 128;
 
@@ -98,6 +100,7 @@ impl Kernel for Pack<'_> {
             let (whole, rest) = (first + WIDTH <= cols, cols - first);
             let mut block = [lanes.splat(0.0); WIDTH];
             for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut block) {
+                lanes.prefetch(tiles.x.as_ptr().wrapping_add(row * cols + first + PACK_AHEAD).cast());
                 // SAFETY: sixteen elements of the row, or as many as are left.
                 *vector =
                     unsafe { load(lanes, tiles.x.as_ptr().wrapping_add(row * cols + first), whole, rest) };
@@ -125,12 +128,22 @@ pub(super) struct Group {
     pub(super) to: usize,
 }
 
-/// All products in groups of `size` panels; `counts` are the panels of each.
-pub(super) fn groups(size: usize, counts: impl Iterator<Item = usize>) -> Vec<Group> {
-    let of = |(product, panels): (usize, usize)| {
-        (0..panels).step_by(size).map(move |from| Group { product, from, to: panels.min(from + size) })
-    };
-    counts.enumerate().flat_map(of).collect()
+/// All products in groups of a multiple of `size` panels; `counts` are the panels of each.
+///
+/// A group is a quarter of what a thread would get of those that are left. Claiming one waits until the thread's last
+/// sums are written, so there should be few, and at the end small ones.
+pub(super) fn groups(size: usize, threads: usize, counts: impl Iterator<Item = usize> + Clone) -> Vec<Group> {
+    let mut left: usize = counts.clone().sum();
+    let mut groups = Vec::new();
+    for (product, panels) in counts.enumerate() {
+        let mut from = 0;
+        while from < panels {
+            let to = panels.min(from + left.div_ceil(4 * threads * size) * size);
+            groups.push(Group { product, from, to });
+            (left, from) = (left - (to - from), to);
+        }
+    }
+    groups
 }
 
 impl Registers {
@@ -152,38 +165,64 @@ impl Registers {
 /// What a tile asks of memory with each line that it multiplies.
 #[derive(Clone, Copy)]
 pub(super) struct Asks {
-    /// So many bytes ahead into the first-level cache, and where that goes on after the last line.
-    near: usize,
+    /// Into the first-level cache, line by line, up to `turn`, and then from `then` on.
+    near: *const u8,
+    turn: *const u8,
     then: *const u8,
-    /// From here on into the second-level cache, so many bytes a line.
-    pub(super) far: *const u8,
-    pub(super) pace: usize,
+    /// Into the second-level cache, so many bytes a line.
+    far: *const u8,
+    pace: usize,
 }
 
 impl Asks {
-    /// For tile `tile` of `tiles` against `len` lines of `line` bytes at `here`; the thread goes on at `next`.
+    /// For tile `tile` of `tiles` against `len` lines of `line` bytes at `here`; the thread goes on at `next`, where
+    /// lines have `far_line` bytes. If `cold`, nobody has asked for those here, over which several tiles will pass.
     #[inline(always)]
     pub(super) fn new(
         (tile, tiles): (usize, usize),
         (here, len, line): (*const u8, usize, usize),
-        next: Option<*const u8>,
+        (next, far_line): (Option<*const u8>, usize),
+        cold: bool,
     ) -> Self {
-        if tiles == 1 {
-            return Self { near: AHEAD, then: next.unwrap_or(here), far: here, pace: 0 };
-        }
-        // Each of the tiles asks for its share of what comes next.
-        let pace = line.div_ceil(tiles);
-        let from = tile * pace * len;
-        let share = next.filter(|_| from < line * len).map(|next| next.wrapping_add(from));
+        // Each of several tiles asks for its share of what comes next; the first one has to bring what is cold.
+        let (sharing, before) = if cold { (tiles - 1, tile.saturating_sub(1)) } else { (tiles, tile) };
+        let pace = far_line.div_ceil(sharing);
+        let from = before * pace * len;
+        let share = next.filter(|_| tiles > 1 && from < far_line * len).map(|next| next.wrapping_add(from));
+        let (far, pace) = match share {
+            _ if cold && tile == 0 => (here.wrapping_add(AHEAD), line),
+            Some(share) => (share, pace),
+            None => (here, 0),
+        };
         let then = if tile + 1 < tiles { here } else { next.unwrap_or(here) };
-        Self { near: NEAR, then, far: share.unwrap_or(here), pace: if share.is_some() { pace } else { 0 } }
+        let (ahead, bytes) = (if tiles == 1 { AHEAD } else { NEAR }, line * len);
+        let near = if ahead < bytes { here.wrapping_add(ahead) } else { then.wrapping_add(ahead - bytes) };
+        Self { near, turn: here.wrapping_add(bytes), then, far, pace }
     }
 
-    /// The near place to ask for beside the line `offset` bytes into the `bytes` at `here`.
+    /// Asks beside a line of each of N panels, `stride` bytes apart; those that are far away are `far_stride` apart.
     #[inline(always)]
-    pub(super) fn near(self, here: *const u8, offset: usize, bytes: usize) -> *const u8 {
-        let ahead = offset + self.near;
-        if ahead < bytes { here.wrapping_add(ahead) } else { self.then.wrapping_add(ahead - bytes) }
+    pub(super) fn ask<L: Lanes, const R: usize, const N: usize>(
+        &mut self,
+        lanes: L,
+        line: usize,
+        (stride, far_stride): (usize, usize),
+    ) {
+        for j in 0..N {
+            for part in (0..line).step_by(64) {
+                lanes.prefetch(self.near.wrapping_add(j * stride + part));
+            }
+        }
+        self.near = self.near.wrapping_add(line);
+        if self.near == self.turn {
+            self.near = self.then;
+        }
+        if const { L::REGISTERS.one_of_several(R) } {
+            for j in 0..N {
+                lanes.prefetch_far(self.far.wrapping_add(j * far_stride));
+            }
+            self.far = self.far.wrapping_add(self.pace);
+        }
     }
 }
 

@@ -23,6 +23,15 @@ const SPIN: Duration = Duration::from_micros(100);
 /// The work of one task: its number, and the scratch memory of the thread that runs it.
 type Task<'a> = dyn Fn(usize, &mut Scratch) + Sync + 'a;
 
+/// A task, and those before and after it on the same thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    pub(crate) index: usize,
+    /// The thread had none before.
+    pub(crate) first: bool,
+    pub(crate) next: Option<usize>,
+}
+
 /// The caller's thread and its helpers.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
@@ -107,20 +116,16 @@ impl Workers {
         assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of a parallel region panicked");
     }
 
-    /// The same, of which every thread claims its next task before it begins one: `task(index, next, scratch)`.
-    pub(crate) fn run_in_sight(
-        &self,
-        tasks: usize,
-        task: &(dyn Fn(usize, Option<usize>, &mut Scratch) + Sync),
-    ) {
+    /// The same, of which every thread claims its next task before it begins one.
+    pub(crate) fn run_in_sight(&self, tasks: usize, task: &(dyn Fn(Turn, &mut Scratch) + Sync)) {
         let claims = AtomicUsize::new(0);
         let claim = || Some(claims.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < tasks);
         self.run(self.threads().min(tasks), &|_, scratch| {
-            let mut now = claim();
+            let (mut now, mut first) = (claim(), true);
             while let Some(index) = now {
                 let next = claim();
-                task(index, next, scratch);
-                now = next;
+                task(Turn { index, first, next }, scratch);
+                (now, first) = (next, false);
             }
         });
     }

@@ -6,7 +6,7 @@
 //! summed over the head's elements in order; a value element over the positions of a segment in order. None of this
 //! knows the block size, the other queries, the chunking of the prompt or the threads, so neither do the bits.
 //!
-//! What runs together is one kv head with up to 48 of its queries (tokens x heads of the group). Where they are few, as
+//! What runs together is one kv head with up to 96 of its queries (tokens x heads of the group). Where they are few, as
 //! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
 //! turn, which lie beside each other in every block: then memory is read in long runs. For many queries both are
 //! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
@@ -38,7 +38,7 @@ const SEGMENT: usize = 8 * CHUNK;
 /// scratch, widened once.
 const FEW: usize = 8;
 /// Query rows (token x head of the group) that share a pass over K and V.
-const ROWS_MAX: usize = 48;
+const ROWS_MAX: usize = 96;
 
 /// What attention reads. All shapes and blocks are checked.
 #[derive(Clone, Copy)]
@@ -335,7 +335,7 @@ fn segment<L: Lanes>(
                         Dtype::Bf16 => pages.widen_keys::<L, AsBf16>(lanes, of, of_chunk, keys),
                         Dtype::F16 => pages.widen_keys::<L, AsF16>(lanes, of, of_chunk, keys),
                     }
-                    scores::of_widened(lanes, state, keys, rows, wide, dim);
+                    scores::of_widened(lanes, state, (chunk, &*keys), rows, (wide, dim));
                 }
             }
             soften(lanes, state, chunk, rows);

@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 
 use super::pages::Chunk;
-use super::state::State;
+use super::state::{State, clip};
 use super::{CHUNK, Element, Kernel, Lanes, WIDTH};
 
 /// Panels in a chunk.
@@ -141,15 +141,14 @@ unsafe fn half<L: Lanes, E: Element, const M: usize, const N: usize, const SECON
     }
 }
 
-/// The same with `keys` in scratch, `[dim][64]`.
+/// The same with `keys` in scratch, `[dim][64]`, for rows that see something of the chunk.
 #[inline(always)]
 pub(super) fn of_widened<L: Lanes>(
     lanes: L,
     state: &mut State<'_>,
-    keys: &[f32],
+    (chunk, keys): (usize, &[f32]),
     rows: (usize, usize),
-    wide: usize,
-    dim: usize,
+    (wide, dim): (usize, usize),
 ) {
     assert!(
         state.query.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
@@ -158,26 +157,26 @@ pub(super) fn of_widened<L: Lanes>(
     assert!(keys.len() >= dim * CHUNK && dim <= wide, "a chunk of keys");
     let mut row = rows.0;
     while row < rows.1 {
+        let together = match rows.1 - row {
+            6.. if L::MANY => 6,
+            3.. if !L::MANY => 3,
+            2.. => 2,
+            _ => 1,
+        };
         let query = &state.query[row * wide..];
         let weight = &mut state.weight[row * CHUNK..];
-        row += match rows.1 - row {
-            6.. if L::MANY => {
-                lanes.apart(Widened::<6> { query, keys, weight, wide, dim });
-                6
-            }
-            3.. if !L::MANY => {
-                lanes.apart(Widened::<3> { query, keys, weight, wide, dim });
-                3
-            }
-            2.. => {
-                lanes.apart(Widened::<2> { query, keys, weight, wide, dim });
-                2
-            }
-            _ => {
-                lanes.apart(Widened::<1> { query, keys, weight, wide, dim });
-                1
-            }
-        };
+        let seen = state.seen[row..row + together].iter().any(|&seen| {
+            let (from, to) = clip(seen, chunk);
+            from < to
+        });
+        match together {
+            _ if !seen => {}
+            6 if L::MANY => lanes.apart(Widened::<6> { query, keys, weight, wide, dim }),
+            3 if !L::MANY => lanes.apart(Widened::<3> { query, keys, weight, wide, dim }),
+            2 => lanes.apart(Widened::<2> { query, keys, weight, wide, dim }),
+            _ => lanes.apart(Widened::<1> { query, keys, weight, wide, dim }),
+        }
+        row += together;
     }
 }
 

@@ -322,4 +322,9 @@ impl Lanes for Avx2 {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_write(self, at: *const f32) {
+        // SAFETY: a prefetch never faults; 64-bit machines without this one do nothing.
+        unsafe { asm!("prefetchw [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)) };
+    }
 }

@@ -4,6 +4,7 @@
     reason = "a chain of register instructions has one reason to be sound"
 )]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes, Registers};
@@ -262,5 +263,10 @@ impl Lanes for Avx512 {
     fn prefetch_far(self, at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_write(self, at: *const f32) {
+        // SAFETY: a prefetch never faults; 64-bit machines without this one do nothing.
+        unsafe { asm!("prefetchw [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)) };
     }
 }

@@ -150,6 +150,8 @@ pub(crate) trait Lanes: Copy {
     fn prefetch(self, at: *const u8);
     /// The same, into the second-level cache.
     fn prefetch_far(self, at: *const u8);
+    /// Asks for a line that will be written, so that no other core keeps it.
+    fn prefetch_write(self, at: *const f32);
 
     /// `e^x` within 2 units in the last place; 0 below -87.33, `e^88.37` above 88.37.
     #[inline(always)]

@@ -326,4 +326,11 @@ impl Lanes for Neon {
             asm!("prfm pldl2keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags))
         };
     }
+    #[inline(always)]
+    fn prefetch_write(self, at: *const f32) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("prfm pstl1keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags))
+        };
+    }
 }

@@ -198,6 +198,8 @@ impl Lanes for Portable {
     fn prefetch(self, _: *const u8) {}
     #[inline(always)]
     fn prefetch_far(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_write(self, _: *const f32) {}
 }
 
 /// Rounds to bf16, ties to even; no number stays no number.
