@@ -4,18 +4,22 @@
 use std::collections::BTreeSet;
 
 use quayline_batching::{Memory, Need, Remote, RequestId, Room};
+use quayline_kv_cache::hash::{AnyHash, AnyHasher};
 use quayline_kv_cache::{
-    Admission, BlockCount, BlockHash, Claim, Event, KvCache, SequenceId, Snapshot, Tick, TokenCount,
+    Admission, BlockCount, Claim, Event, KvCache, SequenceId, Snapshot, Tick, TokenCount,
 };
 
 use crate::handover::Elsewhere;
 use crate::host_tier::HostTier;
 
-/// A [`KvCache`], and the host memory behind it if there is some, as the batcher sees them. A request's sequence bears
+/// The cache, whose blocks are named as [`Options::hash`](crate::Options::hash) says.
+pub(crate) type Cache = KvCache<AnyHasher>;
+
+/// A [`Cache`], and the host memory behind it if there is some, as the batcher sees them. A request's sequence bears
 /// the request's number.
 #[derive(Debug)]
 pub(crate) struct PagedMemory {
-    pub(crate) cache: KvCache,
+    pub(crate) cache: Cache,
     pub(crate) host: Option<HostTier>,
     pub(crate) elsewhere: Elsewhere,
     /// Sequences whose requests have ended, but whose blocks a step that was planned ahead still writes.
@@ -67,7 +71,7 @@ impl PagedMemory {
     }
 
     /// Shows what has changed of what can be found, here and in the host's memory.
-    pub(crate) fn drain_events(&mut self, hear: impl FnMut(u64, Event<'_, BlockHash>)) {
+    pub(crate) fn drain_events(&mut self, hear: impl FnMut(u64, Event<'_, AnyHash>)) {
         match &mut self.host {
             Some(host) => host.drain_events(&mut self.cache, hear),
             None => self.cache.drain_events(hear),
@@ -75,7 +79,7 @@ impl PagedMemory {
     }
 
     /// Everything that can be found, if the cache tells.
-    pub(crate) fn event_snapshot(&mut self) -> Option<Snapshot<BlockHash>> {
+    pub(crate) fn event_snapshot(&mut self) -> Option<Snapshot<AnyHash>> {
         match &mut self.host {
             Some(host) => host.event_snapshot(&mut self.cache),
             None => self.cache.snapshot(),

@@ -14,8 +14,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use quayline_kv_cache::hash::AnyHash;
 use quayline_kv_cache::tier::BlockKey;
-use quayline_kv_cache::{BlockHash, GroupId};
+use quayline_kv_cache::{Digest, GroupId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::LoadError;
@@ -24,7 +25,7 @@ use crate::machine::Machine;
 use crate::options::{OffloadingDisk, Options};
 
 /// The name of a block and its group.
-pub(crate) type Key = BlockKey<BlockHash>;
+pub(crate) type Key = BlockKey<AnyHash>;
 
 /// The file, and what its slots are for.
 #[derive(Debug)]
@@ -49,13 +50,13 @@ pub(crate) struct Opened {
 /// The name of the file in its directory.
 const NAME: &str = "blocks.quayline";
 
-const MAGIC: u64 = u64::from_le_bytes(*b"QLKVBLK1");
+const MAGIC: u64 = u64::from_le_bytes(*b"QLKVBLK2");
 
 /// More slots are not kept count of.
 const SLOTS_MAX: u32 = 1 << 24;
 
-/// Magic, identity, number of the write, name, group, checksum.
-const HEADER: usize = 56;
+/// Magic, identity, number of the write, name (up to 32 bytes), group, bytes of the name, checksum.
+pub(crate) const HEADER: usize = 72;
 
 impl BlockFile {
     /// Opens the file in `directory`, which is made if need be, and lists what it holds: what was written first, first.
@@ -114,12 +115,14 @@ impl BlockFile {
         header[..8].copy_from_slice(&MAGIC.to_le_bytes());
         header[8..16].copy_from_slice(&self.identity.to_le_bytes());
         header[16..24].copy_from_slice(&written.to_le_bytes());
-        header[24..40].copy_from_slice(key.digest.bytes());
-        header[40] = key.group.0;
+        let name = key.digest.bytes();
+        header[24..24 + name.len()].copy_from_slice(name);
+        header[56] = key.group.0;
+        header[57] = u8::try_from(name.len()).expect("a name has up to 32 bytes");
         let mut checksum = Xxh3::new();
-        checksum.update(&header[..48]);
+        checksum.update(&header[..64]);
         checksum.update(bytes);
-        header[48..].copy_from_slice(&checksum.digest().to_le_bytes());
+        header[64..].copy_from_slice(&checksum.digest().to_le_bytes());
         header
     }
 
@@ -143,9 +146,10 @@ impl BlockFile {
         let whole = u32::try_from(length / self.start(1)).unwrap_or(u32::MAX);
         for slot in 0..whole.min(self.slots) {
             let header = self.read_slot(slot, &mut [])?;
-            if number(&header, 0) == MAGIC && number(&header, 8) == self.identity {
-                let digest = BlockHash(*header[24..].first_chunk().expect("a header is longer"));
-                let key = BlockKey { digest, group: GroupId(header[40]) };
+            let ours = number(&header, 0) == MAGIC && number(&header, 8) == self.identity;
+            let name = header[24..56].get(..usize::from(header[57]));
+            if let (true, Some(digest)) = (ours, name.and_then(AnyHash::new)) {
+                let key = BlockKey { digest, group: GroupId(header[56]) };
                 found.push((number(&header, 16), key, slot));
             }
         }
@@ -177,11 +181,11 @@ pub(crate) fn open(
     }
     // Blocks lie under the hash of their tokens. All else that their bytes depend on is in this.
     let (config, weights) = (files.config()?, files.weights()?.fingerprint());
-    let Options { block_size, kv_dtype, quantization, seed, .. } = options;
+    let Options { block_size, hash, hash_seed, kv_dtype, quantization, seed, .. } = options;
     let (version, library) = (env!("CARGO_PKG_VERSION"), options.cublaslt.is_some());
     let meaning = format!(
         "{version} {config:?} {weights} {quantization:?} {block_size} {kv_dtype:?} {seed} {block_bytes} {device:?} \
-         {library}"
+         {library} {hash} {hash_seed:?}"
     );
     let opened = BlockFile::open(&disk.directory, slots, block_bytes, xxh3_64(meaning.as_bytes()));
     let (file, held) = opened.map_err(|source| LoadError::Read { path: disk.directory.clone(), source })?;

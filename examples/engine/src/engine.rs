@@ -7,11 +7,11 @@ use std::sync::Arc;
 use quayline_batching::{self as batching, Batcher, RefusalReason};
 use quayline_gpu_kernels::{self as kernels, cuda};
 use quayline_kv_cache::{
-    self as kv_cache, BlockCount, BlockSize, KvCache, Residency, Reuse, SequenceKey, TokenCount,
+    self as kv_cache, BlockCount, BlockSize, Lru, Residency, Reuse, SequenceKey, TokenCount,
 };
 
 use crate::active::Active;
-use crate::adapt::PagedMemory;
+use crate::adapt::{Cache, PagedMemory};
 use crate::ahead::Ahead;
 use crate::beam::{Searches, is_beam};
 use crate::block_file;
@@ -126,9 +126,8 @@ impl Engine {
         let block_size = options.block_size.get();
         let refused =
             |option, error: &dyn std::fmt::Display| LoadError::Options { option, problem: error.to_string() };
-        let cache = KvCache::new(kv_cache::Config {
+        let cache_config = kv_cache::Config {
             prefix_caching: options.prefix_caching,
-            hash_seed: options.seed,
             sequence_tokens_max: TokenCount(sizes.model_tokens_max),
             residency_every: options.residency_every.map_or(0, std::num::NonZeroU32::get),
             events_max: if options.kv_events { EVENTS_MAX } else { 0 },
@@ -137,8 +136,9 @@ impl Engine {
                 BlockSize::new(block_size).map_err(|error| refused("block_size", &error))?,
                 BlockCount(sizes.blocks + 1),
             )
-        })
-        .map_err(|error| refused("kv", &error))?;
+        };
+        let cache =
+            Cache::with(cache_config, options.hasher(), Lru::new).map_err(|error| refused("kv", &error))?;
         let block_bytes = machine.block_bytes();
         let host = sizes.host_blocks(options, block_bytes)?;
         let disk = match (&options.offloading_disk, &host) {

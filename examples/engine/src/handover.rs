@@ -16,8 +16,9 @@ use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, Reason};
 use quayline_gpu_kernels as kernels;
-use quayline_kv_cache::{KvCache, SequenceId, TokenCount};
+use quayline_kv_cache::{SequenceId, TokenCount};
 
+use crate::adapt::Cache;
 use crate::adapt::sequence;
 use crate::engine::Engine;
 use crate::failure::expected;
@@ -110,14 +111,14 @@ impl Elsewhere {
     }
 
     /// All that was on its way has come.
-    pub(crate) fn arrived(&mut self, cache: &mut KvCache, sequence: SequenceId, tokens: u32) {
+    pub(crate) fn arrived(&mut self, cache: &mut Cache, sequence: SequenceId, tokens: u32) {
         if self.arriving.remove(&sequence).is_some() {
             cache.loaded(sequence, TokenCount(tokens)).expect("it was on its way");
         }
     }
 
     /// Only the first `tokens` tokens of a sequence are here, and nothing more is on its way.
-    pub(crate) fn cut(&mut self, cache: &mut KvCache, sequence: SequenceId, tokens: u32) {
+    pub(crate) fn cut(&mut self, cache: &mut Cache, sequence: SequenceId, tokens: u32) {
         if let Some(Arriving { start, .. }) = self.arriving.remove(&sequence) {
             cache.load_failed(sequence, TokenCount(tokens.max(start))).expect("it was on its way");
         }

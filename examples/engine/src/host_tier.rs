@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quayline_gpu_kernels as kernels;
+use quayline_kv_cache::hash::AnyHash;
 use quayline_kv_cache::tier::{
     Advice, Fetch, Finished, JobId, LoadStart, Medium, Offload, Outcome, Patience, Place, Store, TierConfig,
     TierEviction, TierId, TierStats, TierViolation, Tiers, Write,
 };
-use quayline_kv_cache::{BlockCount, BlockHash, Event, KvCache, SequenceId, Snapshot, Tick, TokenCount};
+use quayline_kv_cache::{BlockCount, Event, SequenceId, Snapshot, Tick, TokenCount};
 
 use self::disk::{DISK, Disk};
+use crate::adapt::Cache;
 use crate::block_file::Opened;
 use crate::failure::expected;
 use crate::machine::Machine;
@@ -29,7 +31,7 @@ use crate::options::{Offloading, OffloadingWrite};
 /// when the file's thread says so.
 #[derive(Debug)]
 pub(crate) struct HostTier {
-    offload: Offload<BlockHash>,
+    offload: Offload<AnyHash>,
     /// A slot takes memory when it is first written. What is being written to the file is shared with its thread.
     slots: Vec<Arc<[u8]>>,
     block_bytes: usize,
@@ -137,7 +139,7 @@ impl HostTier {
 
     /// Tokens that can be loaded behind what the device has of a sequence that holds no room; none while some of them
     /// are being read from the file, unless it is due.
-    pub(crate) fn loadable(&mut self, cache: &mut KvCache, sequence: SequenceId) -> Option<u32> {
+    pub(crate) fn loadable(&mut self, cache: &mut Cache, sequence: SequenceId) -> Option<u32> {
         let found = self.offload.external(cache, sequence, self.now).expect(OWN);
         if let Some(job) = found.begun {
             self.bring_near(job);
@@ -158,7 +160,7 @@ impl HostTier {
 
     /// Room was granted. Saves what that pushes out of the device, if it is written back, and loads what was claimed as
     /// external.
-    pub(crate) fn granted(&mut self, cache: &mut KvCache, sequence: SequenceId, external: TokenCount) {
+    pub(crate) fn granted(&mut self, cache: &mut Cache, sequence: SequenceId, external: TokenCount) {
         if cache.config().report_lost
             && let Store::Begun { job, .. } = self.offload.rescue(cache).expect(OWN)
         {
@@ -174,7 +176,7 @@ impl HostTier {
     }
 
     /// Offers the full blocks of a sequence's first `tokens` tokens, which have been computed.
-    pub(crate) fn computed(&mut self, cache: &mut KvCache, sequence: SequenceId, tokens: TokenCount) {
+    pub(crate) fn computed(&mut self, cache: &mut Cache, sequence: SequenceId, tokens: TokenCount) {
         if let Store::Begun { job, .. } = self.offload.computed(cache, sequence, tokens).expect(OWN) {
             self.carry(cache, job);
         }
@@ -184,7 +186,7 @@ impl HostTier {
     /// tokens are kept; 0, and nothing has changed, if the tier has no room.
     pub(crate) fn swap_out(
         &mut self,
-        cache: &mut KvCache,
+        cache: &mut Cache,
         sequence: SequenceId,
         tokens: TokenCount,
     ) -> TokenCount {
@@ -206,13 +208,13 @@ impl HostTier {
         kept
     }
 
-    pub(crate) fn release(&mut self, cache: &mut KvCache, sequence: SequenceId) {
+    pub(crate) fn release(&mut self, cache: &mut Cache, sequence: SequenceId) {
         self.offload.release(cache, sequence).expect(OWN);
         self.swapped.remove(&sequence);
         self.waiting.remove(&sequence);
     }
 
-    pub(crate) fn close(&mut self, cache: &mut KvCache, sequence: SequenceId) {
+    pub(crate) fn close(&mut self, cache: &mut Cache, sequence: SequenceId) {
         self.offload.close(cache, sequence).expect(OWN);
         self.swapped.remove(&sequence);
         self.waiting.remove(&sequence);
@@ -220,7 +222,7 @@ impl HostTier {
     }
 
     /// Forgets everything, here and in the cache; false, and nothing changes, while somebody needs it.
-    pub(crate) fn reset(&mut self, cache: &mut KvCache) -> bool {
+    pub(crate) fn reset(&mut self, cache: &mut Cache) -> bool {
         let forgotten = self.swapped.is_empty() && self.offload.reset(cache);
         if let (true, Some(disk)) = (forgotten, &mut self.disk) {
             disk.clear();
@@ -232,13 +234,13 @@ impl HostTier {
         forgotten
     }
 
-    /// As [`KvCache::drain_events`], with what happened in the tiers.
-    pub(crate) fn drain_events(&mut self, cache: &mut KvCache, hear: impl FnMut(u64, Event<'_, BlockHash>)) {
+    /// As [`Cache::drain_events`], with what happened in the tiers.
+    pub(crate) fn drain_events(&mut self, cache: &mut Cache, hear: impl FnMut(u64, Event<'_, AnyHash>)) {
         self.offload.drain_events(cache, hear);
     }
 
-    /// As [`KvCache::snapshot`], with what the tiers have.
-    pub(crate) fn event_snapshot(&mut self, cache: &mut KvCache) -> Option<Snapshot<BlockHash>> {
+    /// As [`Cache::snapshot`], with what the tiers have.
+    pub(crate) fn event_snapshot(&mut self, cache: &mut Cache) -> Option<Snapshot<AnyHash>> {
         self.offload.snapshot(cache)
     }
 
@@ -290,12 +292,12 @@ impl HostTier {
         (self.saved_blocks * bytes, self.loaded_blocks * bytes)
     }
 
-    pub(crate) fn check(&self, cache: &KvCache) -> Result<(), TierViolation> {
+    pub(crate) fn check(&self, cache: &Cache) -> Result<(), TierViolation> {
         self.offload.check(cache)
     }
 
     /// Puts a job's copies on the list, and ends it.
-    fn carry(&mut self, cache: &mut KvCache, job: JobId) -> Finished {
+    fn carry(&mut self, cache: &mut Cache, job: JobId) -> Finished {
         for transfer in self.offload.tiers().transfers(job).expect(OWN) {
             self.moves.push(match (transfer.from, transfer.to) {
                 (Place::Device(block), Place::Tier(to)) => Move::Save { block: block.get(), slot: to.slot },

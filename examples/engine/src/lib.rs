@@ -78,4 +78,5 @@ pub use snapshot::{
 pub use text::{Text, TokenText};
 pub use weights::{Weights, WeightsError};
 
+pub use quayline_kv_cache::hash::Algorithm as HashAlgorithm;
 pub use quayline_kv_cache::{BlockNames, EventBatch, Residency};

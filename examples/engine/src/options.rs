@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use quayline_batching::Policy;
 use quayline_gpu_kernels::Rounding;
+use quayline_kv_cache::hash::{Algorithm, AnyHasher, Encoding, Vllm};
 
 use crate::drafts::Speculation;
 
@@ -35,6 +36,12 @@ pub struct Options {
     pub long_prefill_token_threshold: u32,
     /// Whether blocks of earlier requests are reused.
     pub prefix_caching: bool,
+    /// How blocks are named: by whose hash of their tokens and all that came before. Who listens to events sees the
+    /// names, and may compute the same ones.
+    pub hash: Algorithm,
+    /// What vLLM's hashes begin with, as its `PYTHONHASHSEED`. Without it `sha256` begins as vLLM's own does, and
+    /// `xxhash` with [`Self::seed`] where vLLM would draw a number.
+    pub hash_seed: Option<String>,
     /// Host memory behind the cache; needs `prefix_caching`, since content lies there under the hash of its tokens.
     pub offloading: Option<Offloading>,
     /// A file behind the host memory, which it needs: what lies there is found after a restart.
@@ -74,6 +81,20 @@ pub struct Options {
     pub seed: u64,
 }
 
+impl Options {
+    /// What names blocks.
+    pub(crate) fn hasher(&self) -> AnyHasher {
+        let Some(seed) = &self.hash_seed else { return AnyHasher::new(self.hash, self.seed) };
+        match self.hash {
+            Algorithm::VllmSha256 => AnyHasher::Vllm(Vllm::sha256_with_seed(Encoding::Pickle, seed)),
+            Algorithm::VllmSha256Cbor => AnyHasher::Vllm(Vllm::sha256_with_seed(Encoding::Cbor, seed)),
+            Algorithm::VllmXxhash => AnyHasher::VllmXxhash(Vllm::xxhash(Encoding::Pickle, seed)),
+            Algorithm::VllmXxhashCbor => AnyHasher::VllmXxhash(Vllm::xxhash(Encoding::Cbor, seed)),
+            ours => AnyHasher::new(ours, self.seed),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -88,6 +109,8 @@ impl Default for Options {
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
             prefix_caching: true,
+            hash: Algorithm::Xxh3,
+            hash_seed: None,
             offloading: None,
             offloading_disk: None,
             preemption: Preemption::default(),

@@ -10,15 +10,15 @@ use std::path::PathBuf;
 
 use common::load;
 use quayline_engine::{
-    DiskUse, Engine, KvSize, LoadError, ModelFiles, Offloading, OffloadingDisk, Options, Output, Request,
-    RequestId, SampledToken, Sampling,
+    DiskUse, Engine, HashAlgorithm, KvSize, LoadError, ModelFiles, Offloading, OffloadingDisk, Options,
+    Output, Request, RequestId, SampledToken, Sampling,
 };
 
 /// K and V of a block of 8 tokens of the bundled model: 6 layers, 2 heads of 32 numbers of 2 bytes.
 const BLOCK_BYTES: u64 = 8 * 6 * 2 * 2 * 32 * 2;
 
 /// What stands before each block in the file.
-const HEADER_BYTES: u64 = 56;
+const HEADER_BYTES: u64 = 72;
 
 /// A directory of its own for each test, gone when the test is over.
 struct Directory(PathBuf);
@@ -93,6 +93,19 @@ fn disk(engine: &Engine) -> DiskUse {
 fn expected() -> Vec<SampledToken> {
     let options = Options { offloading: None, offloading_disk: None, ..Directory::new("plain").options(1) };
     ask(&mut load(&options), 1).0
+}
+
+#[test]
+fn names_of_another_hash_are_found_again_and_not_taken_for_ours() {
+    let directory = Directory::new("hash");
+    let ours = directory.options(100);
+    let theirs = Options { hash: HashAlgorithm::VllmSha256Cbor, ..ours.clone() };
+    let seeded = Options { hash_seed: Some("7".to_owned()), ..theirs.clone() };
+    let loaded = |options: &Options| ask(&mut load(options), 1);
+    assert_eq!(loaded(&theirs), (expected(), 0));
+    assert_eq!(loaded(&theirs), (expected(), 48));
+    assert_eq!(loaded(&ours), (expected(), 0), "another algorithm");
+    assert_eq!(loaded(&seeded), (expected(), 0), "another seed");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn with_dashes(argument: OsString) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use quayline_engine::{CublasLtPlace, KvSize, Policy};
+    use quayline_engine::{CublasLtPlace, HashAlgorithm, KvSize, Policy};
 
     use super::*;
 
@@ -181,6 +181,16 @@ mod tests {
         assert_eq!(flags.positional, Some("/models/a".into()));
         let file = CublasLtPlace::File("/models/libcublasLt.so.13".into());
         assert_eq!(place("--cublaslt=/models/libcublasLt.so.13"), Some(file));
+    }
+
+    #[test]
+    fn hashes_have_vllms_names() {
+        let hash = |line| parse(line).map(|flags| flags.options().hash);
+        assert_eq!(hash(""), Ok(HashAlgorithm::Xxh3));
+        assert_eq!(hash("--prefix-caching-hash-algo sha256"), Ok(HashAlgorithm::VllmSha256));
+        assert_eq!(hash("--prefix_caching_hash_algo sha256_cbor"), Ok(HashAlgorithm::VllmSha256Cbor));
+        assert_eq!(hash("--prefix-caching-hash-algo xxhash_cbor"), Ok(HashAlgorithm::VllmXxhashCbor));
+        assert!(hash("--prefix-caching-hash-algo md5").unwrap_err().contains("sha256_cbor"));
     }
 
     #[test]

@@ -117,7 +117,6 @@ const NAMES: &[&str] = &[
     "pipeline-parallel-size",
     "pooler-config",
     "prefill-context-parallel-size",
-    "prefix-caching-hash-algo",
     "profiler-config",
     "pt-load-map-location",
     "reasoning-parser",

@@ -148,6 +148,13 @@ pub struct AnyHash {
 }
 
 impl AnyHash {
+    /// A hash that was stored as its bytes; `None` for more than 32.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut hash = Self { bytes: BlockHash([0; 32]), width: u8::try_from(bytes.len()).ok()? };
+        hash.bytes.0.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(hash)
+    }
+
     fn narrow<const BYTES: usize>(self) -> BlockHash<BYTES> {
         BlockHash(*self.bytes.0.first_chunk().expect("no digest is wider than 32 bytes"))
     }
@@ -227,6 +234,8 @@ mod tests {
         let last = hashes.last().unwrap();
         assert_eq!((last.bytes(), last.low64()), (&second.bytes()[..], 4_945_711_292_740_353_085));
         assert_eq!(hashes[0].to_string().len(), 32);
+        assert!(hashes.iter().all(|hash| AnyHash::new(hash.bytes()) == Some(*hash)));
+        assert_eq!(AnyHash::new(&[0; 33]), None);
         hashes.sort();
         hashes.dedup();
         assert_eq!(hashes.len(), Algorithm::ALL.len());

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use quayline_kv_cache::BlockCount;
 use quayline_kv_cache::tier::{Finished, JobId, Outcome, Place, Store, TierId};
-use quayline_kv_cache::{BlockCount, KvCache};
 
 use super::drive::{Done, Drive, Task};
 use super::{HostTier, Move, OWN};
+use crate::adapt::Cache;
 use crate::block_file::BlockFile;
 use crate::snapshot::{DiskBacklog, DiskUse};
 
@@ -98,14 +99,14 @@ impl HostTier {
     }
 
     /// Takes in what the file's thread has done. Whoever waited for it is asked again.
-    pub(crate) fn take_in(&mut self, cache: &mut KvCache) {
+    pub(crate) fn take_in(&mut self, cache: &mut Cache) {
         while let Some(done) = self.disk.as_mut().and_then(|disk| disk.drive.take_done()) {
             self.note_done(cache, done);
         }
     }
 
     /// The same, after waiting for something to be done. False if nothing is under way.
-    pub(crate) fn wait(&mut self, cache: &mut KvCache) -> bool {
+    pub(crate) fn wait(&mut self, cache: &mut Cache) -> bool {
         let Some(done) = self.disk.as_mut().and_then(|disk| disk.drive.wait()) else { return false };
         self.note_done(cache, done);
         self.take_in(cache);
@@ -119,7 +120,7 @@ impl HostTier {
         }
     }
 
-    fn note_done(&mut self, cache: &mut KvCache, done: Done) {
+    fn note_done(&mut self, cache: &mut Cache, done: Done) {
         self.waiting.clear();
         let disk = self.disk.as_mut().expect("it has done something");
         match done {
@@ -135,7 +136,7 @@ impl HostTier {
     }
 
     /// What was read comes to its slots in its turn; what was not is not counted on.
-    fn note_read(&mut self, cache: &mut KvCache, job: JobId, blocks: Vec<Option<Arc<[u8]>>>) {
+    fn note_read(&mut self, cache: &mut Cache, job: JobId, blocks: Vec<Option<Arc<[u8]>>>) {
         let disk = self.disk.as_mut().expect("it has read something");
         let slots = disk.reads.remove(&job).expect("a read was begun");
         let bad: Vec<u32> =

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
 use super::drive::Worker;
+use crate::block_file::HEADER;
 use crate::{
     DiskBacklog, DiskUse, Engine, KvSize, ModelFiles, Offloading, OffloadingDisk, Options, Output, Request,
     RequestId, Sampling, Targets, Tick,
@@ -32,7 +33,7 @@ impl Directory {
             offloading: Some(Offloading::new(12 * BLOCK_BYTES)),
             offloading_disk: Some(OffloadingDisk {
                 directory: self.0.clone(),
-                bytes: 100 * (BLOCK_BYTES + 56),
+                bytes: 100 * (BLOCK_BYTES + HEADER as u64),
             }),
             ..Options::default()
         };
@@ -209,7 +210,7 @@ fn what_is_read_after_a_reset_is_not_used() {
 fn a_sequence_goes_on_from_what_was_sound() {
     let directory = Directory::new("damage");
     let (mut engine, mut worker) = directory.engine_and_worker();
-    let third = 2 * (56 + BLOCK_BYTES);
+    let third = 2 * (HEADER as u64 + BLOCK_BYTES);
     fs::OpenOptions::new()
         .write(true)
         .open(directory.0.join("blocks.quayline"))

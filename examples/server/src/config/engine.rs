@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use quayline_engine::{CublasLtPlace, Device, KvDtype, KvSize, Options, Rounding};
+use quayline_engine::{CublasLtPlace, Device, HashAlgorithm, KvDtype, KvSize, Options, Rounding};
 
 use super::parse::{count_u32, count_u64, json};
 use crate::speculative::SpeculativeConfig;
@@ -41,6 +41,12 @@ pub(crate) struct EngineFlags {
     /// Compute every prompt anew
     #[arg(long)]
     no_enable_prefix_caching: bool,
+    /// Whose hash names blocks, in events and on disk
+    #[arg(long, value_enum, default_value_t = HashName::Xxh3)]
+    prefix_caching_hash_algo: HashName,
+    /// What vLLM's hashes begin with
+    #[arg(long, env = "PYTHONHASHSEED", hide = true)]
+    python_hash_seed: Option<String>,
     /// Tokens per cache block
     #[arg(long)]
     block_size: Option<NonZeroU32>,
@@ -157,6 +163,8 @@ impl EngineFlags {
                 .long_prefill_token_threshold
                 .unwrap_or(base.long_prefill_token_threshold),
             prefix_caching: !self.no_enable_prefix_caching,
+            hash: self.prefix_caching_hash_algo.algorithm(),
+            hash_seed: self.python_hash_seed.clone(),
             async_scheduling: self.async_scheduling,
             speculation: self.speculative_config.map(SpeculativeConfig::speculation),
             max_queued_requests: Some(self.max_num_queued_reqs),
@@ -172,6 +180,38 @@ impl EngineFlags {
                 .map(|file| file.map_or(CublasLtPlace::Installed, CublasLtPlace::File)),
             threads: self.threads,
             ..base
+        }
+    }
+}
+
+/// The algorithms of vLLM and Dynamo under their names there, and our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HashName {
+    /// Ours, of 128 bits: the fastest
+    Xxh3,
+    /// vLLM's default: SHA-256 of a pickle
+    Sha256,
+    /// vLLM's, which other languages can compute: SHA-256 of CBOR
+    #[value(name = "sha256_cbor")]
+    Sha256Cbor,
+    /// vLLM's: XXH3 of a pickle
+    Xxhash,
+    /// vLLM's: XXH3 of CBOR
+    #[value(name = "xxhash_cbor")]
+    XxhashCbor,
+    /// Dynamo's
+    Dynamo,
+}
+
+impl HashName {
+    fn algorithm(self) -> HashAlgorithm {
+        match self {
+            HashName::Xxh3 => HashAlgorithm::Xxh3,
+            HashName::Sha256 => HashAlgorithm::VllmSha256,
+            HashName::Sha256Cbor => HashAlgorithm::VllmSha256Cbor,
+            HashName::Xxhash => HashAlgorithm::VllmXxhash,
+            HashName::XxhashCbor => HashAlgorithm::VllmXxhashCbor,
+            HashName::Dynamo => HashAlgorithm::Dynamo,
         }
     }
 }

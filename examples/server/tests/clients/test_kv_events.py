@@ -1,6 +1,8 @@
 """A router's index, built from nothing but the events of the cache as vLLM's clients read them: ZeroMQ's own library and
 msgspec. Fields are those of vllm/distributed/kv_events.py (0.33)."""
 
+import hashlib
+import pickle
 import random
 import socket
 from typing import Any
@@ -259,3 +261,32 @@ def test_a_reset_clears_the_index(telling):
     assert serve(server, second, None) == 0
     catch_up(server, listener)
     assert listener.index.longest(second, "GPU") == 96 == serve(server, second, None)
+
+
+@pytest.mark.parametrize("telling", [["--prefix-caching-hash-algo", "sha256"]], indirect=True)
+def test_blocks_have_the_names_that_vllm_gives_them(telling):
+    """`sha256_cbor` and the others differ in the encoding; their names are tested in the library."""
+    server, listener = telling
+
+    def name(parent, tokens, extra):
+        return hashlib.sha256(pickle.dumps((parent, tokens, extra), protocol=5)).digest()
+
+    first = hashlib.sha256(pickle.dumps("vllm-none-hash", protocol=5)).digest()
+    for prompt, salt in prompts(30, seed=5):
+        serve(server, prompt, salt)
+    catch_up(server, listener)
+    blocks = listener.index.blocks("GPU")
+    assert len(blocks) > 20
+    # Events name blocks by the last 64 bits.
+    whole = {None: first}
+
+    def check(parent):
+        for block, (about, tokens, extra) in blocks.items():
+            if about == parent:
+                extra = (("cache_salt", *extra),) if extra else None
+                whole[block] = name(whole[parent], tokens, extra)
+                assert block == int.from_bytes(whole[block][-8:], "big")
+                check(block)
+
+    check(None)
+    assert len(whole) > 20
