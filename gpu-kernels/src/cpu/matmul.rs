@@ -31,6 +31,8 @@ const DEPTH: usize = 1024;
 const WIDEN: usize = 12;
 /// Bytes of a panel between those that are widened and those that are asked for.
 const WIDEN_AHEAD: usize = 1024;
+/// Lines between two times that a tile asks for a row of where its sums will go.
+const SOME_LINES: usize = 8;
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;
 
@@ -348,7 +350,7 @@ struct Tile<'a, W, const R: usize, const N: usize> {
 impl<W: Element, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { x, lines, mut asks, far_stride, sums: memory, to, .. } = self;
+        let Self { x, lines, mut asks, far_stride, sums: memory, to: out, .. } = self;
         let Lines { here, stride, start, len, .. } = lines;
         let line = 2 * WIDTH * W::BYTES;
         let mut sums = [[lanes.splat(0.0); N]; R];
@@ -361,24 +363,27 @@ impl<W: Element, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
             }
         }
         let (mut x, mut at) = (x.as_ptr(), here);
-        let mut row = 0;
-        for index in 0..len {
-            if row < R && index % 8 == 0 {
+        let mut from = 0;
+        for row in 0..=R {
+            let to = if row < R { len.min(from + SOME_LINES) } else { len };
+            if row < R {
                 // Lines that another core has written last are on their way here while there is time.
                 for j in 0..N {
-                    lanes.prefetch_write(to.0.wrapping_add(row * to.1 + j * WIDTH));
+                    lanes.prefetch_write(out.0.wrapping_add(row * out.1 + j * WIDTH));
                 }
-                row += 1;
             }
-            asks.ask::<L, R, N>(lanes, line, (stride, far_stride));
-            if const { L::REGISTERS.one_of_several(R) } {
-                lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+            for _ in from..to {
+                asks.ask::<L, R, N>(lanes, line, (stride, far_stride));
+                if const { L::REGISTERS.one_of_several(R) } {
+                    lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                }
+                // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
+                unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
+                // SAFETY: as above.
+                unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
+                (x, at) = (x.wrapping_add(2 * R), at.wrapping_add(line));
             }
-            // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
-            unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
-            // SAFETY: as above.
-            unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
-            (x, at) = (x.wrapping_add(2 * R), at.wrapping_add(line));
+            from = to;
         }
         for i in 0..R {
             for j in 0..N {
