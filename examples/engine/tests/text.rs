@@ -227,22 +227,39 @@ fn render(text: &Text, source: &str, chat: &Chat) -> Option<String> {
     }
 }
 
+/// A template may say the day it is; whatever is written like one of these is such a day.
+const DATES: [&str; 2] = ["2026-11-21", "21 Nov 2026"];
+
 fn without_dates(text: &str) -> String {
-    let characters: Vec<char> = text.chars().collect();
-    let is_date = |window: &[char]| {
-        window.iter().enumerate().all(|(i, c)| if i == 4 || i == 7 { *c == '-' } else { c.is_ascii_digit() })
+    let alike = |shown: char, date: char| match date {
+        _ if date.is_ascii_digit() => shown.is_ascii_digit(),
+        _ if date.is_ascii_uppercase() => shown.is_ascii_uppercase(),
+        _ if date.is_ascii_lowercase() => shown.is_ascii_lowercase(),
+        _ => shown == date,
     };
-    let (mut out, mut i) = (String::new(), 0);
-    while i < characters.len() {
-        if characters.get(i..i + 10).is_some_and(is_date) {
-            out.push_str("DATE");
-            i += 10;
-        } else {
-            out.push(characters[i]);
-            i += 1;
+    let begins_with = |text: &str, date: &str| {
+        text.chars().take(date.len()).count() == date.len()
+            && text.chars().zip(date.chars()).all(|(s, d)| alike(s, d))
+    };
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let date = DATES.iter().find(|date| begins_with(rest, date));
+        match date {
+            Some(_) => out.push_str("DATE"),
+            None => out.push(first),
         }
+        rest = &rest[date.map_or(first.len_utf8(), |date| date.len())..];
     }
     out
+}
+
+#[test]
+fn the_day_makes_no_difference() {
+    assert_eq!(without_dates("é 2026-11-22, 01 Jan 2030\n"), "é DATE, DATE\n");
+    assert_eq!(
+        without_dates("2026-11-2 and 1 Jan 2030, 21 NOV 2026"),
+        "2026-11-2 and 1 Jan 2030, 21 NOV 2026"
+    );
 }
 
 #[test]

@@ -55,7 +55,7 @@ def render(source, case):
         rendered, _ = render_jinja_template([messages], chat_template=source, **case, **SPECIAL)
     except Exception:
         return None
-    text = re.sub(r"\d{4}-\d{2}-\d{2}", "DATE", rendered[0])
+    text = re.sub(r"\d{4}-\d{2}-\d{2}|\d{2} [A-Z][a-z]{2} \d{4}", "DATE", rendered[0])
     # A template that marks one string as safe makes jinja2 escape what is added to it. Nobody wants that.
     return html.unescape(text) if "&#34;" in text else text
 
