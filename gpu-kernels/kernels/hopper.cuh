@@ -4,8 +4,9 @@
 #pragma once
 #include "prelude.cuh"
 
-// How a tensor of four dimensions lies in memory, as the driver encodes it.
-struct alignas(64) TensorMap {
+// How a tensor of four dimensions lies in memory, as the driver encodes it. CUDA 13 wants it at a multiple of 128, before that
+// 64 was enough.
+struct alignas(128) TensorMap {
     u8 bytes[128];
 };
 

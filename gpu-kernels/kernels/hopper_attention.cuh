@@ -32,6 +32,7 @@ template <class T, u32 D> struct Prompt {
     const Item item;
     const Span span;
     const u32 head;
+    // Positions that some row of the item sees.
     u32 low, high;
 
     FN u64 *arrived(u32 stage, u32 which) { return reinterpret_cast<u64 *>(shared_memory() + BARRIERS) + 2 * stage + which; }
@@ -58,14 +59,15 @@ template <class T, u32 D> struct Prompt {
         u32 unused;
         seen(item.row, low, unused);
         seen(least(item.row + ROWS, rows()) - 1, unused, high);
-        low = low / TILE * TILE;
     }
+
+    FN u32 start() { return low / TILE * TILE; }
 
     // One thread asks for all tiles, each as soon as there is room.
     FN void ask() {
         const u32 *table = p.block_tables + static_cast<u64>(item.span) * p.blocks_max;
         u32 turn = 0;
-        ROLL for (u32 first = low; first < high; first += TILE, ++turn) {
+        ROLL for (u32 first = start(); first < high; first += TILE, ++turn) {
             u32 stage = turn % STAGES, last = least(first + TILE, high);
             u32 boxes = divide_up(last - first, h.box_rows), bytes = boxes * h.box_rows * PANEL_ROW * PANELS;
             if (turn >= STAGES) barrier_wait(free(stage), (turn / STAGES - 1) % 2);
@@ -96,12 +98,13 @@ template <class T, u32 D> struct Prompt {
         }
     }
 
-    // What lies beyond the context in a tile of values is no number, perhaps: a weight of zero does not undo that.
-    FN void clear_beyond(u32 stage, u32 valid) {
+    // Values beyond the context or before all windows are no numbers, perhaps: a weight of zero does not undo that.
+    FN void clear_unseen(u32 stage, u32 first) {
         group_sync(BOTH, 2 * WARP_GROUP);
         u32 zeros[4] = {0, 0, 0, 0};
-        for (u32 i = thread_index() - WARP_GROUP; i < (TILE - valid) * PANELS * 8; i += 2 * WARP_GROUP) {
-            u32 row = valid + i / (PANELS * 8), piece = i % (PANELS * 8);
+        for (u32 i = thread_index() - WARP_GROUP; i < TILE * PANELS * 8; i += 2 * WARP_GROUP) {
+            u32 row = i / (PANELS * 8), piece = i % (PANELS * 8);
+            if (first + row >= low && first + row < high) continue;
             store16(values(stage) + piece / 8 * PANEL + row * PANEL_ROW + piece % 8 * 16, zeros);
         }
         async_fence();
@@ -141,8 +144,8 @@ template <class T, u32 D> struct Prompt {
         float sum[D / 2], score[TILE / 2];
         for (u32 i = 0; i < D / 2; ++i) sum[i] = 0.0f;
         u32 turn = 0;
-        if (group == 1 && low < high) group_arrive(TURN, 2 * WARP_GROUP);
-        ROLL for (u32 first = low; first < high; first += TILE, ++turn) {
+        if (group == 1 && start() < high) group_arrive(TURN, 2 * WARP_GROUP);
+        ROLL for (u32 first = start(); first < high; first += TILE, ++turn) {
             u32 stage = turn % STAGES, parity = turn / STAGES % 2;
             barrier_wait(arrived(stage, 0), parity);
             group_sync(TURN + group, 2 * WARP_GROUP);
@@ -176,7 +179,7 @@ template <class T, u32 D> struct Prompt {
                     weight[k][i] = pack<T>(score[8 * k + 4 * (i / 2) + 2 * (i % 2)], score[8 * k + 4 * (i / 2) + 2 * (i % 2) + 1]);
             for (u32 i = 0; i < D / 2; ++i) sum[i] *= fade[i / 2 % 2];
             barrier_wait(arrived(stage, 1), parity);
-            if (first + TILE > high) clear_beyond(stage, high - first);
+            if (first < low || first + TILE > high) clear_unseen(stage, first);
             wgmma_fence();
             UNROLL for (u32 k = 0; k < TILE / 16; ++k)
                 wgmma_turned<T, D>(sum, weight[k], descriptor(values(stage) + k * 16 * PANEL_ROW, PANEL, 8 * PANEL_ROW));

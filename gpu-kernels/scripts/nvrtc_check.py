@@ -82,6 +82,23 @@ def figures(log):
     ]
 
 
+# What a thread of a Hopper program starts with. Its three warp groups give back and take registers up to three times as many;
+# who asks for more than is left waits forever.
+HOPPER_REGISTERS = 168
+
+
+def machine_faults(name, kernels, log, code):
+    """What is wrong with assembled kernels: spills, and for Hopper the number of registers or instructions."""
+    faults = [f"{kernel}: {spilled} bytes spilled" for kernel, _, _, spilled in kernels if spilled]
+    if not name.startswith("hopper_"):
+        return faults
+    faults += [
+        f"{kernel}: {registers} registers, not {HOPPER_REGISTERS}"
+        for kernel, registers, _, _ in kernels if registers != HOPPER_REGISTERS
+    ]
+    return faults + hopper_faults(log, code)
+
+
 def hopper_faults(log, code):
     """What a program for Hopper lacks: products and tile copies among its machine code, and products that run together."""
     found = [path for path in sys.path for path in glob.glob(f"{path}/nvidia/*/bin/nvdisasm")]
@@ -210,10 +227,8 @@ def main():
                 print(f"  no kernel in what ptxas said:\n{log}")
                 faults += 1
             for name, registers, stack, spilled in kernels:
-                fault = spilled > 0
                 print(f"  {name}: {registers} registers" + (f", {stack} bytes of stack, {spilled} spilled" if stack else ""))
-                faults += fault
-            for fault in hopper_faults(log, code) if source.name.startswith("hopper_") else []:
+            for fault in machine_faults(source.stem, kernels, log, code):
                 print(f"  {fault}")
                 faults += 1
             for warning in re.findall(r"^.*\bwarning\b.*$", log, re.M):

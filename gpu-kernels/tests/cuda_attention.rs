@@ -112,13 +112,18 @@ impl Case {
             x
         };
         let Heads { query, kv, dim } = self.heads;
-        Sequence {
+        let mut sequence = Sequence {
             q: floats(queries * query * dim, 3.0),
             k: floats(context * kv * dim, 2.0),
             v: floats(context * kv * dim, 1.0),
             context,
             queries,
-        }
+        };
+        // Blocks before all windows may have been given to somebody else.
+        let unseen = self.window.map_or(0, |window| (context + 1).saturating_sub(queries + window as usize));
+        sequence.k[..unseen * kv * dim].fill(f32::NAN);
+        sequence.v[..unseen * kv * dim].fill(f32::NAN);
+        sequence
     }
 }
 

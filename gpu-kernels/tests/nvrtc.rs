@@ -11,7 +11,7 @@ use std::process::Command;
 fn kernels_compile_for_gpus() {
     let crate_root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../nvrtc/venv");
-    if !venv.join("ready-disassembler").exists() {
+    if !venv.join("ready-linker").exists() {
         eprintln!("skipped: no NVRTC; gpu-kernels/scripts/nvrtc-check fetches it");
         return;
     }

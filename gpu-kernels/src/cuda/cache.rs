@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const MARK: &[u8; 8] = b"quaycub1";
 
@@ -43,8 +44,11 @@ impl Cache {
     pub(crate) fn store(&self, name: &str, code: &[u8]) {
         let hash = super::source::hash(&[name.as_bytes(), code]);
         let bytes = [MARK, hash.to_le_bytes().as_slice(), code].concat();
-        // The finished file takes its place at once: a reader sees all of it or nothing.
-        let unfinished = self.folder.join(format!("{name}.{}", std::process::id()));
+        // The finished file takes its place at once: a reader sees all of it or nothing. Others may be at the
+        // same program.
+        static STORED: AtomicU64 = AtomicU64::new(0);
+        let turn = STORED.fetch_add(1, Ordering::Relaxed);
+        let unfinished = self.folder.join(format!("{name}.{}.{turn}", std::process::id()));
         let written = fs::create_dir_all(&self.folder)
             .and_then(|()| fs::write(&unfinished, bytes))
             .and_then(|()| fs::rename(&unfinished, self.path(name)));

@@ -48,6 +48,9 @@ struct Gpu {
     capability: (i32, i32),
     multiprocessors: u32,
     shared_bytes_max: u32,
+    /// Copies from the host may read its memory after the call: the GPU walks the host's page tables (Grace
+    /// Hopper), and nothing is staged.
+    reads_host_late: bool,
     driver: i32,
     cache: Option<Cache>,
     modules: Mutex<HashMap<&'static str, Module>>,
@@ -110,6 +113,9 @@ impl Gpu {
             attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared =
             attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let host_tables =
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES;
+        let reads_host_late = attribute(device, host_tables)? != 0;
         let mut context = ptr::null_mut();
         // SAFETY: a place for one handle, and a device that exists.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
@@ -121,6 +127,7 @@ impl Gpu {
             capability: (major, minor),
             multiprocessors: multiprocessors.unsigned_abs(),
             shared_bytes_max: shared.unsigned_abs(),
+            reads_host_late,
             driver,
             cache: Cache::of_user(),
             modules: Mutex::default(),
@@ -365,9 +372,15 @@ impl Device for Gpu {
         self.not_recording("upload", from.len())?;
         self.enter()?;
         let source = from.as_ptr().cast::<c_void>();
-        // Memory that is not pinned is staged before the call returns.
+        // Memory that is not pinned is staged before the call returns, where it is staged at all.
         // SAFETY: as above, and the source is a slice.
-        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), self.stream) })
+        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), self.stream) };
+        check("cuMemcpyHtoDAsync", copied)?;
+        if self.reads_host_late {
+            // SAFETY: our stream.
+            check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })?;
+        }
+        Ok(())
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {

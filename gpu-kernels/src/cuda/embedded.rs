@@ -77,6 +77,61 @@ mod tests {
         }
     }
 
+    /// What an emulator cannot show: `wgmma` reads and writes registers after it was asked for, so between the fence
+    /// and the wait nothing else may name those of its sums and weights.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn nobody_touches_the_registers_of_products_under_way() {
+        for (name, packed) in PTX.iter().filter(|(name, _)| name.starts_with("hopper_")) {
+            let ptx = String::from_utf8(unpack(packed, true).unwrap()).unwrap();
+            for kernel in ptx.split(".entry ").skip(1) {
+                let lines: Vec<_> = kernel.lines().map(str::trim).collect();
+                let at = |what: &str| -> Vec<usize> {
+                    (0..lines.len()).filter(|&line| lines[line].starts_with(what)).collect()
+                };
+                let (fences, products) = (at("wgmma.fence"), at("wgmma.mma_async"));
+                let waits = at("wgmma.wait_group.sync.aligned 0");
+                assert!(!fences.is_empty() && !products.is_empty() && !waits.is_empty(), "{name}");
+                for &product in &products {
+                    let own = registers(lines[product]);
+                    assert!(own.len() >= 32, "{name}: {}", lines[product]);
+                    let fence = *fences.iter().rfind(|&&fence| fence < product).unwrap();
+                    let wait = *waits.iter().find(|&&wait| wait > product).unwrap();
+                    let others = lines[fence..wait].iter().filter(|line| !line.starts_with("wgmma."));
+                    for other in others {
+                        assert!(
+                            registers(other).is_disjoint(&own),
+                            "{name}: {other} between {fence} and {wait}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// The registers of 32 bits that a line names.
+    #[cfg(feature = "cuda")]
+    fn registers(line: &str) -> std::collections::BTreeSet<&str> {
+        let names = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '%'));
+        names
+            .filter(|name| name.starts_with("%f") || (name.starts_with("%r") && !name.starts_with("%rd")))
+            .collect()
+    }
+
+    /// The memory unit reads its maps where the driver put the argument, not in a copy of a thread's own.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn maps_stay_in_the_argument() {
+        for (name, packed) in PTX.iter().filter(|(name, _)| name.starts_with("hopper_")) {
+            let ptx = String::from_utf8(unpack(packed, true).unwrap()).unwrap();
+            assert!(!ptx.contains(".local"), "{name} has memory of a thread's own");
+            for kernel in ptx.split(".entry ").skip(1) {
+                assert!(kernel.contains(".param .align 128 "), "{name}: maps are at multiples of 128");
+                assert!(kernel.contains("cvta.param.u64"), "{name}: no address in the argument");
+            }
+        }
+    }
+
     #[test]
     fn every_program_is_inside_as_its_source_is_now() {
         for source in SOURCES {

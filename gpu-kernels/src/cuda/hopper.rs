@@ -15,7 +15,7 @@ const PANEL: usize = 64;
 /// A warp group that asks and two that multiply.
 const THREADS: usize = 384;
 
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct HopperArgument {
     keys: [u8; 128],

@@ -15,7 +15,7 @@ const THREADS: usize = 384;
 /// Four stages of a tile of both, and two barriers of each.
 const SHARED_BYTES: usize = 4 * ((ROWS + COLUMNS) * STEP * 2 + 2 * 8) as usize;
 
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct HopperGemm {
     x: [u8; 128],
