@@ -135,28 +135,50 @@ impl Active {
         }
     }
 
-    pub(crate) fn note_prompt_logits(&mut self, position: u32, logits: &[f32], scratch: &mut Scratch) {
+    /// What the logits at `position` tell of the prompt token behind it, if that is asked for.
+    pub(crate) fn prompt_logprobs_at(
+        &self,
+        position: u32,
+        logits: &[f32],
+        scratch: &mut Scratch,
+    ) -> Option<Logprobs> {
         let next = self.tokens[position as usize + 1];
+        self.prompt_logprobs.as_ref().map(|prompt| sampling::logprobs(logits, next, prompt.top, scratch))
+    }
+
+    pub(crate) fn note_prompt_logprobs(&mut self, position: u32, logprobs: Logprobs) {
         if let Some(prompt) = &mut self.prompt_logprobs {
-            prompt.by_position.insert(position + 1, sampling::logprobs(logits, next, prompt.top, scratch));
+            prompt.by_position.insert(position + 1, logprobs);
         }
     }
 
-    /// Chooses the next token from the logits of the last one. `row` is room for a copy of them.
-    pub(crate) fn choose(&mut self, logits: &[f32], row: &mut Vec<f32>, scratch: &mut Scratch) {
-        self.copy_allowed(logits, row);
-        let mut id = self.chooser.choose(row, self.tokens_of_output(), scratch);
-        let mut of = logits;
-        if let Some(guide) = &self.guide {
-            self.copy_allowed(logits, row);
-            if !guide.allows(id) {
-                // What the request's own rules leave, its grammar does not take: the grammar goes first.
-                id = sampling::most_likely(row).map_or_else(|| guide.first(), |(id, _)| id);
-            }
-            of = row;
+    /// The next token, chosen from the logits of the last one.
+    pub(crate) fn choose(&self, logits: &[f32], scratch: &mut Scratch) -> SampledToken {
+        let output = self.tokens_of_output();
+        let Some(guide) = &self.guide else {
+            let id = self.chooser.choose(logits, output, scratch);
+            return SampledToken { id, logprobs: self.logprobs_of(id, logits, scratch) };
+        };
+        let mut taken = std::mem::take(&mut scratch.taken);
+        taken.clear();
+        taken.extend_from_slice(logits);
+        guide.apply(&mut taken);
+        let mut id = self.chooser.choose(&taken, output, scratch);
+        if !guide.allows(id) {
+            // What the request's own rules leave, its grammar does not take: the grammar goes first.
+            id = sampling::most_likely(&taken).map_or_else(|| guide.first(), |(id, _)| id);
         }
-        let logprobs = self.logprobs.map(|top| sampling::logprobs(of, id, top, scratch));
-        self.chosen = Some(SampledToken { id, logprobs });
+        let logprobs = self.logprobs_of(id, &taken, scratch);
+        scratch.taken = taken;
+        SampledToken { id, logprobs }
+    }
+
+    fn logprobs_of(&self, id: u32, logits: &[f32], scratch: &mut Scratch) -> Option<Logprobs> {
+        self.logprobs.map(|top| sampling::logprobs(logits, id, top, scratch))
+    }
+
+    pub(crate) fn set_chosen(&mut self, token: SampledToken) {
+        self.chosen = Some(token);
     }
 
     /// How a machine draws the token at a position of the output; nothing where only the host can choose: somebody
@@ -190,15 +212,6 @@ impl Active {
             self.guide.as_ref().filter(|guide| !guide.allows(last)).map_or(last, Guide::first)
         });
         self.chosen = Some(SampledToken { id, logprobs: None });
-    }
-
-    /// The logits of the tokens that the grammar takes.
-    fn copy_allowed(&self, logits: &[f32], row: &mut Vec<f32>) {
-        row.clear();
-        row.extend_from_slice(logits);
-        if let Some(guide) = &self.guide {
-            guide.apply(row);
-        }
     }
 
     /// What this step brings, to be filled by [`advance`](Active::advance).

@@ -94,15 +94,21 @@ impl Searches {
         live.iter().filter_map(|beam| beam.request).collect()
     }
 
-    /// A beam's step was computed, and this is what comes next.
-    pub(crate) fn note(&mut self, active: &Active, logits: &[f32], scratch: &mut Scratch) {
-        let search = active.search.and_then(|id| self.open.get_mut(&id)).expect("a beam's search is open");
+    /// What the logits of a beam's last token offer it to go on with.
+    pub(crate) fn logprobs(&self, active: &Active, logits: &[f32], scratch: &mut Scratch) -> Logprobs {
+        let search = active.search.and_then(|id| self.open.get(&id)).expect("a beam's search is open");
         let top = (2 * search.beams.width()).max(search.request.sampling.logprobs.unwrap_or(0));
+        let (best, _) = sampling::most_likely(logits).unwrap_or_default();
+        sampling::logprobs(logits, best, top, scratch)
+    }
+
+    /// A beam's step was computed, and this is what comes next.
+    pub(crate) fn note(&mut self, active: &Active, next: Logprobs) {
+        let search = active.search.and_then(|id| self.open.get_mut(&id)).expect("a beam's search is open");
         let id = Some(active.id);
         let beam =
             search.live.iter_mut().find(|beam| beam.request == id).expect("a beam is one of its search");
-        let (best, _) = sampling::most_likely(logits).unwrap_or_default();
-        beam.next = Some(sampling::logprobs(logits, best, top, scratch));
+        beam.next = Some(next);
         beam.history = History {
             started: active.started,
             cached_tokens: active.cached_tokens,

@@ -1,10 +1,10 @@
 //! The engine: add requests, step, take what came out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use quayline_batching::{self as batching, Batcher, RefusalReason};
+use quayline_gpu_kernels::cpu::Workers;
 use quayline_gpu_kernels::{self as kernels, cuda};
 use quayline_kv_cache::{
     self as kv_cache, BlockCount, BlockSize, Lru, Residency, Reuse, SequenceKey, TokenCount,
@@ -47,8 +47,8 @@ pub struct Engine {
     pub(crate) machine: Box<dyn Machine>,
     /// Why [`Device::Auto`] is not a GPU.
     no_gpu: Option<kernels::Error>,
-    /// Threads for what the CPU does in every case.
-    pub(crate) threads: NonZeroUsize,
+    /// The host's threads, for what it does between two forward passes.
+    pub(crate) workers: Arc<Workers>,
     pub(crate) memory: PagedMemory,
     pub(crate) batcher: Batcher,
     pub(crate) active: BTreeMap<RequestId, Active>,
@@ -118,6 +118,7 @@ impl Engine {
         let bytes = stored.bytes();
         let weights = stored.take("model.embed_tokens.weight", &embedding)?.dtype;
         let (place, no_gpu) = Place::find(options, weights, device)?;
+        let workers = place.workers(options)?;
         let free = place.free_bytes()?;
         let room = free.map(|free| GpuRoom::new(options, &config, free, bytes));
         let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?, room)?;
@@ -161,10 +162,7 @@ impl Engine {
             sizes,
             machine,
             no_gpu,
-            threads: options
-                .threads
-                .or_else(|| std::thread::available_parallelism().ok())
-                .unwrap_or(NonZeroUsize::MIN),
+            workers,
             memory: PagedMemory { cache, host, elsewhere: Elsewhere::default(), closing: BTreeSet::new() },
             batcher,
             active: BTreeMap::new(),

@@ -10,6 +10,7 @@ use llguidance::toktrie::{
     ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
 };
 use llguidance::{Matcher, ParserFactory};
+use quayline_gpu_kernels::cpu::Workers;
 
 use crate::constraint::{Constraint, ConstraintError};
 use crate::recent::Recent;
@@ -207,6 +208,13 @@ impl Guide {
         }
         self.state
     }
+}
+
+/// Lets guides of open answers look ahead, all of them on the host's threads.
+pub fn look_ahead(guides: &mut [Guide], workers: &Workers) {
+    workers.each(guides, &mut Vec::new(), |guide, _: &mut ()| {
+        guide.look_ahead();
+    });
 }
 
 impl fmt::Debug for Grammars {

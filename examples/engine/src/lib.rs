@@ -26,7 +26,6 @@ mod json;
 mod kv_events;
 mod layers;
 mod machine;
-mod masks;
 mod model;
 mod models;
 mod options;
@@ -35,6 +34,7 @@ mod reasons;
 mod recent;
 mod request;
 mod rope;
+mod rows;
 mod sampling;
 mod sizing;
 mod snapshot;
@@ -56,10 +56,9 @@ pub use drafts::Speculation;
 pub use engine::Engine;
 pub use error::{LoadError, Refusal, TextError};
 pub use files::ModelFiles;
-pub use grammar::{Grammar, Grammars, Guide, GuideState};
+pub use grammar::{Grammar, Grammars, Guide, GuideState, look_ahead};
 pub use handover::{DeliveryError, Load, Parcel};
 pub use input::StepArrays;
-pub use masks::look_ahead;
 pub use model::{Model, StepInput, StepLimits};
 pub use options::{
     CublasLtPlace, Device, FailedLoads, KvDtype, KvSize, Offloading, OffloadingDisk, OffloadingWrite,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use quayline_gpu_kernels::cpu::Workers;
 use quayline_gpu_kernels::cuda::{self, Draw, Sampled};
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
 
@@ -151,6 +152,14 @@ impl Place {
         match self {
             Self::Cpu(_) => Device::Cpu,
             Self::Cuda(_) => Device::Cuda,
+        }
+    }
+
+    /// Threads of the host: those that compute, where it does.
+    pub(crate) fn workers(&self, options: &Options) -> Result<Arc<Workers>, Error> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu.workers()),
+            Self::Cuda(_) => Workers::new(options.threads).map(Arc::new),
         }
     }
 

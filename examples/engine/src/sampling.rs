@@ -53,10 +53,23 @@ impl Chooser {
         }
     }
 
-    /// The next token after `output`. The row is changed. Cost: a few passes over the row.
-    pub(crate) fn choose(&self, logits: &mut [f32], output: &[u32], scratch: &mut Scratch) -> u32 {
-        self.rules.apply(logits, output);
-        self.penalties.apply(logits);
+    /// The next token after `output`. Cost: a few passes over the row.
+    pub(crate) fn choose(&self, logits: &[f32], output: &[u32], scratch: &mut Scratch) -> u32 {
+        if !self.looks_back() {
+            return self.choose_of(logits, output, scratch);
+        }
+        let mut changed = std::mem::take(&mut scratch.changed);
+        changed.clear();
+        changed.extend_from_slice(logits);
+        self.rules.apply(&mut changed, output);
+        self.penalties.apply(&mut changed);
+        let chosen = self.choose_of(&changed, output, scratch);
+        scratch.changed = changed;
+        chosen
+    }
+
+    /// The same of logits after rules and penalties.
+    fn choose_of(&self, logits: &[f32], output: &[u32], scratch: &mut Scratch) -> u32 {
         let best = draw::most_likely(logits);
         let Some((best, highest)) = best else { return self.rules.last_resort() };
         if self.sampling.is_greedy() {
@@ -121,7 +134,7 @@ mod tests {
     fn choose(sampling: &Sampling, logits: &[f32], output: &[u32]) -> u32 {
         let mut chooser = Chooser::new(sampling, &[0], Context::default());
         output.iter().for_each(|&token| chooser.push(token));
-        chooser.choose(&mut logits.to_vec(), output, &mut Scratch::default())
+        chooser.choose(logits, output, &mut Scratch::default())
     }
 
     #[test]
@@ -153,6 +166,6 @@ mod tests {
         let sampling = Sampling { allowed_token_ids: Some(vec![2]), min_tokens: 1, ..Sampling::greedy() };
         let context = Context { eos: vec![2], ..Context::default() };
         let chooser = Chooser::new(&sampling, &[0], context);
-        assert_eq!(chooser.choose(&mut [1.0, 1.0, 1.0], &[], &mut Scratch::default()), 2);
+        assert_eq!(chooser.choose(&[1.0, 1.0, 1.0], &[], &mut Scratch::default()), 2);
     }
 }

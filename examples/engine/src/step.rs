@@ -1,6 +1,5 @@
-//! One step: what the batcher plans becomes flat arrays, their logits become tokens, and these outputs.
+//! One step: what the batcher plans becomes flat arrays, their logits become tokens (`rows.rs`), and these outputs.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, Batcher, Finished, Plan, Sampled, Scheduled, Source, TokenId};
@@ -10,14 +9,12 @@ use crate::active::Active;
 use crate::adapt::{PagedMemory, sequence};
 use crate::copies::loaded_tokens;
 use crate::engine::Engine;
-use crate::failure::expected;
-use crate::grammar::Guide;
+use crate::grammar::{Guide, look_ahead};
 use crate::handover::Load;
 use crate::input::{StepArrays, count};
-use crate::machine::{Machine, no_draw};
-use crate::masks;
 use crate::output::Output;
 use crate::request::{RequestId, Tick};
+use crate::rows::{Goal, Wanted};
 use crate::sampling::Scratch;
 use crate::snapshot::StepShape;
 
@@ -26,37 +23,17 @@ use crate::snapshot::StepShape;
 pub(crate) struct StepMemory {
     pub(crate) plan: Plan,
     pub(crate) arrays: StepArrays,
-    wanted: Vec<Wanted>,
+    pub(crate) wanted: Vec<Wanted>,
     /// How many drafts each output verified.
-    drafted: Vec<u32>,
+    pub(crate) drafted: Vec<u32>,
     /// Parts whose tokens are not all chosen yet.
     late: Vec<Scheduled>,
     sampled: Vec<Sampled>,
     finished: Vec<Finished>,
     /// What searches ended with.
     found: Vec<Output>,
-    row: Vec<f32>,
-    scratch: Scratch,
-}
-
-/// A row of logits, and whose it is.
-#[derive(Debug, Clone, Copy)]
-struct Wanted {
-    id: RequestId,
-    goal: Goal,
-    /// Where in the output the token will be that is chosen from it, if one is.
-    position: u32,
-}
-
-/// What a row of logits is for.
-#[derive(Debug, Clone, Copy)]
-enum Goal {
-    /// To tell of the prompt token behind this position.
-    Prompt { position: u32 },
-    /// To choose the next token. So many drafts are behind it.
-    Next { drafts: u32 },
-    /// To choose the token behind a draft, if that one is chosen as the `place`th of the step.
-    Behind { draft: u32, place: usize },
+    /// One for each thread.
+    pub(crate) scratch: Vec<Scratch>,
 }
 
 impl Engine {
@@ -177,59 +154,6 @@ impl Engine {
         shape
     }
 
-    /// Goes through the logits, in parts that fit into the model's room for them, and chooses tokens. One that has
-    /// drafts behind it becomes part of its output before the next is chosen; the last one of each request does not.
-    fn choose(&mut self, step: &mut StepMemory, outputs: &mut Vec<Output>) -> Result<(), kernels::Error> {
-        step.drafted.clear();
-        let vocab = self.machine.config().vocab;
-        let part = self.machine.limits().logits_rows;
-        let mut from = 0;
-        for wanted in step.wanted.chunks(part) {
-            let to = from + u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-            let drawn = draw(&mut *self.machine, &self.active, from, wanted)?;
-            let all_drawn = wanted.iter().zip(&drawn).all(|(wanted, drawn)| {
-                matches!(drawn, Drawn::Token(_)) || !self.active.contains_key(&wanted.id)
-            });
-            let logits = if all_drawn { Cow::default() } else { expected(self.machine.logits(from..to))? };
-            for (row, (&Wanted { id, goal, .. }, drawn)) in wanted.iter().zip(drawn).enumerate() {
-                let logits = logits.get(row * vocab..(row + 1) * vocab).unwrap_or_default();
-                // Planned ahead: it may have ended meanwhile.
-                let Some(active) = self.active.get_mut(&id) else { continue };
-                match goal {
-                    Goal::Prompt { position } => {
-                        active.note_prompt_logits(position, logits, &mut step.scratch);
-                        continue;
-                    }
-                    Goal::Next { .. } if active.search.is_some() => {
-                        self.searches.note(active, logits, &mut step.scratch);
-                        continue;
-                    }
-                    Goal::Next { drafts } => {
-                        outputs.push(active.output());
-                        step.drafted.push(drafts);
-                    }
-                    Goal::Behind { draft, place } => {
-                        let output = outputs.last_mut().expect("its request has chosen before");
-                        if output.tokens.len() != place || active.chosen() != Some(draft) {
-                            continue;
-                        }
-                        active.advance(output);
-                        active.look_ahead(output);
-                        if output.finish.is_some() {
-                            continue;
-                        }
-                    }
-                }
-                match drawn {
-                    Drawn::Token(token) => active.drew(token),
-                    Drawn::No => active.choose(logits, &mut step.row, &mut step.scratch),
-                }
-            }
-            from = to;
-        }
-        Ok(())
-    }
-
     /// Completes the outputs, tells cache and batcher of them, and lets go of who is done.
     fn settle(&mut self, step: &mut StepMemory, outputs: &mut [Output]) {
         step.sampled.clear();
@@ -272,7 +196,7 @@ impl Engine {
             Some((output, guide))
         });
         let (outputs, mut guides): (Vec<&mut Output>, Vec<Guide>) = guided.unzip();
-        masks::look_ahead(&mut guides, self.machine.config().vocab, self.threads);
+        look_ahead(&mut guides, &self.workers);
         for (output, guide) in outputs.into_iter().zip(guides) {
             self.active.get_mut(&output.id).expect("it was there").guided(guide, output);
         }
@@ -359,46 +283,4 @@ impl StepMemory {
             want(row, Goal::Behind { draft, place }, next + count(place) + 1);
         }
     }
-}
-
-/// What the machine drew from a row.
-#[derive(Clone, Copy)]
-enum Drawn {
-    /// Nothing: the host chooses.
-    No,
-    /// A token, if any logit is a number.
-    Token(Option<u32>),
-}
-
-/// Lets the machine draw from the rows of whoever leaves it to it. Who does so depends on the request alone: one
-/// request's tokens come all from the machine, or all from the host.
-fn draw(
-    machine: &mut dyn Machine,
-    active: &BTreeMap<RequestId, Active>,
-    start: u32,
-    wanted: &[Wanted],
-) -> Result<Vec<Drawn>, kernels::Error> {
-    let of = |wanted: &Wanted| match wanted.goal {
-        Goal::Prompt { .. } => None,
-        Goal::Next { .. } | Goal::Behind { .. } => active.get(&wanted.id)?.draw(wanted.position),
-    };
-    let mut found: Vec<_> = if machine.draws() { wanted.iter().map(of).collect() } else { Vec::new() };
-    if found.iter().all(Option::is_none) {
-        return Ok(vec![Drawn::No; wanted.len()]);
-    }
-    let words = machine.config().vocab.div_ceil(32);
-    let mut masks = Vec::new();
-    for (wanted, draw) in wanted.iter().zip(&mut found) {
-        let row = masks.len() / words;
-        if let Some(draw) = draw
-            && active[&wanted.id].mask(words, &mut masks)
-        {
-            draw.mask_row = Some(row);
-        }
-    }
-    let draws: Vec<_> = found.iter().map(|draw| draw.unwrap_or_else(no_draw)).collect();
-    let tokens = expected(machine.draw(start, &draws, &masks))?;
-    let drawn =
-        |(found, token): (&Option<_>, _)| if found.is_some() { Drawn::Token(token) } else { Drawn::No };
-    Ok(found.iter().zip(tokens).map(drawn).collect())
 }

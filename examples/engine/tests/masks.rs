@@ -12,10 +12,39 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use quayline_engine::{Constraint, Grammars, Guide, GuideState, ModelFiles, Text, look_ahead};
+use quayline_gpu_kernels::cpu::Workers;
 use serde_json::{Map, Value, json};
 
 #[path = "text/tiktoken.rs"]
 mod tiktoken;
+
+fn workers(threads: usize) -> Workers {
+    Workers::new(NonZeroUsize::new(threads)).unwrap()
+}
+
+#[test]
+fn threads_change_no_mask() {
+    let text = Arc::new(Text::load(&ModelFiles::bundled()).unwrap());
+    let grammars = Grammars::new(Arc::clone(&text), &[]);
+    let grammar = grammars.compile(&Constraint::Regex("[a-z]+( [A-Z]+)*".into())).unwrap();
+    let begun = |at| {
+        let mut guide = grammar.guide();
+        let first = (0..text.vocab_size()).filter(|&id| guide.allows(id)).nth(at).unwrap();
+        guide.push(first);
+        guide
+    };
+    let masks = |count, threads| {
+        let mut guides: Vec<Guide> = (0..count).map(begun).collect();
+        look_ahead(&mut guides, &workers(threads));
+        let allowed =
+            |guide: &Guide| -> Vec<u32> { (0..text.vocab_size()).filter(|&id| guide.allows(id)).collect() };
+        guides.iter().map(allowed).collect::<Vec<_>>()
+    };
+    for count in [0, 1, 2, 5] {
+        assert_eq!(masks(count, 3), masks(count, 1), "{count} guides");
+    }
+    assert!(masks(5, 3).iter().all(|allowed| !allowed.is_empty()));
+}
 
 /// A file of the shared data, unpacked; `None`, aloud, where it is absent.
 fn shared(path: &str) -> Option<Vec<u8>> {
@@ -192,6 +221,7 @@ fn what_a_mask_costs() {
         let (mut masks, mut applied) = (Vec::new(), Duration::ZERO);
         let mut eights: [Vec<Guide>; 2] = std::array::from_fn(|_| (0..8).map(|_| grammar.guide()).collect());
         let mut together = [Duration::ZERO; 2];
+        let threads = [1, 2].map(workers);
         while !rest.is_empty() {
             let begins = |&id: &u32| guide.allows(id) && rest.starts_with(&bytes[id as usize]);
             let id =
@@ -203,11 +233,11 @@ fn what_a_mask_costs() {
                 guide.look_ahead();
             }
             masks.push(start.elapsed());
-            for ((eight, together), threads) in eights.iter_mut().zip(&mut together).zip([1, 2]) {
+            for ((eight, together), workers) in eights.iter_mut().zip(&mut together).zip(&threads) {
                 let open = eight.iter_mut().all(|guide| guide.push(id) == GuideState::Open);
                 let start = Instant::now();
                 if open {
-                    look_ahead(eight, text.vocab_size() as usize, NonZeroUsize::new(threads).unwrap());
+                    look_ahead(eight, workers);
                 }
                 *together += start.elapsed();
             }

@@ -27,7 +27,7 @@ mod workers;
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use batch::Batch;
 pub use isa::Isa;
@@ -35,27 +35,26 @@ pub use pool::KvPool;
 pub use rope::RopeTable;
 pub use tensor::Tensor;
 pub use weight::Weight;
-
-use arena::Arena;
-use attention::Step;
-use matmul::Product;
-use norm::RmsNorm;
-use out::SharedOut;
-use scratch::Scratch;
-use workers::Workers;
+pub use workers::Workers;
 
 use crate::door;
 use crate::{
     Attention, BatchInput, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
     WeightSource,
 };
+use arena::Arena;
+use attention::Step;
+use matmul::Product;
+use norm::RmsNorm;
+use out::SharedOut;
+use scratch::Scratch;
 use weight::Matrix;
 
 /// The CPU, with its worker threads.
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
-    workers: Workers,
+    workers: Arc<Workers>,
     /// Where packed weights lie.
     arena: Arena,
     /// Rearranged activations of a product.
@@ -77,15 +76,12 @@ impl Cpu {
     /// # Errors
     /// When the machine lacks the instruction set, or the threads cannot be started.
     pub fn new(threads: Option<NonZeroUsize>, isa: Option<Isa>) -> Result<Self, Error> {
-        let threads = match threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        };
         let isa = isa.unwrap_or_else(Isa::best);
         if !isa.available() {
             return Err(Error::IsaMissing { isa: isa.name() });
         }
-        Ok(Self { isa, workers: Workers::new(threads)?, arena: Arena::default(), packed: Mutex::default() })
+        let workers = Arc::new(Workers::new(threads)?);
+        Ok(Self { isa, workers, arena: Arena::default(), packed: Mutex::default() })
     }
 
     /// The instruction set chosen at run time.
@@ -98,6 +94,12 @@ impl Cpu {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.workers.threads()
+    }
+
+    /// The threads themselves, for what their owner does between two operators.
+    #[must_use]
+    pub fn workers(&self) -> Arc<Workers> {
+        Arc::clone(&self.workers)
     }
 
     /// Nothing but multiply-adds in registers, on all threads; gives back how many operations it was (384 for each of
@@ -245,7 +247,7 @@ impl Ops for Cpu {
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let floats = self.on_tiles(&mut packed, x, floats);
-        let with = (&self.workers, self.isa);
+        let with = (&*self.workers, self.isa);
         matmul::linear(with, &mut packed, x.data(), x.rows(), &floats);
         integer_matmul::linear(with, &mut packed, x.data(), x.rows(), &integers);
         Ok(())

@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn every_thread_counts_what_it_did() {
-        let workers = Workers::new(NonZeroUsize::new(2).unwrap()).unwrap();
+        let workers = Workers::new(NonZeroUsize::new(2)).unwrap();
         for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
             let found = multiply_add(&workers, isa, 1000);
             assert_eq!(found % (2 * 1000 * CHAINS * 2), 0, "{isa}: {found}");

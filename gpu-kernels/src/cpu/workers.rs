@@ -32,8 +32,8 @@ pub(crate) struct Turn {
     pub(crate) next: Option<usize>,
 }
 
-/// The caller's thread and its helpers.
-pub(crate) struct Workers {
+/// The caller's thread and its helpers: the threads of a [`Cpu`](crate::Cpu), or some for other work.
+pub struct Workers {
     shared: Arc<Shared>,
     helpers: Vec<Thread>,
     joins: Vec<JoinHandle<()>>,
@@ -75,7 +75,13 @@ impl fmt::Debug for Workers {
 }
 
 impl Workers {
-    pub(crate) fn new(threads: NonZeroUsize) -> Result<Self, Error> {
+    /// So many threads, the caller's included; `None`: as many as the process may use. They sleep while there is
+    /// nothing to do.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn new(threads: Option<NonZeroUsize>) -> Result<Self, Error> {
+        let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let helpers = threads.get() - 1;
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -99,7 +105,9 @@ impl Workers {
         Ok(workers)
     }
 
-    pub(crate) fn threads(&self) -> usize {
+    /// Threads that share the work, the caller's included.
+    #[must_use]
+    pub fn threads(&self) -> usize {
         self.helpers.len() + 1
     }
 
@@ -126,6 +134,32 @@ impl Workers {
                 let next = claim();
                 task(Turn { index, first, next }, scratch);
                 (now, first) = (next, false);
+            }
+        });
+    }
+
+    /// Runs `each` on every item, on all threads: each with one of the `states`, of which there will be one for each
+    /// thread. Returns when all are done. Cost: about a microsecond where threads have just worked, and the time that
+    /// the system takes to wake them where they sleep.
+    ///
+    /// # Panics
+    /// When `each` does.
+    pub fn each<T: Send, S: Default + Send>(
+        &self,
+        items: &mut [T],
+        states: &mut Vec<S>,
+        each: impl Fn(&mut T, &mut S) + Sync,
+    ) {
+        let threads = self.threads().min(items.len());
+        states.resize_with(states.len().max(self.threads()), S::default);
+        let states: Vec<_> = states.iter_mut().map(Mutex::new).collect();
+        let items: Vec<_> = items.iter_mut().map(Mutex::new).collect();
+        let next = AtomicUsize::new(0);
+        let claim = || items.get(next.fetch_add(1, Ordering::Relaxed));
+        self.run(threads, &|thread, _| {
+            let mut state = states[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(item) = claim() {
+                each(&mut item.lock().unwrap_or_else(PoisonError::into_inner), &mut state);
             }
         });
     }
@@ -277,7 +311,7 @@ mod tests {
     use super::*;
 
     fn workers(threads: usize) -> Workers {
-        Workers::new(NonZeroUsize::new(threads).unwrap()).unwrap()
+        Workers::new(NonZeroUsize::new(threads)).unwrap()
     }
 
     #[test]
@@ -291,6 +325,22 @@ mod tests {
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn each_item_is_seen_once_with_a_state_of_its_thread() {
+        let workers = workers(3);
+        let mut states: Vec<usize> = Vec::new();
+        for count in [0, 1, 2, 3, 100] {
+            let mut items: Vec<usize> = (0..count).collect();
+            states.clear();
+            workers.each(&mut items, &mut states, |item, seen| {
+                *item += 1;
+                *seen += 1;
+            });
+            assert!(items.into_iter().eq(1..=count));
+            assert_eq!((states.len(), states.iter().sum::<usize>()), (3, count));
         }
     }
 

@@ -14,6 +14,10 @@ pub(crate) const TEMPERATURE_MIN: f32 = 0.01;
 /// Memory that one draw leaves to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    /// The logits of the tokens that a grammar takes.
+    pub(crate) taken: Vec<f32>,
+    /// Logits after rules and penalties.
+    pub(super) changed: Vec<f32>,
     /// `e^((logit - highest) / temperature)` of each token.
     pub(super) weights: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -46,7 +50,7 @@ pub(crate) fn draw(
     scratch: &mut Scratch,
 ) -> u32 {
     let scale = 1.0 / sampling.temperature.max(TEMPERATURE_MIN);
-    let Scratch { weights, candidates, nucleus } = scratch;
+    let Scratch { weights, candidates, nucleus, .. } = scratch;
     if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
         let weight = |logit: f32| exp((logit - highest) * scale);
         gather_top_k(logits, sampling.top_k as usize, weight, candidates);

@@ -20,7 +20,7 @@ fn product<U: TileUnit>(
     w: &[u8],
     (n, threads): (usize, usize),
 ) -> Vec<f32> {
-    let workers = Workers::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+    let workers = Workers::new(NonZeroUsize::new(threads)).unwrap();
     let mut out = vec![f32::NAN; rows * n];
     let with = (&workers, Isa::best(), &Arena::default());
     let weight = Panels::new(with, w, Dtype::Bf16, (n, cols)).unwrap();
