@@ -14,6 +14,13 @@ constexpr u32 WARP_GROUP = 128;
 // Tiles lie in panels of 128 bytes a row, whose 16-byte pieces are permuted over eight rows.
 constexpr u32 PANEL_ROW = 128;
 
+// What `widen_four` makes of 1: so f16 has room for all numbers of one byte times their scales.
+template <class C> FN constexpr float unit();
+template <> FN constexpr float unit<e4m3>() { return 1.0f / 256; }
+template <> FN constexpr float unit<i8>() { return 1.0f / 128; }
+template <> FN constexpr float unit<bf16>() { return 1.0f; }
+template <> FN constexpr float unit<f16>() { return 1.0f; }
+
 #ifdef __CUDACC_RTC__
 #include "hopper_device.cuh"
 #else

@@ -5,27 +5,35 @@
 //
 // The two warp groups that multiply take turns (ping-pong): while one has the tensor cores, the other is at its
 // exponentials. Sums are in another order than those of `attention.cuh`: bits differ.
+//
+// Caches of one byte a number come as they are stored, and the warp group that asks for them makes them into the type of
+// the queries on their way to the tensor cores. That is exact; scales go to scores and weights.
 #pragma once
 #include "attention.cuh"
 #include "hopper.cuh"
 
 struct HopperAttention {
-    // K and V of a layer: (dim, token of a page, kv head, page); a box is 64 elements of `box_rows` tokens.
+    // K and V of a layer: (dim, token of a page, kv head, page); a box is 64 elements of `box_rows` tokens, or all of
+    // one byte.
     TensorMap keys, values;
     Attention a;
     u32 box_rows, unused[3];
 };
 
-template <class T, u32 D> struct Prompt {
+// T: q and out. C: the cache. D: the head size, padded.
+template <class T, class C, u32 D> struct Prompt {
+    static constexpr bool CONVERT = sizeof(C) == 1;
     static constexpr u32 TILE = 128, ROWS = 128, GROUP_ROWS = 64, STAGES = 2, PANELS = D / 64;
     static constexpr u32 THREADS = 3 * WARP_GROUP;
-    // Shared memory: queries, stages of K and V, barriers. All tiles are panels of 64 columns.
-    static constexpr u32 PANEL = TILE * PANEL_ROW, STAGE = PANELS * PANEL;
+    // Shared memory: queries, stages of K and V as panels of 64 columns, for a cache of one byte the same as stored and a
+    // scale for each position, barriers.
+    static constexpr u32 PANEL = TILE * PANEL_ROW, STAGE = PANELS * PANEL, STORED = CONVERT ? TILE * D : 0;
     static constexpr u32 KEYS = PANELS * ROWS * PANEL_ROW, VALUES = KEYS + STAGES * STAGE;
-    static constexpr u32 BARRIERS = VALUES + STAGES * STAGE;
-    static constexpr u32 SHARED_BYTES = BARRIERS + 3 * STAGES * sizeof(u64);
-    // Barriers of some warps: each group's own, both groups', and each group's turn at the tensor cores.
-    static constexpr u32 OWN = 1, BOTH = 3, TURN = 4;
+    static constexpr u32 STORED_TILES = VALUES + STAGES * STAGE, SCALES = STORED_TILES + 2 * STAGES * STORED;
+    static constexpr u32 BARRIERS = SCALES + (CONVERT ? 2 * STAGES * TILE * sizeof(float) : 0);
+    static constexpr u32 SHARED_BYTES = BARRIERS + (CONVERT ? 5 : 3) * STAGES * sizeof(u64);
+    // Barriers of some warps: each group's own, both groups', each group's turn at the tensor cores, and those who convert.
+    static constexpr u32 OWN = 1, BOTH = 3, TURN = 4, CONVERTERS = 6;
 
     const HopperAttention &h;
     const Attention &p;
@@ -39,6 +47,15 @@ template <class T, u32 D> struct Prompt {
     FN u64 *free(u32 stage) { return reinterpret_cast<u64 *>(shared_memory() + BARRIERS) + 2 * STAGES + stage; }
     FN u8 *keys(u32 stage) { return shared_memory() + KEYS + stage * STAGE; }
     FN u8 *values(u32 stage) { return shared_memory() + VALUES + stage * STAGE; }
+    // Of a cache of one byte.
+    FN u64 *came(u32 stage, u32 which) { return free(STAGES) + 2 * stage + which; }
+    FN u8 *stored(u32 stage, u32 which) { return shared_memory() + STORED_TILES + (2 * stage + which) * STORED; }
+    FN float *scales(u32 stage, u32 which) {
+        return reinterpret_cast<float *>(shared_memory() + SCALES) + (2 * stage + which) * TILE;
+    }
+    // Whether each head of each token has a scale of its own.
+    FN bool scaled_each() { return CONVERT && p.scale_token_stride > 0; }
+    FN const u32 *table() { return p.block_tables + static_cast<u64>(item.span) * p.blocks_max; }
 
     FN u32 rows() { return span.query_len * p.group; }
     FN u64 token(u32 row) { return span.query_start + row / p.group; }
@@ -63,25 +80,71 @@ template <class T, u32 D> struct Prompt {
 
     FN u32 start() { return low / TILE * TILE; }
 
+    // Asks for the pages of a tile of keys or values.
+    FN void ask_tile(u32 first, u32 which, u8 *to, u64 *barrier) {
+        constexpr u32 PARTS = CONVERT ? 1 : PANELS, ROW = CONVERT ? D : PANEL_ROW;
+        const TensorMap *map = which == 0 ? &h.keys : &h.values;
+        u32 boxes = divide_up(least(first + TILE, high) - first, h.box_rows);
+        barrier_expect(barrier, boxes * h.box_rows * ROW * PARTS);
+        ROLL for (u32 box = 0; box < boxes; ++box) {
+            u32 at = first + box * h.box_rows;
+            i32 page = static_cast<i32>(table()[at / p.block_size]), in_page = static_cast<i32>(at % p.block_size);
+            for (u32 part = 0; part < PARTS; ++part)
+                tma_load(to + part * PANEL + box * h.box_rows * ROW, map, barrier, static_cast<i32>(64 * part), in_page,
+                         static_cast<i32>(head), page);
+        }
+    }
+
     // One thread asks for all tiles, each as soon as there is room.
     FN void ask() {
-        const u32 *table = p.block_tables + static_cast<u64>(item.span) * p.blocks_max;
         u32 turn = 0;
         ROLL for (u32 first = start(); first < high; first += TILE, ++turn) {
-            u32 stage = turn % STAGES, last = least(first + TILE, high);
-            u32 boxes = divide_up(last - first, h.box_rows), bytes = boxes * h.box_rows * PANEL_ROW * PANELS;
+            u32 stage = turn % STAGES;
+            if (turn >= STAGES) barrier_wait(free(stage), (turn / STAGES - 1) % 2);
+            for (u32 which = 0; which < 2; ++which)
+                ask_tile(first, which, which == 0 ? keys(stage) : values(stage), arrived(stage, which));
+        }
+    }
+
+    FN void ask_stored(u32 first, u32 stage) {
+        if (thread_index() > 0 || first >= high) return;
+        for (u32 which = 0; which < 2; ++which) ask_tile(first, which, stored(stage, which), came(stage, which));
+    }
+
+    // A tile's numbers as T.
+    FN void convert_tile(const u8 *from, u8 *to) {
+        for (u32 i = thread_index(); i < TILE * (D / 8); i += WARP_GROUP) {
+            u32 row = i / (D / 8), piece = i % (D / 8), eight[4];
+            u64 bytes = *reinterpret_cast<const u64 *>(from + i * 8);
+            widen_four<T, C>(static_cast<u32>(bytes), eight);
+            widen_four<T, C>(static_cast<u32>(bytes >> 32), eight + 2);
+            store16(to + piece / 8 * PANEL + row * PANEL_ROW + swizzle(row, piece % 8) * 16, eight);
+        }
+    }
+
+    // A warp group makes all tiles into T, each as soon as there is room; the next is on its way meanwhile.
+    FN void convert() {
+        u32 turn = 0;
+        ask_stored(start(), 0);
+        ROLL for (u32 first = start(); first < high; first += TILE, ++turn) {
+            u32 stage = turn % STAGES, at = first + thread_index();
+            // All have read what the next tile takes the place of.
+            group_sync(CONVERTERS, WARP_GROUP);
+            ask_stored(first + TILE, (turn + 1) % STAGES);
+            float scale[2] = {0.0f, 0.0f};
+            if (scaled_each() && at >= low && at < high) {
+                u64 slot = static_cast<u64>(table()[at / p.block_size]) * p.block_size + at % p.block_size;
+                u64 place = slot * p.scale_token_stride + head * p.scale_head_stride;
+                scale[0] = p.key_scale[place], scale[1] = p.value_scale[place];
+            }
             if (turn >= STAGES) barrier_wait(free(stage), (turn / STAGES - 1) % 2);
             for (u32 which = 0; which < 2; ++which) {
-                const TensorMap *map = which == 0 ? &h.keys : &h.values;
-                u8 *tile = which == 0 ? keys(stage) : values(stage);
-                barrier_expect(arrived(stage, which), bytes);
-                ROLL for (u32 box = 0; box < boxes; ++box) {
-                    u32 at = first + box * h.box_rows;
-                    i32 page = static_cast<i32>(table[at / p.block_size]), in_page = static_cast<i32>(at % p.block_size);
-                    for (u32 panel = 0; panel < PANELS; ++panel)
-                        tma_load(tile + panel * PANEL + box * h.box_rows * PANEL_ROW, map, arrived(stage, which),
-                                 static_cast<i32>(64 * panel), in_page, static_cast<i32>(head), page);
-                }
+                if (scaled_each()) scales(stage, which)[thread_index()] = divide(scale[which], unit<C>());
+                barrier_wait(came(stage, which), turn / STAGES % 2);
+                convert_tile(stored(stage, which), which == 0 ? keys(stage) : values(stage));
+                async_fence();
+                warp_sync();
+                if (thread_index() % WARP == 0) barrier_arrive(arrived(stage, which));
             }
         }
     }
@@ -111,14 +174,21 @@ template <class T, u32 D> struct Prompt {
         group_sync(BOTH, 2 * WARP_GROUP);
     }
 
+    FN void scale_columns(const float *scale, float *score) {
+        for (u32 n = 0; n < TILE / 8; ++n)
+            for (u32 i = 0; i < 4; ++i) score[4 * n + i] *= scale[8 * n + 2 * (thread_index() % 4) + i % 2];
+    }
+
     // Scale, cap and minus infinity where a row does not see.
-    FN void shape_scores(u32 first, u32 warp_row, float *score) {
+    FN void shape_scores(u32 first, u32 stage, u32 warp_row, float *score) {
         u32 lane = thread_index() % WARP, plain_start, plain_end, unused;
         seen(warp_row, unused, plain_end);
         seen(least(warp_row + 15, rows() - 1), plain_start, unused);
         bool plain = first >= plain_start && first + TILE <= plain_end && warp_row + 16 <= rows();
         float factor = p.softcap > 0.0f ? divide(p.scale, p.softcap) : p.scale * LOG2_E;
+        if (CONVERT && !scaled_each()) factor *= divide(*p.key_scale, unit<C>());
         for (u32 i = 0; i < TILE / 2; ++i) score[i] *= factor;
+        if (scaled_each()) scale_columns(scales(stage, 0), score);
         if (p.softcap > 0.0f)
             for (u32 i = 0; i < TILE / 2; ++i) score[i] = tanh_of(score[i]) * (p.softcap * LOG2_E);
         if (plain) return;
@@ -155,9 +225,10 @@ template <class T, u32 D> struct Prompt {
                                descriptor(keys(stage) + k / 4 * PANEL + k % 4 * 32, 0, 8 * PANEL_ROW), k > 0);
             wgmma_commit();
             wgmma_wait<0>();
+            settle(score);
             // The other group's turn; the last is the second's, and nobody comes after it.
             if (group == 0 || first + TILE < high) group_arrive(TURN + 1 - group, 2 * WARP_GROUP);
-            shape_scores(first, warp_row, score);
+            shape_scores(first, stage, warp_row, score);
             float fade[2];
             for (u32 i = 0; i < 2; ++i) {
                 float top = total[i].most;
@@ -173,18 +244,23 @@ template <class T, u32 D> struct Prompt {
                     }
                 total[i] = Softmax{top, fused(total[i].sum, fade[i], part)};
             }
+            if (scaled_each()) scale_columns(scales(stage, 1), score);
             u32 weight[TILE / 16][4];
             for (u32 k = 0; k < TILE / 16; ++k)
                 for (u32 i = 0; i < 4; ++i)
                     weight[k][i] = pack<T>(score[8 * k + 4 * (i / 2) + 2 * (i % 2)], score[8 * k + 4 * (i / 2) + 2 * (i % 2) + 1]);
             for (u32 i = 0; i < D / 2; ++i) sum[i] *= fade[i / 2 % 2];
             barrier_wait(arrived(stage, 1), parity);
-            if (first < low || first + TILE > high) clear_unseen(stage, first);
+            // One byte is always a number.
+            if (!CONVERT && (first < low || first + TILE > high)) clear_unseen(stage, first);
+            settle(sum);
+            for (u32 k = 0; k < TILE / 16; ++k) settle(weight[k]);
             wgmma_fence();
             UNROLL for (u32 k = 0; k < TILE / 16; ++k)
                 wgmma_turned<T, D>(sum, weight[k], descriptor(values(stage) + k * 16 * PANEL_ROW, PANEL, 8 * PANEL_ROW));
             wgmma_commit();
             wgmma_wait<0>();
+            settle(sum);
             if (lane == 0) barrier_arrive(free(stage));
         }
         write(warp_row, total, sum);
@@ -199,6 +275,7 @@ template <class T, u32 D> struct Prompt {
             u32 query = query_head(row);
             float lse, factor = softmax_finish(total[i], p.sinks ? p.sinks + query : nullptr, lse);
             if (p.lse && lane % 4 == 0) p.lse[token(row) * p.kv_heads * p.group + query] = lse;
+            if (CONVERT && !scaled_each()) factor *= divide(*p.value_scale, unit<C>());
             T *to = static_cast<T *>(p.out) + token(row) * p.out_stride + static_cast<u64>(query) * p.dim;
             for (u32 n = 0; n < D / 8; ++n) {
                 u32 d = 8 * n + 2 * (lane % 4);
@@ -211,7 +288,10 @@ template <class T, u32 D> struct Prompt {
     FN void run() {
         if (thread_index() == 0) {
             for (u32 stage = 0; stage < STAGES; ++stage) {
-                for (u32 which = 0; which < 2; ++which) barrier_init(arrived(stage, which), 1);
+                for (u32 which = 0; which < 2; ++which) {
+                    barrier_init(arrived(stage, which), CONVERT ? WARP_GROUP / WARP : 1);
+                    if (CONVERT) barrier_init(came(stage, which), 1);
+                }
                 barrier_init(free(stage), 2 * WARP_GROUP / WARP);
             }
             barrier_init_fence();
@@ -219,14 +299,18 @@ template <class T, u32 D> struct Prompt {
         block_sync();
         u32 group = thread_index() / WARP_GROUP;
         if (group == 0) {
-            registers_give<24>();
-            if (thread_index() == 0) ask();
+            registers_give<CONVERT ? 40 : 24>();
+            if constexpr (CONVERT) convert();
+            else if (thread_index() == 0) ask();
         } else {
-            registers_take<240>();
+            registers_take<CONVERT ? 232 : 240>();
             multiply(group - 1);
         }
     }
 };
 
-#define HOPPER_KERNEL(name, T, D) \
-    KERNEL(name, HopperAttention, (Prompt<T, D>::THREADS)) { Prompt<T, D>(p).run(); }
+#define HOPPER_KERNEL(name, T, C, D) \
+    KERNEL(name, HopperAttention, (Prompt<T, C, D>::THREADS)) { Prompt<T, C, D>(p).run(); }
+#define HOPPER_KERNELS(suffix, T, C)                       \
+    HOPPER_KERNEL(hopper_attention_64_##suffix, T, C, 64)  \
+    HOPPER_KERNEL(hopper_attention_128_##suffix, T, C, 128)

@@ -1,5 +1,4 @@
 // Attention of prompts on Hopper, bf16.
 #include "hopper_attention.cuh"
 
-HOPPER_KERNEL(hopper_attention_64_bf16, bf16, 64)
-HOPPER_KERNEL(hopper_attention_128_bf16, bf16, 128)
+HOPPER_KERNELS(bf16, bf16, bf16)

@@ -48,6 +48,7 @@ template <class T> struct Tile {
         u32 lane = thread_index() % WARP;
         float sum[COLUMNS / 2];
         UNROLL for (u32 i = 0; i < COLUMNS / 2; ++i) sum[i] = 0.0f;
+        settle(sum);
         ROLL for (u32 step = 0; step < steps; ++step) {
             barrier_wait(arrived(step), step / STAGES % 2);
             const u8 *x = stage(step) + group * GROUP_ROWS * PANEL_ROW, *weight = stage(step) + WEIGHT;
@@ -60,6 +61,7 @@ template <class T> struct Tile {
             if (step > 0 && lane == 0) barrier_arrive(free(step - 1));
         }
         wgmma_wait<0>();
+        settle(sum);
         u32 first = row + group * GROUP_ROWS + thread_index() % WARP_GROUP / WARP * 16 + lane / 4;
         UNROLL for (u32 n = 0; n < COLUMNS / 8; ++n)
             UNROLL for (u32 i = 0; i < 2; ++i)

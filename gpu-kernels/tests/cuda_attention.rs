@@ -831,8 +831,11 @@ fn case_20_a_recorded_step_is_replayed_for_other_contexts() {
 /// Prompts by the kernel for Hopper: within the bound, whatever the order of threads.
 fn check_hopper(name: &str, case: &Case) {
     let mut random = Random::new(name.bytes().map(u64::from).sum());
-    let sequences: Vec<Sequence> =
+    let mut sequences: Vec<Sequence> =
         case.lengths.iter().map(|&lengths| case.sequence(&mut random, lengths)).collect();
+    if case.storage != KvStorage::Same {
+        sequences.iter_mut().for_each(|sequence| quantise(case, sequence));
+    }
     let mut first: Option<(Vec<u32>, Vec<u32>)> = None;
     for (cuda, emulator) in machines(case.dtype) {
         emulator.hopper.store(true, Ordering::Relaxed);
@@ -877,6 +880,27 @@ fn hopper_cases_06_10_and_16_windows_sinks_and_nothing_to_see() {
     check_hopper("hopper 10", &Case::new((4, 2, 64), 16, &[(35, 2), (17, 0)]));
     let sinks = Case::new((4, 2, 64), 16, &[(50, 90)]);
     check_hopper("hopper 16", &Case { window: Some(20), sinks: true, ..sinks });
+}
+
+#[test]
+fn hopper_case_15_eight_bit_caches() {
+    let tensor = KvStorage::Fp8 { key_scale: 0.01, value_scale: 0.005 };
+    for (dtype, storage) in [
+        (Dtype::Bf16, tensor),
+        (Dtype::Bf16, KvStorage::Fp8PerHead),
+        (Dtype::Bf16, KvStorage::Int8PerHead),
+        (Dtype::F16, tensor),
+        (Dtype::F16, KvStorage::Fp8PerHead),
+        (Dtype::F16, KvStorage::Int8PerHead),
+    ] {
+        let name = |what| format!("hopper 15 {what} {dtype} {storage:?}");
+        let case =
+            |heads, block_size, lengths| Case { dtype, storage, ..Case::new(heads, block_size, lengths) };
+        // Three tiles, so that both stages are used twice; pages of which a tile has many, and one of two tiles.
+        check_hopper(&name("pages"), &case((4, 2, 128), 16, &[(20, 300), (9, 9), (17, 0)]));
+        let window = case((2, 1, 40), 256, &[(40, 400)]);
+        check_hopper(&name("window"), &Case { window: Some(70), softcap: Some(5.0), sinks: true, ..window });
+    }
 }
 
 #[test]

@@ -87,6 +87,8 @@ struct Block {
     std::vector<u32> ready;
     std::vector<u8> shared;
     u8 *shared_start = nullptr;
+    // Of each 16 bytes of it, one more than the thread that stored them last and has not told the units beside the threads.
+    std::vector<u16> unfenced;
     Launch launch{};
     u32 index = 0, self = 0, at_block = 0, done = 0;
     jmp_buf scheduler;
@@ -180,6 +182,15 @@ inline void check_shared(const void *p, size_t bytes, const char *what) {
     if ((at - start) % 16 != 0) complain("%s at shared byte %td, no multiple of 16", what, at - start);
 }
 
+inline bool in_shared(const void *p) {
+    const u8 *at = static_cast<const u8 *>(p), *start = now->shared_start;
+    return at >= start && at < start + now->launch.shared_bytes;
+}
+
+inline u16 *unfenced_at(const void *p) {
+    return now->unfenced.data() + (static_cast<const u8 *>(p) - now->shared_start) / 16;
+}
+
 inline void check_aligned(const void *p, const char *what) {
     if (reinterpret_cast<u64>(p) % 16 != 0) complain("%s at %p, no multiple of 16", what, p);
 }
@@ -213,6 +224,7 @@ inline int run(void (*body)(const void *), const void *params, u32 threads_max, 
     for (volatile u32 count = 0; count < launch.blocks; count = count + 1) {
         block.index = launch.descending ? launch.blocks - 1 - count : count;
         std::fill(block.shared.begin(), block.shared.end(), u8(0xff));
+        block.unfenced.assign(launch.shared_bytes / 16 + 1, 0);
         block.ready.assign(block.warps.size(), ~0u);
         for (Fibre *fibre : block.fibres) fibre->copies.clear(), fibre->group = 0;
         block.done = block.at_block = 0;
@@ -330,6 +342,7 @@ FN void load16(u32 *to, const void *from) {
 }
 FN void store16(void *to, const u32 *from) {
     emulator::check_aligned(to, "a store of 16 bytes");
+    if (emulator::in_shared(to)) *emulator::unfenced_at(to) = static_cast<u16>(emulator::now->self + 1);
     std::memcpy(to, from, 16);
 }
 

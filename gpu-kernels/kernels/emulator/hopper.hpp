@@ -15,6 +15,8 @@ struct Box {
     u64 sizes[4];
     u64 strides[3];
     u32 box[4];
+    // Of two bytes: rows of 128 bytes, permuted. Of one: rows as they are.
+    u32 element_bytes;
 };
 
 struct Load {
@@ -42,22 +44,32 @@ struct Group {
     u32 arrived = 0, turn = 0;
 };
 
-inline thread_local std::map<const void *, Barrier> barriers;
-inline thread_local std::map<u32, Group> groups;
-// Of each fibre: products by group, the last still open; and what accumulators under way hold.
-inline thread_local std::map<u32, std::vector<std::vector<Product>>> products;
-inline thread_local std::map<u32, std::map<float *, std::vector<float>>> sums;
-inline thread_local u32 spins = 0;
+// What the units beside the threads have to do.
+struct Units {
+    std::map<const void *, Barrier> barriers;
+    std::map<u32, Group> groups;
+    // Of each fibre: products by group, the last still open; and what accumulators under way hold.
+    std::map<u32, std::vector<std::vector<Product>>> products;
+    std::map<u32, std::map<float *, std::vector<float>>> sums;
+    u32 spins = 0;
+};
+
+// A pointer: a process that loads many kernels has little room for what is a thread's own.
+inline Units &units() {
+    static thread_local Units *mine = nullptr;
+    if (!mine) mine = new Units;
+    return *mine;
+}
 
 // Lets others run while there is nothing to do here.
 inline void spin(const char *what) {
-    if (++spins > 50000000) complain("waits forever at %s", what);
+    if (++units().spins > 50000000) complain("waits forever at %s", what);
     yield();
 }
 
 inline Barrier &barrier_at(const u64 *barrier) {
-    auto found = barriers.find(barrier);
-    if (found == barriers.end()) complain("a barrier that was never made");
+    auto found = units().barriers.find(barrier);
+    if (found == units().barriers.end()) complain("a barrier that was never made");
     return found->second;
 }
 
@@ -65,7 +77,7 @@ inline void settle(Barrier &barrier) {
     if (barrier.left > 0 || barrier.bytes != 0) return;
     barrier.left = barrier.count;
     barrier.phase += 1;
-    spins = 0;
+    units().spins = 0;
 }
 
 // The place of a byte in panels of 128 bytes a row.
@@ -74,7 +86,7 @@ inline u64 permuted(u64 address) { return address ^ (address >> 7 & 7u) << 4; }
 // Bytes of rows of `box[0]` elements; what is outside of the tensor is zeros.
 inline u32 load_box(const Load &load) {
     const Box &box = load.box;
-    u32 rows = 0, row_bytes = box.box[0] * 2;
+    u32 rows = 0, size = box.element_bytes, row_bytes = box.box[0] * size;
     for (u32 c3 = 0; c3 < box.box[3]; ++c3)
         for (u32 c2 = 0; c2 < box.box[2]; ++c2)
             for (u32 c1 = 0; c1 < box.box[1]; ++c1, ++rows)
@@ -84,12 +96,12 @@ inline u32 load_box(const Load &load) {
                     u64 offset = 0;
                     for (u32 k = 0; k < 4; ++k) {
                         inside &= at[k] >= 0 && at[k] < static_cast<i64>(box.sizes[k]);
-                        offset += static_cast<u64>(at[k]) * (k == 0 ? 2 : box.strides[k - 1]);
+                        offset += static_cast<u64>(at[k]) * (k == 0 ? size : box.strides[k - 1]);
                     }
                     u16 element = 0;
-                    if (inside) std::memcpy(&element, box.start + offset, 2);
-                    u64 to = permuted(reinterpret_cast<u64>(load.to) + rows * row_bytes + 2 * i);
-                    std::memcpy(reinterpret_cast<u8 *>(to), &element, 2);
+                    if (inside) std::memcpy(&element, box.start + offset, size);
+                    u64 to = reinterpret_cast<u64>(load.to) + rows * row_bytes + size * i;
+                    std::memcpy(reinterpret_cast<u8 *>(size == 2 ? permuted(to) : to), &element, size);
                 }
     return rows * row_bytes;
 }
@@ -98,10 +110,10 @@ inline u32 load_box(const Load &load) {
 
 FN void barrier_init(u64 *barrier, u32 count) {
     // A block's first: nothing of the block before is left.
-    if (emulator::barriers.count(barrier)) emulator::groups.clear(), emulator::barriers.clear();
+    if (emulator::units().barriers.count(barrier)) emulator::units().groups.clear(), emulator::units().barriers.clear();
     emulator::Barrier made;
     made.count = made.left = count;
-    emulator::barriers[barrier] = made;
+    emulator::units().barriers[barrier] = made;
 }
 FN void barrier_init_fence() {}
 FN void barrier_arrive(u64 *barrier) {
@@ -126,29 +138,41 @@ FN void barrier_wait(u64 *barrier, u32 parity) {
     }
 }
 FN void group_arrive(u32 id, u32 threads) {
-    emulator::Group &group = emulator::groups[id];
+    emulator::Group &group = emulator::units().groups[id];
     if (++group.arrived < threads) return;
     group.arrived = 0;
     group.turn += 1;
-    emulator::spins = 0;
+    emulator::units().spins = 0;
 }
 FN void group_sync(u32 id, u32 threads) {
-    emulator::Group &group = emulator::groups[id];
+    emulator::Group &group = emulator::units().groups[id];
     u32 turn = group.turn;
     group_arrive(id, threads);
     while (group.turn == turn) emulator::spin("a barrier of some warps");
 }
-FN void async_fence() {}
+FN void async_fence() {
+    for (u16 &writer : emulator::now->unfenced)
+        if (writer == emulator::now->self + 1) writer = 0;
+}
 
 FN void tma_load(void *to, const TensorMap *map, u64 *barrier, i32 a, i32 b, i32 c, i32 d) {
     emulator::Load load{static_cast<u8 *>(to), {}, {a, b, c, d}};
     std::memcpy(&load.box, map, sizeof load.box);
-    u32 bytes = 2 * load.box.box[0] * load.box.box[1] * load.box.box[2] * load.box.box[3];
-    if (load.box.box[0] * 2 != PANEL_ROW) emulator::complain("a box of %u elements a row", load.box.box[0]);
+    u32 size = load.box.element_bytes, row_bytes = size * load.box.box[0];
+    u32 bytes = row_bytes * load.box.box[1] * load.box.box[2] * load.box.box[3];
+    if (size == 2 ? row_bytes != PANEL_ROW : row_bytes % 16 != 0) emulator::complain("a box of %u bytes a row", row_bytes);
     emulator::check_shared(to, bytes, "a copy of a tile");
-    if (reinterpret_cast<u64>(to) % 1024 != 0) emulator::complain("a tile at %p, no multiple of 1024", to);
+    u32 multiple = size == 2 ? 1024 : 128;
+    if (reinterpret_cast<u64>(to) % multiple != 0) emulator::complain("a tile at %p, no multiple of %u", to, multiple);
+    std::fill_n(emulator::unfenced_at(to), bytes / 16, u16(0));
     std::memset(to, 0xff, bytes);
     emulator::barrier_at(barrier).loads.push_back(load);
+}
+
+template <class T, class C> FN void widen_four(u32 four, u32 *two) {
+    float x[4];
+    for (u32 i = 0; i < 4; ++i) x[i] = widen(C{static_cast<u8>(four >> 8 * i)}) * unit<C>();
+    for (u32 i = 0; i < 2; ++i) two[i] = pack<T>(x[2 * i], x[2 * i + 1]);
 }
 
 template <u32 N> FN void registers_give() {}
@@ -159,9 +183,10 @@ FN u64 descriptor(const void *first, u32 panel_bytes, u32 eight_rows_bytes) {
     return offset >> 4 | static_cast<u64>(panel_bytes >> 4) << 16 | static_cast<u64>(eight_rows_bytes >> 4) << 32;
 }
 
+template <class X, u32 N> FN void settle(X (&)[N]) {}
 FN void wgmma_fence() {}
 FN void wgmma_commit() {
-    auto &mine = emulator::products[emulator::now->self];
+    auto &mine = emulator::units().products[emulator::now->self];
     if (mine.empty()) mine.resize(1);
     mine.push_back({});
 }
@@ -171,6 +196,8 @@ namespace emulator {
 template <class T> inline float element(u64 first, u64 offset) {
     u16 bits;
     u64 at = permuted(reinterpret_cast<u64>(now->shared_start) + first + offset);
+    if (u32 writer = *unfenced_at(reinterpret_cast<const u8 *>(at)))
+        complain("a product reads what thread %u wrote and did not fence", writer - 1);
     std::memcpy(&bits, reinterpret_cast<const u8 *>(at), 2);
     return widen(T{bits});
 }
@@ -205,9 +232,9 @@ template <class T> inline void multiply_group(const Product &product, std::vecto
 }
 
 inline void begin(const Product &product) {
-    auto &mine = products[now->self];
+    auto &mine = units().products[now->self];
     if (mine.empty()) mine.resize(1);
-    auto &held = sums[now->self];
+    auto &held = units().sums[now->self];
     if (!held.count(product.d)) held[product.d].assign(product.d, product.d + product.n / 2);
     std::fill(product.d, product.d + product.n / 2, as_float(0x7fffffffu));
     mine.back().push_back(product);
@@ -236,8 +263,8 @@ template <class T, u32 N> FN void wgmma_turned(float *d, const u32 *a, u64 b) {
 }
 
 template <u32 N> FN void wgmma_wait() {
-    auto &mine = emulator::products[emulator::now->self];
-    auto &held = emulator::sums[emulator::now->self];
+    auto &mine = emulator::units().products[emulator::now->self];
+    auto &held = emulator::units().sums[emulator::now->self];
     while (mine.size() > N + 1) {
         for (const emulator::Product &product : mine.front()) {
             std::vector<float> &d = held[product.d];

@@ -34,19 +34,29 @@ impl fmt::Debug for Launch<'_> {
     }
 }
 
-/// A tensor of four dimensions of two-byte elements, as Hopper's memory unit copies boxes of it into panels of 128
-/// bytes a row, permuted. The first dimension is contiguous.
+/// What a [`TileMap`] is of, and how its boxes come to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileElement {
+    /// In panels of 128 bytes a row, permuted.
+    Bf16,
+    /// The same.
+    F16,
+    /// Eight bits of any meaning: row after row as they are.
+    Byte,
+}
+
+/// A tensor of four dimensions, as Hopper's memory unit copies boxes of it. The first dimension is contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileMap {
     /// A multiple of 16.
     pub start: Address,
-    /// Whether elements are bf16; else f16.
-    pub bf16: bool,
+    /// What it is of.
+    pub element: TileElement,
     /// Elements along each dimension.
     pub sizes: [u64; 4],
     /// Bytes from one element to the next along all dimensions but the first: multiples of 16.
     pub strides: [u64; 3],
-    /// Elements of a box along each dimension: 64 along the first, at most 256 along the others.
+    /// Elements of a box along each dimension, at most 256: along the first 64, or a multiple of 16 bytes.
     pub box_sizes: [u32; 4],
 }
 

@@ -16,7 +16,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresu
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
-use super::device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileMap};
+use super::device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileElement, TileMap};
 use super::source::{HEADERS, OPTIONS, SOURCES, Source};
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
@@ -268,10 +268,17 @@ impl Device for Gpu {
 
     fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
         self.enter()?;
-        let element = if map.bf16 {
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-        } else {
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+        use sys::{CUtensorMapDataType as Element, CUtensorMapSwizzle as Swizzle};
+        let (element, swizzle) = match map.element {
+            TileElement::Bf16 => {
+                (Element::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B)
+            }
+            TileElement::F16 => {
+                (Element::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B)
+            }
+            TileElement::Byte => {
+                (Element::CU_TENSOR_MAP_DATA_TYPE_UINT8, Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE)
+            }
         };
         let steps = [1_u32; 4];
         let mut encoded = MaybeUninit::<sys::CUtensorMap>::zeroed();
@@ -288,7 +295,7 @@ impl Device for Gpu {
                 map.box_sizes.as_ptr(),
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -1,7 +1,7 @@
 //! Attention of prompts on Hopper: `kernels/hopper_attention.cuh`.
 
 use super::attention::{AttentionArgument, Call};
-use super::device::TileMap;
+use super::device::{TileElement, TileMap};
 use super::plan::Cut;
 use super::pool::KvStorage;
 use super::{count, divide};
@@ -26,8 +26,8 @@ struct HopperArgument {
 }
 
 impl Call<'_> {
-    /// Whether the kernel for Hopper computes this: a cache of the activations' type, heads to 128, pages that a
-    /// tile is made of or a part of, and scores without slopes and masks.
+    /// Whether a kernel for Hopper computes this: heads to 128, pages that a tile is made of or a part of, and
+    /// scores without slopes and masks. Any cache will do, but of latents.
     pub(super) fn takes_hopper(&self) -> bool {
         let (dim, block_size) = (self.attention.heads.dim, self.pool.shape.block_size);
         let pages = block_size.is_multiple_of(8)
@@ -36,7 +36,6 @@ impl Call<'_> {
         self.cuda.fast_prompts
             && self.cuda.device.is_hopper()
             && self.q_rope.is_none()
-            && self.pool.storage == KvStorage::Same
             && dim.is_multiple_of(8)
             && dim <= 2 * PANEL
             && pages
@@ -58,14 +57,19 @@ impl Call<'_> {
             return Ok(());
         }
         let (shape, layout) = (self.pool.shape, self.pool.layout);
-        let box_rows = shape.block_size.min(TILE);
+        let (panels, box_rows) = (self.attention.heads.dim.div_ceil(PANEL), shape.block_size.min(TILE));
+        let (element, bytes, box_columns) = match (self.pool.storage, shape.dtype) {
+            (KvStorage::Same, Dtype::Bf16) => (TileElement::Bf16, 2, PANEL),
+            (KvStorage::Same, _) => (TileElement::F16, 2, PANEL),
+            _ => (TileElement::Byte, 1, panels * PANEL),
+        };
         let map = |which| TileMap {
             start: self.pool.plane(layer, which),
-            bf16: shape.dtype == Dtype::Bf16,
+            element,
             sizes: [shape.head_dim, shape.block_size, shape.kv_heads, shape.blocks].map(|n| n as u64),
-            strides: [layout.token, layout.head, layout.page].map(|elements| elements as u64 * 2),
+            strides: [layout.token, layout.head, layout.page].map(|elements| elements as u64 * bytes),
             #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
-            box_sizes: [PANEL as u32, box_rows as u32, 1, 1],
+            box_sizes: [box_columns as u32, box_rows as u32, 1, 1],
         };
         let argument = HopperArgument {
             keys: device.encode(&map(0))?,
@@ -74,12 +78,20 @@ impl Call<'_> {
             box_rows: count("attention", "rows of a box", box_rows)?,
             unused: [0; 3],
         };
-        let panels = self.attention.heads.dim.div_ceil(PANEL);
         // Queries, two stages of K and of V, and six barriers.
-        let shared = panels * 128 * TILE * (1 + 4) + 6 * 8;
-        let (file, suffix) = match shape.dtype {
-            Dtype::F16 => ("hopper_attention_f16", "f16"),
-            _ => ("hopper_attention_bf16", "bf16"),
+        let mut shared = panels * 128 * TILE * (1 + 4) + 6 * 8;
+        if element == TileElement::Byte {
+            // The stages as stored, their scales, and four more barriers.
+            shared += 4 * TILE * (panels * PANEL + 4) + 4 * 8;
+        }
+        let suffix = self.pool.suffix();
+        let file = match suffix {
+            "bf16" => "hopper_attention_bf16",
+            "f16" => "hopper_attention_f16",
+            "bf16_e4m3" => "hopper_attention_bf16_e4m3",
+            "f16_e4m3" => "hopper_attention_f16_e4m3",
+            "bf16_i8" => "hopper_attention_bf16_i8",
+            _ => "hopper_attention_f16_i8",
         };
         let kernel = format!("hopper_attention_{}_{suffix}", panels * PANEL);
         let blocks = divide("attention", work.items_len * self.attention.heads.kv, 1)?;

@@ -1,7 +1,7 @@
 //! Products of many rows on Hopper: `kernels/hopper_gemm.cu`.
 
 use super::Cuda;
-use super::device::{Address, TileMap};
+use super::device::{Address, TileElement, TileMap};
 use super::divide;
 use super::gemm::GemmArgument;
 use crate::{Dtype, Error};
@@ -41,7 +41,7 @@ impl Cuda {
         let GemmArgument { rows, in_cols, out_cols, .. } = product;
         let map = |start: Address, lines: u32, stride: u64, box_lines: u32| TileMap {
             start,
-            bf16: self.dtype == Dtype::Bf16,
+            element: if self.dtype == Dtype::Bf16 { TileElement::Bf16 } else { TileElement::F16 },
             sizes: [in_cols.into(), lines.into(), 1, 1],
             // Nothing follows along the last two.
             strides: [stride * 2; 3],

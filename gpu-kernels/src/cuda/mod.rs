@@ -42,7 +42,9 @@ pub use attention::{Floats, Scores, TreeMask};
 pub use batch::Batch;
 #[cfg(feature = "cuda")]
 pub use cublaslt::CublasLt;
-pub use device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileMap, Work as LibraryWork};
+pub use device::{
+    Address, Device, EncodedTileMap, Launch, Recording, Stream, TileElement, TileMap, Work as LibraryWork,
+};
 pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use quayline_gpu_kernels::cuda::{
-    Address, Device, EncodedTileMap, Launch, LibraryWork, Recording, SOURCES, Stream, TileMap,
+    Address, Device, EncodedTileMap, Launch, LibraryWork, Recording, SOURCES, Stream, TileElement, TileMap,
 };
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
@@ -175,8 +175,9 @@ impl Device for Emulator {
         }
         let mut encoded = [0; 128];
         let words = [&[map.start][..], &map.sizes, &map.strides].concat();
-        let boxes = map.box_sizes.map(u32::to_ne_bytes);
-        let bytes = words.into_iter().flat_map(u64::to_ne_bytes).chain(boxes.into_iter().flatten());
+        let element_bytes = if map.element == TileElement::Byte { 1_u32 } else { 2 };
+        let boxes = map.box_sizes.into_iter().chain([element_bytes]).map(u32::to_ne_bytes);
+        let bytes = words.into_iter().flat_map(u64::to_ne_bytes).chain(boxes.flatten());
         encoded.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
         Ok(encoded)
     }
