@@ -233,8 +233,6 @@ impl ModelConfig {
 pub struct GenerationConfig {
     /// Tokens that end a sequence, beside those of `config.json`.
     pub eos_token_ids: Vec<u32>,
-    /// Whether to sample at all; `false` means greedy.
-    pub do_sample: Option<bool>,
     /// Softmax temperature.
     pub temperature: Option<f32>,
     /// Keep this many of the likeliest tokens.
@@ -250,6 +248,10 @@ pub struct GenerationConfig {
 }
 
 impl GenerationConfig {
+    /// The fields that are read.
+    pub const FIELDS: [&str; 7] =
+        ["eos_token_id", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"];
+
     /// Reads the fields of a `generation_config.json`.
     ///
     /// # Errors
@@ -258,7 +260,6 @@ impl GenerationConfig {
         let fields = Fields { values, path: String::new() };
         Ok(Self {
             eos_token_ids: fields.token_ids("eos_token_id")?,
-            do_sample: fields.get("do_sample").map(|_| fields.flag("do_sample", false)).transpose()?,
             temperature: fields.number("temperature")?.map(narrow),
             top_k: fields.count("top_k")?,
             top_p: fields.number("top_p")?.map(narrow),

@@ -119,8 +119,8 @@ impl Engine {
         let weights = stored.take("model.embed_tokens.weight", &embedding)?.dtype;
         let (place, no_gpu) = Place::find(options, weights, device)?;
         let workers = place.workers(options)?;
-        let free = place.free_bytes()?;
-        let room = free.map(|free| GpuRoom::new(options, &config, free, bytes));
+        let memory = place.memory_use()?;
+        let room = memory.map(|memory| GpuRoom::new(options, &config, memory, bytes));
         let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?, room)?;
         let limits = sizes.step_limits(options, config.vocab, place.device());
         let machine = place.load(files, options, &sizes, limits)?;

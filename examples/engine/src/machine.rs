@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quayline_gpu_kernels::cpu::Workers;
-use quayline_gpu_kernels::cuda::{self, Draw, Sampled};
+use quayline_gpu_kernels::cuda::{self, Draw, MemoryUse, Sampled};
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
 
 use crate::config::ModelConfig;
@@ -163,11 +163,11 @@ impl Place {
         }
     }
 
-    /// Memory of a GPU that nobody has, if it is one and says so.
-    pub(crate) fn free_bytes(&self) -> Result<Option<u64>, LoadError> {
+    /// How much memory a GPU has, if it is one and says so.
+    pub(crate) fn memory_use(&self) -> Result<Option<MemoryUse>, LoadError> {
         match self {
             Self::Cpu(_) => Ok(None),
-            Self::Cuda(cuda) => Ok(cuda.free_bytes()?),
+            Self::Cuda(cuda) => Ok(cuda.memory_use()?),
         }
     }
 

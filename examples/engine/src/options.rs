@@ -75,6 +75,8 @@ pub struct Options {
     /// A library that multiplies on a GPU, in the place of our own kernels: prompts may be read faster. **The bits of a
     /// token then depend on the batch**: on how many others are in its step. `None` is our own kernels.
     pub cublaslt: Option<CublasLtPlace>,
+    /// The share of a GPU's memory that the engine may have, with weights and activations; above 0, at most 1.
+    pub gpu_memory_utilization: f64,
     /// Threads for the arithmetic; `None` is one per core.
     pub threads: Option<NonZeroUsize>,
     /// Seeds requests that bring no seed of their own.
@@ -126,6 +128,7 @@ impl Default for Options {
             max_queued_tokens: None,
             device: Device::Cpu,
             cublaslt: None,
+            gpu_memory_utilization: 0.9,
             threads: None,
             seed: 0,
         }
@@ -233,8 +236,8 @@ pub enum CublasLtPlace {
 pub enum KvSize {
     /// Room for a quarter of `max_num_seqs` at the longest length, for few are that long, or 1 GiB,
     /// whichever is less; but room for one sequence of `max_model_len` if that is given. Where it is not,
-    /// the longest sequence is what fits. Memory is only used as blocks are written. On a GPU, not 1 GiB but what nine
-    /// tenths of its free memory leave beside weights and activations; loading fails where that is too little.
+    /// the longest sequence is what fits. Memory is only used as blocks are written. On a GPU, all that weights and
+    /// activations leave of [its share](Options::gpu_memory_utilization); loading fails where that is too little.
     Auto,
     /// This many blocks that can hold tokens.
     Blocks(u32),

@@ -2,6 +2,7 @@
 
 use quayline_batching as batching;
 use quayline_gpu_kernels::Dtype;
+use quayline_gpu_kernels::cuda::MemoryUse;
 use std::num::NonZeroU32;
 
 use crate::config::ModelConfig;
@@ -12,8 +13,6 @@ use crate::options::{Device, FailedLoads, KvSize, Offloading, Options, Preemptio
 
 /// What `KvSize::Auto` takes at most of a host's memory. It is only used as blocks are written.
 const AUTO_BYTES: u64 = 1 << 30;
-/// What it leaves of a GPU's, in percent, for what kernels need beside weights and activations.
-const LEFT_PERCENT: u64 = 10;
 /// Rows of steps that are recorded on a GPU, at most.
 pub(crate) const RECORDED_ROWS_MAX: usize = 256;
 
@@ -46,6 +45,11 @@ impl Sizes {
         dtype: Dtype,
         room: Option<GpuRoom>,
     ) -> Result<Self, LoadError> {
+        let utilization = options.gpu_memory_utilization;
+        if !(utilization > 0.0 && utilization <= 1.0) {
+            let problem = format!("{utilization} is no share of a GPU's memory: above 0, at most 1");
+            return Err(LoadError::Options { option: "gpu_memory_utilization", problem });
+        }
         let block_size = options.block_size.get();
         let positions = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
         let wanted = options.max_model_len.unwrap_or(positions);
@@ -178,14 +182,22 @@ fn drafts(speculation: Speculation) -> batching::Drafts {
 /// A GPU's memory before a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GpuRoom {
-    free: u64,
+    memory: MemoryUse,
+    /// What the engine may have of it.
+    usable: u64,
     weights: u64,
     activations: u64,
 }
 
 impl GpuRoom {
-    /// Of `free` bytes, as much will be left beside weights of so many bytes in the files.
-    pub(crate) fn new(options: &Options, config: &ModelConfig, free: u64, weights: u64) -> Self {
+    /// Of this memory, as much will be left beside weights of so many bytes in the files.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "a share of some bytes need not be exact"
+    )]
+    pub(crate) fn new(options: &Options, config: &ModelConfig, memory: MemoryUse, weights: u64) -> Self {
         let &ModelConfig { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = config;
         let step = options.max_num_batched_tokens;
         let longest = u32::try_from(config.positions_max).unwrap_or(u32::MAX);
@@ -194,23 +206,24 @@ impl GpuRoom {
         let row = 5 * hidden + 2 * (heads + kv_heads) * head_dim + 3 * intermediate;
         // Logits, and their copies in f32 while tokens are drawn.
         let logits = 2 * RECORDED_ROWS_MAX * vocab * 6;
-        Self { free, weights, activations: (2 * rows * row + logits) as u64 }
+        let share = (memory.total as f64 * options.gpu_memory_utilization) as u64;
+        let usable = share.min(memory.free);
+        Self { memory, usable, weights, activations: (2 * rows * row + logits) as u64 }
     }
 
     /// What is there for keys and values.
     fn bytes(self) -> u64 {
-        let usable = self.free / 100 * (100 - LEFT_PERCENT);
-        usable.saturating_sub(self.weights).saturating_sub(self.activations)
+        self.usable.saturating_sub(self.weights).saturating_sub(self.activations)
     }
 }
 
 impl std::fmt::Display for GpuRoom {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { free, weights, activations } = self;
+        let Self { memory: MemoryUse { free, total }, usable, weights, activations } = self;
         let left = self.bytes();
         write!(
             f,
-            "of {free} free bytes of the GPU {LEFT_PERCENT} % stay free, weights take {weights} and activations {activations}: {left} are left"
+            "of the GPU's {total} bytes {free} are free and {usable} may be used, weights take {weights} and activations {activations}: {left} are left"
         )
     }
 }
@@ -228,12 +241,14 @@ fn blocks(
         KvSize::Bytes(bytes) => fitting(bytes),
         KvSize::Auto => {
             let least = if options.max_model_len.is_some() { one } else { 1 };
-            let most = one.saturating_mul(options.max_num_seqs.div_ceil(4));
             match room {
-                None => most.min(fitting(AUTO_BYTES)).max(least),
+                None => {
+                    let most = one.saturating_mul(options.max_num_seqs.div_ceil(4));
+                    most.min(fitting(AUTO_BYTES)).max(least)
+                }
                 // The null block comes on top.
                 Some(room) => match fitting(room.bytes()).saturating_sub(1) {
-                    fits if fits >= least => most.min(fits),
+                    fits if fits >= least => fits,
                     _ => {
                         let problem = format!("{least} blocks of {bytes_per_block} bytes do not fit: {room}");
                         return Err(LoadError::Options { option: kv_option(options.kv), problem });

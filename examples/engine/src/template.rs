@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::value::{Kwargs, Rest, Serde, Value, ValueKind, ValueOrKwargs, from_args};
+use minijinja::{Environment, Error, ErrorKind};
 
 use crate::error::TextError;
 use crate::json;
@@ -219,25 +219,39 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, by position or by name.
-fn tojson(_: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let given = |name: &str| -> Result<Option<Value>, Error> {
-        Ok(options.get::<Option<Value>>(name)?.filter(|value| !value.is_none()))
-    };
-    let flag = |name: &str| given(name).map(|value| value.is_some_and(|value| value.is_true()));
-    let indent = match given("indent")? {
+fn tojson(value: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+    let arguments = arguments.into_values();
+    let (by_position, by_name): (&[Value], Kwargs) = from_args(&arguments)?;
+    if by_position.len() > NAMES.len() {
+        return Err(ErrorKind::TooManyArguments.into());
+    }
+    let mut given = [const { None }; NAMES.len()];
+    for (at, (given, name)) in given.iter_mut().zip(NAMES).enumerate() {
+        let named = by_name.get::<Option<Value>>(name)?;
+        *given = by_position.get(at).cloned().or(named).filter(|value| !value.is_none());
+    }
+    by_name.assert_all_used()?;
+    let [ensure_ascii, indent, separators, sort_keys] = given;
+    let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let indent = match indent {
         None => None,
         Some(indent) if indent.as_str().is_some() => Some(indent.to_string()),
         Some(indent) => Some(" ".repeat(usize::try_from(indent)?)),
     };
     let (mut between_items, mut after_key) =
         (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".into());
-    if let Some(separators) = given("separators")? {
+    if let Some(separators) = separators {
         between_items = separators.get_item_by_index(0)?.to_string();
         after_key = separators.get_item_by_index(1)?.to_string();
     }
-    let (ensure_ascii, sort_keys) = (flag("ensure_ascii")?, flag("sort_keys")?);
-    options.assert_all_used()?;
-    let style = json::Style { indent, between_items, after_key, ensure_ascii, sort_keys };
+    let style = json::Style {
+        indent,
+        between_items,
+        after_key,
+        ensure_ascii: is_true(ensure_ascii),
+        sort_keys: is_true(sort_keys),
+    };
     json::write(value, &style)
         .map(Value::from)
         .map_err(|problem| Error::new(ErrorKind::InvalidOperation, format!("tojson: {problem}")))
@@ -322,6 +336,7 @@ mod tests {
         let source = "{{ v|tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}";
         assert_eq!(render(source, value.clone()).unwrap(), r#"{"a":"<\u00e9>","b":[1]}"#);
         let indented = "{\n    \"b\": [\n        1\n    ],\n    \"a\": \"<\u{e9}>\"\n}";
+        assert_eq!(render("{{ v|tojson(false, 4) }}", value.clone()).unwrap(), indented);
         assert_eq!(render("{{ v|tojson(indent=4) }}", value).unwrap(), indented);
     }
 

@@ -416,22 +416,36 @@ fn without_a_gpu_there_is_an_error_or_the_cpu() {
 
 #[test]
 fn the_cache_takes_what_a_gpu_has_left() {
-    let load = |free: u64, max_model_len| {
+    // Of so many bytes others have some, and the engine may have a share.
+    let load_of = |total: u64, taken: u64, gpu_memory_utilization| {
         let emulator = Emulator::new(false)?;
-        emulator.free_bytes.store(free, Ordering::Relaxed);
-        let options = Options { kv: KvSize::Auto, max_model_len, ..options() };
+        emulator.total_bytes.store(total, Ordering::Relaxed);
+        emulator.taken_bytes.store(taken, Ordering::Relaxed);
+        let max_model_len = Some(128);
+        let options = Options { kv: KvSize::Auto, max_model_len, gpu_memory_utilization, ..options() };
         Some(Engine::load_on(Arc::new(emulator), &one_layer(), &options))
     };
-    let blocks = |free| Some(load(free, Some(128))?.unwrap().snapshot().blocks.total);
-    let Some(plenty) = blocks(1 << 32) else { return };
-    assert_eq!(plenty, 16, "a quarter of eight sequences of 128 tokens");
-    let refused = load(1 << 20, Some(128)).unwrap().unwrap_err().to_string();
-    assert!(refused.contains("8 blocks") && refused.contains("1048576 free bytes"), "{refused}");
+    let load = |total: u64| load_of(total, 0, 0.9);
+    let blocks_of =
+        |total, taken, share| Some(load_of(total, taken, share)?.unwrap().snapshot().blocks.total);
+    let blocks = |total| blocks_of(total, 0, 0.9);
+    const MIB: u64 = 1 << 20;
+    let Some(all) = blocks_of(128 * MIB, 0, 1.0) else { return };
+    assert!(all > 100, "{all}: as many as there is room for, not as many as eight sequences need");
+    let (half, without) = (blocks_of(128 * MIB, 0, 0.5).unwrap(), blocks_of(64 * MIB, 0, 1.0).unwrap());
+    assert!(half < all && half == without, "{half} of {all}, and {without}");
+    assert_eq!(blocks_of(128 * MIB, 64 * MIB, 0.9), Some(half), "what others have cannot be used");
+    let refused = load(MIB).unwrap().unwrap_err().to_string();
+    assert!(refused.contains("8 blocks") && refused.contains("the GPU's 1048576 bytes"), "{refused}");
+    for share in [0.0, 1.01, f64::NAN] {
+        let refused = load_of(MIB, 0, share).unwrap().unwrap_err().to_string();
+        assert!(refused.contains("gpu_memory_utilization"), "{refused}");
+    }
     // Between them there is a memory that holds some of the blocks.
     let (mut few, mut many) = (1 << 20, 1 << 26);
     while many - few > 1 << 12 {
         let between = u64::midpoint(few, many);
-        match load(between, Some(128)).unwrap() {
+        match load(between).unwrap() {
             Ok(_) => many = between,
             Err(_) => few = between,
         }

@@ -157,10 +157,12 @@ mod tests {
     fn a_typical_vllm_command_line_is_understood() {
         let flags = parse(
             "/models/a --served-model-name a b --port 9000 --max-model-len 4K --max_num_seqs=8 \
-             --no-enable-prefix-caching --kv-cache-memory-bytes 1G --dtype auto --device cuda --tensor-parallel-size 1",
+             --no-enable-prefix-caching --kv-cache-memory-bytes 1G --dtype auto --device cuda --tensor-parallel-size 1 \
+             --gpu_memory_utilization 0.8",
         )
         .unwrap();
         let options = flags.options();
+        assert!((options.gpu_memory_utilization - 0.8).abs() < 1e-9);
         assert_eq!(flags.network.port, 9000);
         assert_eq!(flags.served_model_name, ["a", "b"]);
         assert_eq!(options.max_model_len, Some(4096));
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_flag_of_vllm_that_is_missing_here_says_so() {
-        for line in ["--enable-lora", "--gpu_memory_utilization 0.9", "--compilation-config=3"] {
+        for line in ["--enable-lora", "--cpu_offload_gb 1", "--compilation-config=3"] {
             let error = parse(line).unwrap_err();
             assert!(error.contains("is an option of vLLM that this server does not have"), "{error}");
         }
@@ -242,6 +244,9 @@ mod tests {
             "--max-model-len 4.5",
             "--max-num-seqs 99999999999",
             "--allowed-origins *",
+            r#"--allowed-origins ["a\u0000b"]"#,
+            r#"--override-generation-config {"temprature":1}"#,
+            "--threads 0",
             "--scheduling-policy fairest",
             "--slo-ttft-ms 0",
             "--slo-ttft-ms NaN",

@@ -69,7 +69,6 @@ const NAMES: &[&str] = &[
     "exclude-tools-when-tool-choice-none",
     "expert-placement-strategy",
     "fully-sharded-loras",
-    "gpu-memory-utilization",
     "grpc",
     "h11-max-header-count",
     "h11-max-incomplete-event-size",

@@ -73,6 +73,15 @@ pub type Work = Arc<dyn Fn(Stream) -> Result<(), Error> + Send + Sync>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Recording(pub u64);
 
+/// How much memory a device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes that nobody has.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
 /// A machine that runs the kernels: a GPU behind its driver, or the emulator of the tests.
 ///
 /// All work is in one order, as if on one stream: a call sees what the calls before it wrote.
@@ -83,11 +92,11 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Shared memory that one block may have, in bytes.
     fn shared_bytes_max(&self) -> u32;
 
-    /// Bytes of memory that nobody has, if the device can tell.
+    /// How much memory it has, if it can tell.
     ///
     /// # Errors
     /// When the device fails.
-    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+    fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
         Ok(None)
     }
 

@@ -16,7 +16,9 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresu
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
-use super::device::{Address, Device, EncodedTileMap, Launch, Recording, Stream, TileElement, TileMap};
+use super::device::{
+    Address, Device, EncodedTileMap, Launch, MemoryUse, Recording, Stream, TileElement, TileMap,
+};
 use super::source::{HEADERS, OPTIONS, SOURCES, Source};
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
@@ -254,12 +256,12 @@ impl Device for Gpu {
         self.shared_bytes_max
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>, Error> {
+    fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: places for two numbers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
-        Ok(Some(free as u64))
+        Ok(Some(MemoryUse { free: free as u64, total: total as u64 }))
     }
 
     fn is_hopper(&self) -> bool {

@@ -43,7 +43,8 @@ pub use batch::Batch;
 #[cfg(feature = "cuda")]
 pub use cublaslt::CublasLt;
 pub use device::{
-    Address, Device, EncodedTileMap, Launch, Recording, Stream, TileElement, TileMap, Work as LibraryWork,
+    Address, Device, EncodedTileMap, Launch, MemoryUse, Recording, Stream, TileElement, TileMap,
+    Work as LibraryWork,
 };
 pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
@@ -137,12 +138,12 @@ impl Cuda {
         self.dtype
     }
 
-    /// Bytes of the device's memory that nobody has, if it can tell.
+    /// How much memory the device has, if it can tell.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn free_bytes(&self) -> Result<Option<u64>, Error> {
-        self.device.free_bytes()
+    pub fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
+        self.device.memory_use()
     }
 
     /// Memory for K and V, stored as asked.

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use quayline_gpu_kernels::cuda::{
-    Address, Device, EncodedTileMap, Launch, LibraryWork, Recording, SOURCES, Stream, TileElement, TileMap,
+    Address, Device, EncodedTileMap, Launch, LibraryWork, MemoryUse, Recording, SOURCES, Stream, TileElement,
+    TileMap,
 };
 use quayline_gpu_kernels::{Cuda, Dtype, Error};
 
@@ -92,7 +93,9 @@ pub(crate) struct Emulator {
     /// Recordings that were replayed.
     pub(crate) replays: AtomicU64,
     /// The memory that it says is free; 0 says nothing.
-    pub(crate) free_bytes: AtomicU64,
+    pub(crate) total_bytes: AtomicU64,
+    /// Of these, what others have.
+    pub(crate) taken_bytes: AtomicU64,
     /// Bytes that were brought to the host.
     pub(crate) downloaded: AtomicU64,
     /// Launches that succeed; all after them fail.
@@ -123,7 +126,8 @@ impl Emulator {
             hopper_launches: AtomicU64::new(0),
             early_launches: AtomicU64::new(0),
             replays: AtomicU64::new(0),
-            free_bytes: AtomicU64::new(0),
+            total_bytes: AtomicU64::new(0),
+            taken_bytes: AtomicU64::new(0),
             downloaded: AtomicU64::new(0),
             launches_left: AtomicU64::new(u64::MAX),
             shared_bytes_max: AtomicU32::new(99 << 10),
@@ -193,9 +197,10 @@ impl Device for Emulator {
         Ok(recording)
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>, Error> {
-        let free = self.free_bytes.load(Ordering::Relaxed);
-        Ok((free > 0).then_some(free))
+    fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
+        let total = self.total_bytes.load(Ordering::Relaxed);
+        let free = total - self.taken_bytes.load(Ordering::Relaxed);
+        Ok((total > 0).then_some(MemoryUse { free, total }))
     }
 
     fn current(&self) -> Result<Stream, Error> {

@@ -34,7 +34,7 @@ pub(crate) struct AnswerFlags {
     #[arg(long, default_value = "auto")]
     generation_config: String,
     /// Sampling defaults that come first, as a JSON object
-    #[arg(long, value_parser = json::<Map<String, Value>>)]
+    #[arg(long, value_parser = sampling_defaults)]
     override_generation_config: Option<Map<String, Value>>,
     /// Most log-probabilities per token that a request may ask for
     #[arg(long, default_value_t = 20)]
@@ -96,5 +96,13 @@ impl AnswerFlags {
         }
         let read = std::fs::read_to_string(given);
         read.map(Some).map_err(|source| LoadError::Read { path: given.into(), source })
+    }
+}
+
+fn sampling_defaults(text: &str) -> Result<Map<String, Value>, String> {
+    let fields: Map<String, Value> = json(text)?;
+    match fields.keys().find(|name| !GenerationConfig::FIELDS.contains(&name.as_str())) {
+        Some(name) => Err(format!("{name:?} is none of {}", GenerationConfig::FIELDS.join(", "))),
+        None => Ok(fields),
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use quayline_engine::{CublasLtPlace, Device, HashAlgorithm, KvDtype, KvSize, Options, Rounding};
 
-use super::parse::{count_u32, count_u64, json};
+use super::parse::{count_u32, count_u64, json, positive_u32, positive_usize};
 use crate::speculative::SpeculativeConfig;
 
 /// How large the engine is, and how it works.
@@ -48,7 +48,7 @@ pub(crate) struct EngineFlags {
     #[arg(long, env = "PYTHONHASHSEED", hide = true)]
     python_hash_seed: Option<String>,
     /// Tokens per cache block
-    #[arg(long)]
+    #[arg(long, value_parser = positive_u32)]
     block_size: Option<NonZeroU32>,
     /// Integers to which the matrices are rounded when they are loaded; checkpoints of AWQ and GPTQ bring theirs
     #[arg(long, short = 'q', value_enum)]
@@ -79,7 +79,7 @@ pub(crate) struct EngineFlags {
     #[arg(long, default_value_t = 8 << 20, value_parser = count_u64)]
     max_num_queued_tokens: u64,
     /// Threads for the arithmetic; the default is one per core
-    #[arg(long)]
+    #[arg(long, value_parser = positive_usize)]
     threads: Option<NonZeroUsize>,
     /// Where the arithmetic runs: the CPU, an NVIDIA GPU, or the GPU if there is one that works
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
@@ -89,6 +89,9 @@ pub(crate) struct EngineFlags {
     #[arg(long, num_args = 0..=1, require_equals = true, value_name = "FILE")]
     #[expect(clippy::option_option, reason = "as clap has it: absent, without a value, with one")]
     cublaslt: Option<Option<PathBuf>>,
+    /// The share of the GPU's memory that weights, activations and cache may have
+    #[arg(long, default_value_t = Options::default().gpu_memory_utilization)]
+    gpu_memory_utilization: f64,
     /// Number format of the arithmetic: the weights decide
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
@@ -167,6 +170,7 @@ impl EngineFlags {
             hash_seed: self.python_hash_seed.clone(),
             async_scheduling: self.async_scheduling,
             speculation: self.speculative_config.map(SpeculativeConfig::speculation),
+            gpu_memory_utilization: self.gpu_memory_utilization,
             max_queued_requests: Some(self.max_num_queued_reqs),
             max_queued_tokens: Some(self.max_num_queued_tokens),
             device: match self.device {

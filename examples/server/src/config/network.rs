@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::parse::{count_usize, json};
+use super::parse::{count_usize, origins};
 
 /// Where the server listens, and to whom.
 #[derive(Debug, Clone, Args)]
@@ -29,7 +29,7 @@ pub(crate) struct NetworkFlags {
     #[arg(long, default_value = "")]
     pub(crate) root_path: String,
     /// Origins that browsers may call from, as a JSON list
-    #[arg(long, default_value = r#"["*"]"#, value_parser = json::<Vec<String>>)]
+    #[arg(long, default_value = r#"["*"]"#, value_parser = origins)]
     pub(crate) allowed_origins: std::vec::Vec<String>,
     /// Largest request body in bytes
     #[arg(long, default_value_t = 8 << 20, value_parser = count_usize)]

@@ -1,5 +1,9 @@
 //! Values on the command line: counts with units, JSON, switches.
 
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use axum::http::HeaderValue;
+
 /// A count as vLLM reads it: `4096`, `4k` is 4000, `4K` is 4096, `1.5G`.
 pub(crate) fn count_u64(text: &str) -> Result<u64, String> {
     const UNITS: [(char, u64); 8] = [
@@ -34,8 +38,31 @@ pub(crate) fn count_usize(text: &str) -> Result<usize, String> {
     usize::try_from(count_u64(text)?).map_err(|_| format!("{text} is above {}", usize::MAX))
 }
 
+pub(crate) fn positive_u32(text: &str) -> Result<NonZeroU32, String> {
+    NonZeroU32::new(count_u32(text)?).ok_or_else(|| "at least 1".into())
+}
+
+pub(crate) fn positive_usize(text: &str) -> Result<NonZeroUsize, String> {
+    NonZeroUsize::new(count_usize(text)?).ok_or_else(|| "at least 1".into())
+}
+
 pub(crate) fn json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| format!("not the JSON expected here: {error}"))
+    serde_json::from_str(text).map_err(|error| {
+        // A command line is one line, which nobody counts.
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let problem = error.to_string();
+        let problem = problem.strip_suffix(&place).unwrap_or(&problem);
+        format!("not the JSON expected here: {problem}, at character {}", error.column())
+    })
+}
+
+/// Origins that a browser can name.
+pub(crate) fn origins(text: &str) -> Result<Vec<String>, String> {
+    let origins: Vec<String> = json(text)?;
+    match origins.iter().find(|origin| HeaderValue::from_str(origin).is_err()) {
+        Some(origin) => Err(format!("{origin:?} is no origin")),
+        None => Ok(origins),
+    }
 }
 
 pub(crate) fn switch(text: &str) -> Result<bool, String> {
@@ -58,5 +85,15 @@ mod tests {
         assert!(count_u64("1.0001K").is_err());
         assert!(count_u64("-1").is_err());
         assert!(count_u64("1e400G").is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_words() {
+        assert_eq!(positive_u32("0").unwrap_err(), "at least 1");
+        assert_eq!(positive_usize("2k").unwrap().get(), 2000);
+        let error = json::<Vec<u32>>("[1, true]").unwrap_err();
+        assert!(error.ends_with("expected u32, at character 8"), "{error}");
+        assert!(origins("[\"https://a.example\", \"*\"]").is_ok());
+        assert_eq!(origins("[\"a\\nb\"]").unwrap_err(), r#""a\nb" is no origin"#);
     }
 }

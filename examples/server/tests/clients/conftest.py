@@ -18,7 +18,7 @@ KEY = "a-key-for-tests"
 class Server:
     """One running server. Its log goes to a file that is shown when it does not start."""
 
-    def __init__(self, directory, *flags):
+    def __init__(self, directory, *flags, **environment):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -27,7 +27,7 @@ class Server:
         self.log = directory / "server.log"
         command = [os.environ["QUAYLINE_SERVER"], "--port", str(port), "--api-key", KEY, *flags]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
         eventually(self.is_ready, lambda: f"the server is not ready:\n{self.log.read_text()}")
         self.model = self.get("/v1/models")["data"][0]
 

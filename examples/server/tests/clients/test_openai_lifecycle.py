@@ -1,8 +1,10 @@
 """The openai package: many at once, leaving in the middle, and a server that is told to end."""
 
 import asyncio
+import json
 
 import openai
+import pytest
 
 from conftest import KEY, Server, eventually
 
@@ -96,3 +98,34 @@ def test_a_server_told_to_end_finishes_its_streams(tmp_path):
     finally:
         status = server.stop()
     assert status == 0
+
+
+def test_the_log_is_json_and_holds_nothing_that_was_said(tmp_path):
+    secret = "Quetzalcoatl"
+    server = Server(tmp_path, RUST_LOG="debug")
+    try:
+        with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0, timeout=60) as client:
+            said = {
+                "model": server.model["id"],
+                "messages": [{"role": "system", "content": secret}, {"role": "user", "content": secret}],
+                "max_tokens": 4,
+                "stop": [secret],
+                "user": secret,
+            }
+            client.chat.completions.create(**said)
+            list(client.chat.completions.create(**said, stream=True))
+            client.completions.create(model=said["model"], prompt=secret, max_tokens=4, echo=True)
+            server.post("/tokenize", {"prompt": secret})
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(**said, temperature=-1)
+            with pytest.raises(openai.BadRequestError):
+                client.chat.completions.create(**said, extra_body={secret: secret, "grammar": secret})
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(**said | {"model": secret})
+    finally:
+        assert server.stop() == 0
+    log = server.log.read_text()
+    assert secret not in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    paths = [line["fields"].get("path") for line in lines]
+    assert paths.count("/v1/chat/completions") == 5 and {"/v1/completions", "/tokenize"} <= set(paths)
