@@ -29,6 +29,8 @@ const DRIVER_MIN: i32 = 12_000;
 const EARLY_DRIVER_MIN: i32 = 12_040;
 /// The oldest GPU on which they do: sm_90.
 const EARLY_CAPABILITY_MIN: (i32, i32) = (9, 0);
+/// The program that is loaded to see whether programs can be: one that all need, and small.
+const FIRST: &str = "copy";
 /// The oldest GPU: sm_80.
 const CAPABILITY_MIN: (i32, i32) = (8, 0);
 
@@ -40,6 +42,24 @@ impl Cuda {
     pub fn detect(dtype: Dtype) -> Result<Self, Error> {
         Self::on(Arc::new(Gpu::new(0)?), dtype)
     }
+}
+
+/// A refusal of drivers before [`DRIVER_MIN`].
+fn new_enough(driver: i32) -> Result<(), Error> {
+    if driver >= DRIVER_MIN {
+        return Ok(());
+    }
+    let version = |number: i32| format!("{}.{}", number / 1000, number % 1000 / 10);
+    let (found, oldest) = (version(driver), version(DRIVER_MIN));
+    Err(failed("cuda", &format!("the driver is of CUDA {found}, {oldest} is the oldest that works")))
+}
+
+/// A refusal of GPUs before [`CAPABILITY_MIN`].
+fn capable(ordinal: i32, (major, minor): (i32, i32)) -> Result<(), Error> {
+    if (major, minor) >= CAPABILITY_MIN {
+        return Ok(());
+    }
+    Err(failed("cuda", &format!("GPU {ordinal} is sm_{major}{minor}, sm_80 is the oldest that works")))
 }
 
 /// One GPU, with a stream on which all work is in order.
@@ -69,6 +89,12 @@ struct Module {
     kernels: HashMap<String, sys::CUfunction>,
 }
 
+impl Module {
+    fn new(handle: sys::CUmodule) -> Self {
+        Self { handle, kernels: HashMap::new() }
+    }
+}
+
 // SAFETY: the handles are the driver's, which any thread may use; the maps are behind a lock.
 unsafe impl Send for Gpu {}
 // SAFETY: as above.
@@ -90,10 +116,7 @@ impl Gpu {
         let mut driver = 0;
         // SAFETY: a place for one number.
         check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut driver) })?;
-        if driver < DRIVER_MIN {
-            let found = format!("the driver is of CUDA {driver}, {DRIVER_MIN} is the oldest that works");
-            return Err(failed("cuda", &found));
-        }
+        new_enough(driver)?;
         let mut count = 0;
         // SAFETY: as above.
         check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
@@ -105,12 +128,7 @@ impl Gpu {
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, ordinal) })?;
         let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        if (major, minor) < CAPABILITY_MIN {
-            return Err(failed(
-                "cuda",
-                &format!("GPU {ordinal} is sm_{major}{minor}, sm_80 is the oldest that works"),
-            ));
-        }
+        capable(ordinal, (major, minor))?;
         let multiprocessors =
             attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared =
@@ -142,6 +160,9 @@ impl Gpu {
         // SAFETY: a place for one handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut gpu.stream, flags) })?;
         gpu.keep_memory()?;
+        // A driver that takes our programs from nowhere is found out here, not by the first request.
+        let handle = gpu.load(FIRST)?;
+        gpu.modules.get_mut().unwrap_or_else(PoisonError::into_inner).insert(FIRST, Module::new(handle));
         Ok(gpu)
     }
 
@@ -194,8 +215,7 @@ impl Gpu {
     fn kernel(&self, launch: &Launch<'_>) -> Result<sys::CUfunction, Error> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         if !modules.contains_key(launch.file) {
-            let module = Module { handle: self.load(launch.file)?, kernels: HashMap::new() };
-            modules.insert(launch.file, module);
+            modules.insert(launch.file, Module::new(self.load(launch.file)?));
         }
         let module = modules.get_mut(launch.file).ok_or_else(|| failed("cuda", launch.file))?;
         if let Some(&kernel) = module.kernels.get(launch.kernel) {
@@ -586,6 +606,19 @@ mod tests {
             Err(Error::Device { call, reason }) => assert!(!call.is_empty() && !reason.is_empty()),
             Err(other) => panic!("{other}"),
         }
+    }
+
+    #[test]
+    fn old_drivers_and_gpus_are_refused_by_what_was_found() {
+        let reason = |result: Result<(), Error>| match result {
+            Err(Error::Device { call: "cuda", reason }) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(new_enough(11_080)), "the driver is of CUDA 11.8, 12.0 is the oldest that works");
+        assert_eq!(reason(capable(1, (7, 5))), "GPU 1 is sm_75, sm_80 is the oldest that works");
+        assert!(new_enough(12_000).is_ok() && new_enough(13_010).is_ok());
+        assert!(capable(0, (8, 0)).is_ok() && capable(0, (12, 0)).is_ok());
+        assert!(SOURCES.iter().any(|source| source.name == FIRST));
     }
 
     #[test]
