@@ -3,7 +3,7 @@
 use crate::cpu::Batch;
 use crate::error::{at_most, below, multiple, same};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Error, Heads, KvShape};
+use crate::{Attention, Error, Heads, KvShape, KvStorage};
 
 /// The shape of activations, and the rows that they have room for.
 #[derive(Clone, Copy)]
@@ -82,6 +82,16 @@ pub(crate) fn rope(
     batch.position_top.map_or(Ok(()), |top| below("rope", "position", top as usize, positions))
 }
 
+/// The scales of a pool of eight-bit numbers.
+pub(crate) fn storage(storage: KvStorage) -> Result<(), Error> {
+    let KvStorage::Fp8 { key_scale, value_scale } = storage else { return Ok(()) };
+    [("keys with a scale of", key_scale), ("values with a scale of", value_scale)].into_iter().try_for_each(
+        |(what, scale)| {
+            number("kv_pool", what, scale, scale.is_finite() && scale > 0.0, "a finite one above 0")
+        },
+    )
+}
+
 pub(crate) fn append(pool: KvShape, layer: usize, batch: &Batch, k: Rows, v: Rows) -> Result<(), Error> {
     below("append", "layer", layer, pool.layers)?;
     same("append", "block_size of the batch", batch.block_size, pool.block_size)?;
@@ -111,6 +121,53 @@ pub(crate) fn attention(
     same("attention", "rows of q", q.rows, batch.tokens())?;
     out.takes("attention", q.rows, q.cols)?;
     batch.block_top.map_or(Ok(()), |top| below("attention", "block", top as usize, pool.blocks))
+}
+
+/// What shapes scores, as numbers.
+pub(crate) struct Shaping {
+    pub(crate) softcap: Option<f32>,
+    /// Lengths.
+    pub(crate) slopes: Option<usize>,
+    pub(crate) sinks: Option<usize>,
+    pub(crate) lse: Option<usize>,
+    /// Tokens, and words of each.
+    pub(crate) mask: Option<(usize, usize)>,
+}
+
+pub(crate) fn scores(batch: &Batch, attention: Attention, shaping: &Shaping) -> Result<(), Error> {
+    let Attention { heads, scale, window } = attention;
+    window.map_or(Ok(()), |window| multiple("attention", "window", window as usize, 1))?;
+    number("attention", "a scale of", scale, scale.is_finite(), "a finite one")?;
+    if let Some(cap) = shaping.softcap {
+        let legal = cap.is_finite() && cap > 0.0;
+        number("attention", "a soft-cap of", cap, legal, "a finite one above 0")?;
+    }
+    for (dimension, found) in [("number of slopes", shaping.slopes), ("number of sinks", shaping.sinks)] {
+        found.map_or(Ok(()), |found| same("attention", dimension, found, heads.query))?;
+    }
+    if let Some((tokens, words)) = shaping.mask {
+        same("attention", "rows of the mask", tokens, batch.tokens())?;
+        let longest = batch.spans.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
+        at_most("attention", "tokens of a masked span", longest, words * 32)?;
+    }
+    shaping
+        .lse
+        .map_or(Ok(()), |found| same("attention", "length of the LSE", found, batch.tokens() * heads.query))
+}
+
+/// The tokens of a mask of so many words each.
+pub(crate) fn tree_mask(bits: &[u32], words: usize) -> Result<usize, Error> {
+    multiple("tree_mask", "number of words", bits.len(), words)?;
+    Ok(bits.len() / words)
+}
+
+/// Two attentions with the lengths of their LSEs.
+pub(crate) fn merge_states(a: (Rows, usize), b: (Rows, usize), heads: usize) -> Result<(), Error> {
+    same("merge_states", "width of b", b.0.cols, a.0.cols)?;
+    same("merge_states", "rows of b", b.0.rows, a.0.rows)?;
+    multiple("merge_states", "width of a", a.0.cols, heads)?;
+    same("merge_states", "length of the LSE of a", a.1, a.0.rows * heads)?;
+    same("merge_states", "length of the LSE of b", b.1, a.1)
 }
 
 pub(crate) fn copy_blocks(pool: KvShape, pairs: &[(u32, u32)]) -> Result<(), Error> {
@@ -147,4 +204,18 @@ fn check_heads(operator: &'static str, heads: Heads) -> Result<(), Error> {
     multiple(operator, "query heads", heads.query, heads.kv)?;
     multiple(operator, "head size", heads.dim, 1)?;
     at_most(operator, "head size", heads.dim, HEAD_DIM_MAX)
+}
+
+/// A number that is legal or not.
+fn number(
+    operator: &'static str,
+    what: &'static str,
+    found: f32,
+    legal: bool,
+    supported: &'static str,
+) -> Result<(), Error> {
+    if legal {
+        return Ok(());
+    }
+    Err(Error::Unsupported { operator, what, found: found.to_string(), supported })
 }

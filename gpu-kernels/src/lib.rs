@@ -7,6 +7,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are read where they lie, and they lie in little-endian order");
 
+mod attention;
 mod door;
 mod dtype;
 mod error;
@@ -14,16 +15,16 @@ mod ops;
 mod rounding;
 mod shape;
 mod stored;
+mod weights;
 
 pub mod cpu;
 pub mod cuda;
 
+pub use attention::{Attention, Scores};
 pub use cpu::{Cpu, Isa};
 pub use cuda::Cuda;
 pub use dtype::Dtype;
 pub use error::Error;
-pub use ops::{
-    Attention, BatchInput, Int4Layout, Int4Source, Ops, Projection, Rounding, Span, WeightBytes, WeightPart,
-    WeightSource,
-};
-pub use shape::{Heads, KvShape, RopeStyle};
+pub use ops::{BatchInput, Ops, Projection, Span};
+pub use shape::{Heads, KvShape, KvStorage, RopeStyle};
+pub use weights::{Int4Layout, Int4Source, Rounding, WeightBytes, WeightPart, WeightSource};

@@ -2,97 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
-use std::sync::Arc;
 
-use crate::{Dtype, Error, Heads, KvShape, RopeStyle};
-
-/// Bytes that outlive the weights cut from them: a mapped file, usually.
-pub type WeightBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
-
-/// Where the elements of a weight lie. Little-endian, row-major, any alignment.
-#[derive(Clone)]
-pub struct WeightSource {
-    /// The buffer, shared by all weights of a file.
-    pub bytes: WeightBytes,
-    /// The part of the buffer that is this weight; its length must be exactly what shape and type need.
-    pub range: Range<usize>,
-    /// How an element is stored.
-    pub dtype: Dtype,
-    /// `[n]` for a norm weight or a bias, `[out, in]` for a projection or an embedding table.
-    pub shape: Vec<usize>,
-}
-
-impl fmt::Debug for WeightSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WeightSource")
-            .field("range", &self.range)
-            .field("dtype", &self.dtype)
-            .field("shape", &self.shape)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A part of a buffer.
-#[derive(Clone)]
-pub struct WeightPart {
-    /// The buffer, shared by all weights of a file.
-    pub bytes: WeightBytes,
-    /// The part of it.
-    pub range: Range<usize>,
-}
-
-impl fmt::Debug for WeightPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WeightPart").field("range", &self.range).finish_non_exhaustive()
-    }
-}
-
-/// A matrix `[rows, cols]` (`[out, in]`) of 4-bit integers as a checkpoint stores it, where
-/// `weight = scale · (value - zero)` with a scale and a zero point for every `group` elements of `in` of every output.
-/// Little-endian words of eight integers; scales are f16, `[cols / group, rows]`.
-#[derive(Clone, Debug)]
-pub struct Int4Source {
-    /// In which order the integers lie.
-    pub layout: Int4Layout,
-    /// Outputs, a multiple of 8.
-    pub rows: usize,
-    /// Inputs, a multiple of `group`.
-    pub cols: usize,
-    /// Elements of `in` with one scale, a multiple of 8.
-    pub group: usize,
-    /// The integers, `qweight`.
-    pub values: WeightPart,
-    /// The zero points, `qzeros`.
-    pub zeros: WeightPart,
-    /// The scales, `scales`.
-    pub scales: WeightPart,
-    /// The group of each input, `g_idx` (i32, `[cols]`); `None`: one group after the other. An implementation may
-    /// refuse any other order (act-order).
-    pub group_of: Option<WeightPart>,
-}
-
-/// How 4-bit integers lie in words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Int4Layout {
-    /// AWQ's GEMM form: values `[cols, rows / 8]` and zero points `[cols / group, rows / 8]`, of eight outputs in the
-    /// order 0 2 4 6 1 3 5 7 from the lowest bits on.
-    Awq,
-    /// GPTQ: values `[cols / 8, rows]`, eight elements of `in` in a word; zero points `[cols / group, rows / 8]` less
-    /// one.
-    Gptq,
-    /// GPTQ's second version: the same, with zero points as they are.
-    GptqV2,
-}
-
-/// Integers to which [`Ops::weight_rounded`] rounds, ties to even.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rounding {
-    /// Eight bits, one scale for each output, zero point 0.
-    Int8,
-    /// Four bits, one f16 scale for each 128 elements of `in` of each output, zero point 8.
-    Int4,
-}
+use crate::{
+    Attention, Error, Heads, Int4Source, KvShape, KvStorage, RopeStyle, Rounding, Scores, WeightSource,
+};
 
 /// One matrix product of [`Ops::linear`]: `out = x · weightᵀ + bias`.
 pub struct Projection<'a, O: Ops + ?Sized> {
@@ -141,17 +54,6 @@ pub struct BatchInput<'a> {
     pub block_size: usize,
 }
 
-/// How a layer attends.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
-    /// Query heads, kv heads, head size.
-    pub heads: Heads,
-    /// Factor on the scores, usually `1 / sqrt(dim)`.
-    pub scale: f32,
-    /// Positions that a query sees, its own included (Mistral's sliding window); `None` sees all before it.
-    pub window: Option<u32>,
-}
-
 /// The arithmetic of a dense decoder (Llama, Qwen, Mistral) on one machine.
 ///
 /// A forward pass is written once over this trait and runs wherever the trait is implemented. Activations are
@@ -175,6 +77,10 @@ pub trait Ops {
     type KvPool;
     /// One step's positions, slots, spans and block tables.
     type Batch;
+    /// Numbers that belong to heads: a slope or a sink of each, or what [`Ops::attend`] gives as LSE.
+    type Floats;
+    /// Which of its own span's tokens each token sees.
+    type TreeMask;
 
     /// Activations with room for `rows_max` rows; starts with no rows.
     ///
@@ -235,13 +141,29 @@ pub trait Ops {
     ///
     /// # Errors
     /// When a dimension is zero, the head size is above 256, or the memory cannot be had.
-    fn kv_pool(&self, shape: KvShape) -> Result<Self::KvPool, Error>;
+    fn kv_pool(&self, shape: KvShape) -> Result<Self::KvPool, Error> {
+        self.kv_pool_stored(shape, KvStorage::Same)
+    }
+
+    /// The same, stored as asked.
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool`], and when a scale is not finite and above 0.
+    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<Self::KvPool, Error>;
 
     /// Bytes that [`Ops::kv_pool`] takes for one block over all layers, so that a caller can turn memory into blocks.
     ///
     /// # Errors
     /// As [`Ops::kv_pool`].
-    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error>;
+    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
+        self.kv_block_bytes_stored(shape, KvStorage::Same)
+    }
+
+    /// Bytes that [`Ops::kv_pool_stored`] takes for one block over all layers, scales included.
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool_stored`].
+    fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error>;
 
     /// Checks a step's indices and brings them to where the arithmetic runs.
     ///
@@ -334,7 +256,61 @@ pub trait Ops {
         q: &Self::Tensor,
         attention: Attention,
         out: &mut Self::Tensor,
+    ) -> Result<(), Error> {
+        self.attend(pool, layer, batch, q, attention, Scores::default(), out, None)
+    }
+
+    /// Attention with all that [`Ops::attention`] does not say: caps, slopes, sinks and masks; and the natural
+    /// logarithm of each row's sum of exponentials, `[tokens, query heads]`, minus infinity where a row sees nothing
+    /// and has no sink, and for rows in no span.
+    ///
+    /// # Errors
+    /// As [`Ops::attention`]; and when the window is 0, the scale is not finite, the soft-cap is not finite and above
+    /// 0, or slopes, sinks, mask or LSE have other lengths than heads, tokens and spans ask for.
+    #[expect(clippy::too_many_arguments, reason = "what is read, how, and what is written")]
+    fn attend(
+        &self,
+        pool: &Self::KvPool,
+        layer: usize,
+        batch: &Self::Batch,
+        q: &Self::Tensor,
+        attention: Attention,
+        scores: Scores<'_, Self>,
+        out: &mut Self::Tensor,
+        lse: Option<&mut Self::Floats>,
     ) -> Result<(), Error>;
+
+    /// One attention out of two over different parts of the same contexts (a shared prefix, and the rest): `a` and
+    /// `lse_a` become those of both (arXiv 2501.01005, section 2.2). Parts that saw nothing (LSE minus infinity) change
+    /// nothing.
+    ///
+    /// # Errors
+    /// When shapes disagree.
+    fn merge_states(
+        &self,
+        a: (&mut Self::Tensor, &mut Self::Floats),
+        b: (&Self::Tensor, &Self::Floats),
+        heads: usize,
+    ) -> Result<(), Error>;
+
+    /// Numbers for [`Scores`], or room for an LSE.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn floats(&self, numbers: &[f32]) -> Result<Self::Floats, Error>;
+
+    /// What floats hold.
+    ///
+    /// # Errors
+    /// When they cannot be brought here.
+    fn read_floats(&self, floats: &Self::Floats) -> Result<Vec<f32>, Error>;
+
+    /// Which of its own span's tokens each token sees: `[tokens, words]`, bit `j` (of word `j / 32`, lowest first) for
+    /// the span's token `j`. What comes before the span is seen by all.
+    ///
+    /// # Errors
+    /// When `words` does not divide the bits, or the memory cannot be had.
+    fn tree_mask(&self, bits: &[u32], words: usize) -> Result<Self::TreeMask, Error>;
 
     /// `out = silu(gate) · up`, `silu(x) = x / (1 + exp(-x))` (SwiGLU, arXiv 2002.05202).
     ///

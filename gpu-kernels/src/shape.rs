@@ -34,6 +34,36 @@ pub struct KvShape {
     pub dtype: Dtype,
 }
 
+/// How a pool stores a number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KvStorage {
+    /// In the pool's type.
+    Same,
+    /// In E4M3 (one byte), divided by one scale for all of K and one for all of V.
+    Fp8 {
+        /// What stored keys are multiplied by.
+        key_scale: f32,
+        /// What stored values are multiplied by.
+        value_scale: f32,
+    },
+    /// In E4M3, with a scale for each head of each token, made when it is appended: its largest element over 448.
+    Fp8PerHead,
+    /// In whole numbers of one byte, with a scale for each head of each token: its largest element over 127.
+    Int8PerHead,
+}
+
+impl KvStorage {
+    /// Bytes of a number in a pool of numbers of a type.
+    pub(crate) fn bytes(self, dtype: Dtype) -> usize {
+        if self == Self::Same { dtype.bytes() } else { 1 }
+    }
+
+    /// Whether each head of each token has a scale of its own.
+    pub(crate) fn per_head(self) -> bool {
+        matches!(self, Self::Fp8PerHead | Self::Int8PerHead)
+    }
+}
+
 /// Which elements of a head are rotated together (RoPE, arXiv 2104.09864).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RopeStyle {

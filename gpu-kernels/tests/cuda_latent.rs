@@ -17,8 +17,8 @@ use std::sync::atomic::Ordering;
 
 use common::{Random, bits, close, rounded, store};
 use half::{bf16, f16};
-use quayline_gpu_kernels::cuda::{KvPool, KvStorage, LatentAttention, LatentQuery, LatentShape, Scores};
-use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, Ops, RopeStyle, Span};
+use quayline_gpu_kernels::cuda::{KvPool, LatentAttention, LatentQuery, LatentShape};
+use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, KvStorage, Ops, RopeStyle, Scores, Span};
 
 fn floats(random: &mut Random, dtype: Dtype, n: usize, size: f32) -> Vec<f32> {
     (0..n).map(|_| rounded(dtype, random.float() * size)).collect()

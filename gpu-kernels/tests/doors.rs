@@ -16,7 +16,8 @@ mod emulator;
 use std::fmt::Debug;
 
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, Span,
+    Attention, BatchInput, Cpu, Dtype, Error, Heads, KvShape, KvStorage, Ops, Projection, RopeStyle, Scores,
+    Span,
 };
 
 /// Errors of calls that must fail, in words.
@@ -189,7 +190,54 @@ fn caches<O: Ops>(doors: &mut Doors<'_, O>) {
     doors.refused(ops.attention(&pool, 0, &batch, &doors.ones(1, 32), asked, &mut out));
     doors.refused(ops.attention(&pool, 0, &batch, &q, asked, &mut doors.ones(2, 16)));
     doors.refused(ops.attention(&pool, 0, &batch, &q, asked, &mut doors.ones(1, 32)));
+    for (scale, window) in [(f32::NAN, None), (f32::INFINITY, None), (1.0, Some(0))] {
+        let asked = Attention { scale, window, ..asked };
+        doors.refused(ops.attention(&pool, 0, &batch, &q, asked, &mut out));
+    }
+    shaped(doors, (&pool, &batch), &q, asked, &mut out);
     assert_eq!(*ops.read(&out).unwrap(), [1.0; 64]);
+    for storage in [
+        KvStorage::Fp8 { key_scale: 0.0, value_scale: 1.0 },
+        KvStorage::Fp8 { key_scale: 1.0, value_scale: f32::INFINITY },
+    ] {
+        doors.refused(ops.kv_pool_stored(shape, storage).map(drop));
+        assert!(ops.kv_block_bytes_stored(shape, storage).is_err());
+    }
+}
+
+/// Caps, slopes, sinks, masks and sums of exponentials for two tokens of four heads.
+fn shaped<O: Ops>(
+    doors: &mut Doors<'_, O>,
+    (pool, batch): (&O::KvPool, &O::Batch),
+    q: &O::Tensor,
+    asked: Attention,
+    out: &mut O::Tensor,
+) {
+    let ops = doors.ops;
+    let numbers = |count: usize| ops.floats(&vec![0.5; count]).unwrap();
+    let (three, mut seven, mut eight) = (numbers(3), numbers(7), numbers(8));
+    let (short, none) = (ops.tree_mask(&[1], 1).unwrap(), Scores::<O>::default());
+    let mut attend =
+        |scores, lse: Option<&mut O::Floats>| ops.attend(pool, 0, batch, q, asked, scores, out, lse);
+    for softcap in [f32::NAN, -1.0, 0.0, f32::INFINITY] {
+        doors.refused(attend(Scores { softcap: Some(softcap), ..none }, None));
+    }
+    doors.refused(attend(Scores { slopes: Some(&three), ..none }, None));
+    doors.refused(attend(Scores { sinks: Some(&three), ..none }, None));
+    doors.refused(attend(Scores { mask: Some(&short), ..none }, None));
+    doors.refused(attend(none, Some(&mut seven)));
+    doors.refused(ops.tree_mask(&[1, 2, 3], 2).map(drop));
+    let (mut a, b) = (doors.ones(2, 32), doors.ones(2, 32));
+    doors.refused(ops.merge_states((&mut a, &mut seven), (&b, &eight), 4));
+    doors.refused(ops.merge_states((&mut a, &mut eight), (&b, &seven), 4));
+    doors.refused(ops.merge_states((&mut a, &mut eight), (&b, &seven), 3));
+    doors.refused(ops.merge_states((&mut a, &mut eight), (&doors.ones(1, 32), &seven), 4));
+    doors.refused(ops.merge_states((&mut a, &mut eight), (&doors.ones(2, 16), &seven), 4));
+    assert_eq!(*ops.read(&a).unwrap(), [1.0; 64]);
+    assert_eq!(
+        (ops.read_floats(&seven).unwrap(), ops.read_floats(&eight).unwrap()),
+        (vec![0.5; 7], vec![0.5; 8])
+    );
 }
 
 fn all<O: Ops>(ops: &O) -> Vec<String> {
@@ -277,4 +325,23 @@ const SAID: &[&str] = &[
     "attention: rows of q is 1, expected 2",
     "attention: width of the output is 16, expected 32",
     "attention: rows of the output is 2, the most allowed is 1",
+    "attention: a scale of NaN is not supported, only a finite one",
+    "attention: a scale of inf is not supported, only a finite one",
+    "attention: window is 0, which is not a positive multiple of 1",
+    "attention: a soft-cap of NaN is not supported, only a finite one above 0",
+    "attention: a soft-cap of -1 is not supported, only a finite one above 0",
+    "attention: a soft-cap of 0 is not supported, only a finite one above 0",
+    "attention: a soft-cap of inf is not supported, only a finite one above 0",
+    "attention: number of slopes is 3, expected 4",
+    "attention: number of sinks is 3, expected 4",
+    "attention: rows of the mask is 1, expected 2",
+    "attention: length of the LSE is 7, expected 8",
+    "tree_mask: number of words is 3, which is not a positive multiple of 2",
+    "merge_states: length of the LSE of a is 7, expected 8",
+    "merge_states: length of the LSE of b is 7, expected 8",
+    "merge_states: width of a is 32, which is not a positive multiple of 3",
+    "merge_states: rows of b is 1, expected 2",
+    "merge_states: width of b is 16, expected 32",
+    "kv_pool: keys with a scale of 0 is not supported, only a finite one above 0",
+    "kv_pool: values with a scale of inf is not supported, only a finite one above 0",
 ];

@@ -29,6 +29,7 @@ use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use attention::{Floats, TreeMask};
 pub use batch::Batch;
 pub use isa::Isa;
 pub use pool::KvPool;
@@ -39,11 +40,11 @@ pub use workers::Workers;
 
 use crate::door;
 use crate::{
-    Attention, BatchInput, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
-    WeightSource,
+    Attention, BatchInput, Error, Heads, Int4Source, KvShape, KvStorage, Ops, Projection, RopeStyle,
+    Rounding, Scores, WeightSource,
 };
 use arena::Arena;
-use attention::Step;
+use attention::{Shaping, Step};
 use matmul::Product;
 use norm::RmsNorm;
 use out::SharedOut;
@@ -134,6 +135,8 @@ impl Ops for Cpu {
     type RopeTable = RopeTable;
     type KvPool = KvPool;
     type Batch = Batch;
+    type Floats = Floats;
+    type TreeMask = TreeMask;
 
     fn tensor(&self, rows_max: usize, cols: usize) -> Result<Tensor, Error> {
         Tensor::new(rows_max, cols)
@@ -165,11 +168,15 @@ impl Ops for Cpu {
         RopeTable::new(cos, sin, rotary_dim, style)
     }
 
-    fn kv_pool(&self, shape: KvShape) -> Result<KvPool, Error> {
+    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
+        door::storage(storage)?;
+        only_same(storage)?;
         KvPool::new(shape)
     }
 
-    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
+    fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
+        door::storage(storage)?;
+        only_same(storage)?;
         KvPool::block_bytes(shape)
     }
 
@@ -291,21 +298,66 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn attention(
+    fn attend(
         &self,
         pool: &KvPool,
         layer: usize,
         batch: &Batch,
         q: &Tensor,
         attention: Attention,
+        scores: Scores<'_, Self>,
         out: &mut Tensor,
+        lse: Option<&mut Floats>,
     ) -> Result<(), Error> {
+        let Scores { causal, softcap, slopes, sinks, mask } = scores;
+        let shaping = door::Shaping {
+            softcap,
+            slopes: slopes.map(|slopes| slopes.numbers.len()),
+            sinks: sinks.map(|sinks| sinks.numbers.len()),
+            mask: mask.map(|mask| (mask.tokens, mask.words)),
+            lse: lse.as_ref().map(|lse| lse.numbers.len()),
+        };
         door::attention(pool.shape, layer, batch, q.shape(), attention.heads, out.shape())?;
+        door::scores(batch, attention, &shaping)?;
         out.set_rows(q.rows());
-        let step = Step { pool, layer, batch, q: q.data(), attention };
+        let shaping = Shaping {
+            causal: causal && mask.is_none(),
+            softcap,
+            slopes: slopes.map(|slopes| &*slopes.numbers),
+            sinks: sinks.map(|sinks| &*sinks.numbers),
+            mask,
+        };
+        let lse = lse.map(|lse| {
+            lse.numbers.fill(f32::NEG_INFINITY);
+            SharedOut::new(&mut lse.numbers)
+        });
+        let step = Step { pool, layer, batch, q: q.data(), attention, shaping, lse };
         let mut memory = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         attention::attention((&self.workers, self.isa), &mut memory, step, out.data_mut());
         Ok(())
+    }
+
+    fn merge_states(
+        &self,
+        (a, lse_a): (&mut Tensor, &mut Floats),
+        (b, lse_b): (&Tensor, &Floats),
+        heads: usize,
+    ) -> Result<(), Error> {
+        door::merge_states((a.shape(), lse_a.numbers.len()), (b.shape(), lse_b.numbers.len()), heads)?;
+        attention::merge_states(&self.workers, (a.data_mut(), lse_a), (b.data(), lse_b));
+        Ok(())
+    }
+
+    fn floats(&self, numbers: &[f32]) -> Result<Floats, Error> {
+        Ok(Floats { numbers: numbers.to_vec() })
+    }
+
+    fn read_floats(&self, floats: &Floats) -> Result<Vec<f32>, Error> {
+        Ok(floats.numbers.clone())
+    }
+
+    fn tree_mask(&self, bits: &[u32], words: usize) -> Result<TreeMask, Error> {
+        Ok(TreeMask { tokens: door::tree_mask(bits, words)?, bits: bits.to_vec(), words })
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
@@ -355,5 +407,18 @@ impl Ops for Cpu {
         x.set_rows(door::write(x.shape(), elements.len())?);
         x.data_mut().copy_from_slice(elements);
         Ok(())
+    }
+}
+
+/// Pools hold numbers of their own type.
+fn only_same(storage: KvStorage) -> Result<(), Error> {
+    match storage {
+        KvStorage::Same => Ok(()),
+        _ => Err(Error::Unsupported {
+            operator: "kv_pool",
+            what: "a cache stored as",
+            found: format!("{storage:?}"),
+            supported: "Same",
+        }),
     }
 }

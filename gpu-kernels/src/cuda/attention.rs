@@ -6,48 +6,26 @@ use super::batch::{Batch, DeviceWork};
 use super::device::Address;
 use super::memory::{Keeper, Memory};
 use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
-use super::pool::{KvPool, KvStorage};
+use super::pool::KvPool;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::door;
-use crate::error::{below, multiple, same};
-use crate::{Attention, Dtype, Error};
+use crate::error::{below, same};
+use crate::{Attention, Dtype, Error, KvStorage, Scores};
 
-/// Numbers in a device's memory: a slope or a sink per query head, or what [`Cuda::attend`] gives as LSE.
+/// Numbers in a device's memory ([`crate::Ops::Floats`]).
 #[derive(Debug)]
 pub struct Floats {
     pub(crate) memory: Memory,
     pub(crate) len: usize,
 }
 
-/// Which of its own span's tokens each token sees: `[tokens, words]`, bit `j` (of word `j / 32`, lowest first) for
-/// the span's token `j`. What comes before the span is seen by all.
+/// Bits in a device's memory ([`crate::Ops::tree_mask`]).
 #[derive(Debug)]
 pub struct TreeMask {
     pub(crate) memory: Memory,
     pub(crate) tokens: usize,
     pub(crate) words: usize,
-}
-
-/// What else shapes the scores, in this order: `scale`, then `softcap`, then `slopes`, then what is not seen.
-#[derive(Clone, Copy, Debug)]
-pub struct Scores<'a> {
-    /// A query sees nothing after itself.
-    pub causal: bool,
-    /// Scores become `softcap · tanh(score / softcap)` (Gemma 2).
-    pub softcap: Option<f32>,
-    /// ALiBi (arXiv 2108.12409): `slope · (key position - query position)` is added; one per query head.
-    pub slopes: Option<&'a Floats>,
-    /// A score per query head that weighs nothing: it is in the denominator alone, and in the LSE.
-    pub sinks: Option<&'a Floats>,
-    /// Replaces `causal`.
-    pub mask: Option<&'a TreeMask>,
-}
-
-impl Default for Scores<'_> {
-    fn default() -> Self {
-        Self { causal: true, softcap: None, slopes: None, sinks: None, mask: None }
-    }
 }
 
 #[repr(C)]
@@ -178,30 +156,7 @@ impl Shape {
 }
 
 impl Cuda {
-    /// Attention with all that [`crate::Ops::attention`] does not say: caps, slopes, sinks and masks, and the natural
-    /// logarithm of each row's sum of exponentials, `[tokens, query heads]`, minus infinity where a row sees nothing.
-    ///
-    /// # Errors
-    /// When shapes disagree, or the layer or a block is not in the pool, or the device fails.
-    #[expect(clippy::too_many_arguments, reason = "a kernel's: what is read, how, and what is written")]
-    pub fn attend(
-        &self,
-        pool: &KvPool,
-        layer: usize,
-        batch: &Batch,
-        q: &Tensor,
-        attention: Attention,
-        scores: Scores<'_>,
-        out: &mut Tensor,
-        lse: Option<&mut Floats>,
-    ) -> Result<(), Error> {
-        let heads = attention.heads;
-        self.check_attention(pool, layer, batch, q, attention, out)?;
-        let call = Call { cuda: self, pool, batch, attention, scores, value_dim: heads.dim, q_rope: None };
-        call.run(layer, q, out, lse)
-    }
-
-    fn check_attention(
+    pub(super) fn check_attention(
         &self,
         pool: &KvPool,
         layer: usize,
@@ -214,22 +169,13 @@ impl Cuda {
         door::attention(pool.shape, layer, &batch.host, q.shape(), attention.heads, out.shape())
     }
 
-    /// One attention out of two over different parts of the same contexts (a shared prefix, and the rest): `a` and
-    /// `lse_a` become those of both. Parts that saw nothing (LSE minus infinity) change nothing.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn merge_states(
+    /// Two attentions over parts of the same contexts, checked.
+    pub(super) fn merge(
         &self,
         (a, lse_a): (&mut Tensor, &mut Floats),
         (b, lse_b): (&Tensor, &Floats),
         heads: usize,
     ) -> Result<(), Error> {
-        same("merge_states", "width of b", b.cols(), a.cols())?;
-        same("merge_states", "rows of b", b.rows(), a.rows())?;
-        multiple("merge_states", "width of a", a.cols(), heads)?;
-        same("merge_states", "length of the LSE", lse_a.len, a.rows() * heads)?;
-        same("merge_states", "length of the LSE of b", lse_b.len, lse_a.len)?;
         let argument = MergeStatesArgument {
             a: a.address(),
             lse_a: lse_a.memory.address(),
@@ -245,36 +191,6 @@ impl Cuda {
         let blocks = divide("merge_states", a.rows() * heads, 4)?;
         self.launch("merge", "merge_states", blocks, 128, 0, &argument)
     }
-
-    /// Numbers for [`Scores`].
-    ///
-    /// # Errors
-    /// When the memory cannot be had.
-    pub fn floats(&self, numbers: &[f32]) -> Result<Floats, Error> {
-        Ok(Floats { memory: Memory::of(&self.device, bytemuck::cast_slice(numbers))?, len: numbers.len() })
-    }
-
-    /// What [`Floats`] hold.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn read_floats(&self, floats: &Floats) -> Result<Vec<f32>, Error> {
-        let mut numbers = vec![0.0; floats.len];
-        if floats.len > 0 {
-            self.device.download(floats.memory.address(), bytemuck::cast_slice_mut(&mut numbers))?;
-        }
-        Ok(numbers)
-    }
-
-    /// A mask of `words` words for each token of a step.
-    ///
-    /// # Errors
-    /// When `words` does not divide the bits, or the memory cannot be had.
-    pub fn tree_mask(&self, bits: &[u32], words: usize) -> Result<TreeMask, Error> {
-        multiple("tree_mask", "words", bits.len(), words)?;
-        let memory = Memory::of(&self.device, bytemuck::cast_slice(bits))?;
-        Ok(TreeMask { memory, tokens: bits.len() / words, words })
-    }
 }
 
 /// One attention, of which pool, layer, queries and output are checked.
@@ -283,7 +199,7 @@ pub(super) struct Call<'a> {
     pub(super) pool: &'a KvPool,
     pub(super) batch: &'a Batch,
     pub(super) attention: Attention,
-    pub(super) scores: Scores<'a>,
+    pub(super) scores: Scores<'a, Cuda>,
     pub(super) value_dim: usize,
     /// Of latents: the rotated elements of the queries.
     pub(super) q_rope: Option<&'a Tensor>,
@@ -297,21 +213,16 @@ impl Call<'_> {
         out: &mut Tensor,
         lse: Option<&mut Floats>,
     ) -> Result<(), Error> {
-        let (scores, batch, heads) = (self.scores, self.batch, self.attention.heads.query);
+        let (scores, batch) = (self.scores, self.batch);
         let device = &self.cuda.device;
-        for (dimension, per_head) in [("slopes", scores.slopes), ("sinks", scores.sinks)] {
-            if let Some(per_head) = per_head {
-                same("attention", dimension, per_head.len, heads)?;
-            }
-        }
-        if let Some(mask) = scores.mask {
-            same("attention", "rows of the mask", mask.tokens, batch.tokens())?;
-            let longest = batch.host.spans.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
-            crate::error::at_most("attention", "tokens of a masked span", longest, mask.words * 32)?;
-        }
-        if let Some(lse) = &lse {
-            same("attention", "length of the LSE", lse.len, batch.tokens() * heads)?;
-        }
+        let shaping = door::Shaping {
+            softcap: scores.softcap,
+            slopes: scores.slopes.map(|slopes| slopes.len),
+            sinks: scores.sinks.map(|sinks| sinks.len),
+            mask: scores.mask.map(|mask| (mask.tokens, mask.words)),
+            lse: lse.as_ref().map(|lse| lse.len),
+        };
+        door::scores(&batch.host, self.attention, &shaping)?;
         if let Some(top) = batch.host.block_top {
             below("attention", "block", top as usize, self.pool.shape.blocks)?;
         }
@@ -354,7 +265,7 @@ impl Call<'_> {
         Ok(Cut {
             group: count("attention", "group", heads.query / heads.kv)?,
             kv_heads: count("attention", "kv heads", heads.kv)?,
-            window: self.attention.window.map_or(0, |window| window.max(1)),
+            window: self.attention.window.unwrap_or(0),
             causal: self.scores.causal && self.scores.mask.is_none(),
             rows_many: self.rows_many(),
             slots: 2 * self.cuda.device.multiprocessors(),

@@ -3,9 +3,8 @@
 use super::attention::{AttentionArgument, Call};
 use super::device::{TileElement, TileMap};
 use super::plan::Cut;
-use super::pool::KvStorage;
 use super::{count, divide};
-use crate::{Dtype, Error};
+use crate::{Dtype, Error, KvStorage};
 
 /// Rows of a block, and positions of a tile.
 const ROWS: u32 = 128;

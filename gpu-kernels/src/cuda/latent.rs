@@ -5,7 +5,7 @@
 //! up-projections of keys and values are taken into the queries and the output: a query head has as many elements
 //! as a cached row, and a head's output is a latent.
 
-use super::attention::{Call, Floats, Scores};
+use super::attention::{Call, Floats};
 use super::batch::Batch;
 use super::device::Address;
 use super::pool::KvPool;
@@ -13,7 +13,7 @@ use super::rope::RopeTable;
 use super::tensor::{Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::error::{below, multiple, same};
-use crate::{Attention, Error, Heads, RopeStyle};
+use crate::{Attention, Error, Heads, RopeStyle, Scores};
 
 /// The two parts of a step's queries.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,7 @@ impl Cuda {
 
     /// Attention over a pool of latents: `out` `[tokens, heads · latent_dim]`, still to be multiplied by the
     /// up-projection of the values; and the natural logarithm of each row's sum of exponentials, as
-    /// [`Cuda::attend`].
+    /// [`crate::Ops::attend`].
     ///
     /// # Errors
     /// When shapes disagree, or a layer or block is not there, or the pool holds no latents, or the device fails.
@@ -155,7 +155,7 @@ impl Cuda {
         batch: &Batch,
         q: LatentQuery<'_>,
         attention: LatentAttention,
-        scores: Scores<'_>,
+        scores: Scores<'_, Self>,
         out: &mut Tensor,
         lse: Option<&mut Floats>,
     ) -> Result<(), Error> {

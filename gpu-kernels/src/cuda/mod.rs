@@ -38,7 +38,7 @@ mod verify;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
-pub use attention::{Floats, Scores, TreeMask};
+pub use attention::{Floats, TreeMask};
 pub use batch::Batch;
 #[cfg(feature = "cuda")]
 pub use cublaslt::CublasLt;
@@ -51,7 +51,7 @@ pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};
 pub use norm::{Norm, QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
-pub use pool::{KvPool, KvStorage, LatentShape};
+pub use pool::{KvPool, LatentShape};
 pub use quant::QuantSource;
 pub use rope::{HeadNorms, RopeTable};
 pub use sample::{Distributions, Draw, Sampled, Seen};
@@ -59,6 +59,7 @@ pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
 pub use verify::{Draft, Drafts, Verified};
 
+use attention::Call;
 use elementwise::NormBy;
 use memory::{Keeper, Memory};
 use tensor::Matrix;
@@ -66,8 +67,8 @@ use tensor::Matrix;
 use crate::door;
 use crate::error::at_most;
 use crate::{
-    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, Ops, Projection, RopeStyle, Rounding,
-    WeightSource,
+    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, KvStorage, Ops, Projection, RopeStyle,
+    Rounding, Scores, WeightSource,
 };
 
 /// The operators, on a device.
@@ -144,22 +145,6 @@ impl Cuda {
     /// When the device fails.
     pub fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
         self.device.memory_use()
-    }
-
-    /// Memory for K and V, stored as asked.
-    ///
-    /// # Errors
-    /// As [`Ops::kv_pool`].
-    pub fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
-        KvPool::new(&self.device, self.dtype, shape, storage)
-    }
-
-    /// Bytes that [`Cuda::kv_pool_stored`] takes for one block over all layers.
-    ///
-    /// # Errors
-    /// As [`Ops::kv_pool`].
-    pub fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
-        KvPool::bytes_of_block(&shape, storage)
     }
 
     /// Memory for latents, stored as asked; [`KvStorage::Fp8`] stores them by its `key_scale`.
@@ -240,6 +225,8 @@ impl Ops for Cuda {
     type RopeTable = RopeTable;
     type KvPool = KvPool;
     type Batch = Batch;
+    type Floats = Floats;
+    type TreeMask = TreeMask;
 
     fn tensor(&self, rows_max: usize, cols: usize) -> Result<Tensor, Error> {
         Tensor::new(&self.device, rows_max, cols)
@@ -270,12 +257,14 @@ impl Ops for Cuda {
         RopeTable::new(&self.device, cos, sin, rotary_dim, style)
     }
 
-    fn kv_pool(&self, shape: KvShape) -> Result<KvPool, Error> {
-        self.kv_pool_stored(shape, KvStorage::Same)
+    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
+        door::storage(storage)?;
+        KvPool::new(&self.device, self.dtype, shape, storage)
     }
 
-    fn kv_block_bytes(&self, shape: KvShape) -> Result<usize, Error> {
-        self.kv_block_bytes_stored(shape, KvStorage::Same)
+    fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
+        door::storage(storage)?;
+        KvPool::bytes_of_block(&shape, storage)
     }
 
     fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
@@ -358,16 +347,48 @@ impl Ops for Cuda {
         self.store(pool, layer, batch, k, v)
     }
 
-    fn attention(
+    fn attend(
         &self,
         pool: &KvPool,
         layer: usize,
         batch: &Batch,
         q: &Tensor,
         attention: Attention,
+        scores: Scores<'_, Self>,
         out: &mut Tensor,
+        lse: Option<&mut Floats>,
     ) -> Result<(), Error> {
-        self.attend(pool, layer, batch, q, attention, Scores::default(), out, None)
+        self.check_attention(pool, layer, batch, q, attention, out)?;
+        let value_dim = attention.heads.dim;
+        let call = Call { cuda: self, pool, batch, attention, scores, value_dim, q_rope: None };
+        call.run(layer, q, out, lse)
+    }
+
+    fn merge_states(
+        &self,
+        a: (&mut Tensor, &mut Floats),
+        b: (&Tensor, &Floats),
+        heads: usize,
+    ) -> Result<(), Error> {
+        door::merge_states((a.0.shape(), a.1.len), (b.0.shape(), b.1.len), heads)?;
+        self.merge(a, b, heads)
+    }
+
+    fn floats(&self, numbers: &[f32]) -> Result<Floats, Error> {
+        Ok(Floats { memory: Memory::of(&self.device, bytemuck::cast_slice(numbers))?, len: numbers.len() })
+    }
+
+    fn read_floats(&self, floats: &Floats) -> Result<Vec<f32>, Error> {
+        let mut numbers = vec![0.0; floats.len];
+        if floats.len > 0 {
+            self.device.download(floats.memory.address(), bytemuck::cast_slice_mut(&mut numbers))?;
+        }
+        Ok(numbers)
+    }
+
+    fn tree_mask(&self, bits: &[u32], words: usize) -> Result<TreeMask, Error> {
+        let tokens = door::tree_mask(bits, words)?;
+        Ok(TreeMask { memory: Memory::of(&self.device, bytemuck::cast_slice(bits))?, tokens, words })
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {

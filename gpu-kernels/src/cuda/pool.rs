@@ -6,25 +6,7 @@ use super::device::Address;
 use super::memory::{Keeper, Memory};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Dtype, Error, KvShape};
-
-/// How a pool stores a number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum KvStorage {
-    /// As the activations: two bytes.
-    Same,
-    /// In E4M3 (one byte), divided by one scale for all of K and one for all of V.
-    Fp8 {
-        /// What stored keys are multiplied by.
-        key_scale: f32,
-        /// What stored values are multiplied by.
-        value_scale: f32,
-    },
-    /// In E4M3, with a scale for each head of each token, made when it is appended: its largest element over 448.
-    Fp8PerHead,
-    /// In whole numbers of one byte, with a scale for each head of each token: its largest element over 127.
-    Int8PerHead,
-}
+use crate::{Dtype, Error, KvShape, KvStorage};
 
 /// Dimensions of a pool of latents (multi-head latent attention, arXiv 2405.04434): one row per token and layer,
 /// the latent and then the rotated key that all heads share.
@@ -81,17 +63,6 @@ pub(crate) struct Scales {
     pub(crate) each: bool,
 }
 
-impl KvStorage {
-    fn bytes(self) -> usize {
-        if self == Self::Same { 2 } else { 1 }
-    }
-
-    /// Whether each head of each token has a scale of its own.
-    fn per_head(self) -> bool {
-        matches!(self, Self::Fp8PerHead | Self::Int8PerHead)
-    }
-}
-
 /// The sizes that the kernels of latent attention are made for.
 const LATENT_DIM_MAX: usize = 512;
 const LATENT_ROPE_MAX: usize = 64;
@@ -119,7 +90,7 @@ impl Layout {
         let layout = || {
             let head = token.checked_mul(shape.block_size)?;
             let page = head.checked_mul(shape.kv_heads)?;
-            let page_bytes = page.checked_mul(storage.bytes())?;
+            let page_bytes = page.checked_mul(storage.bytes(shape.dtype))?;
             let plane_bytes = page_bytes.checked_mul(shape.blocks)?;
             plane_bytes.checked_mul(shape.layers)?.checked_mul(planes)?;
             Some(Self { page, head, token, planes, plane_bytes, page_bytes })

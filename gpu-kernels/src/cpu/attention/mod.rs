@@ -12,10 +12,16 @@
 //! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
 //! found is merged in order.
 
+mod merge;
 mod pages;
 mod scores;
+mod shaping;
 mod state;
 mod values;
+
+pub(crate) use merge::merge_states;
+pub(crate) use shaping::Shaping;
+pub use shaping::{Floats, TreeMask};
 
 use super::Isa;
 use super::batch::Batch;
@@ -24,10 +30,11 @@ use super::out::SharedOut;
 use super::pool::KvPool;
 use super::scratch::Scratch;
 use super::workers::Workers;
-use crate::{Attention, Dtype, Span};
+use crate::{Attention, Dtype, Heads, Span};
 
 use pages::{Chunk, Pages, Places};
-use state::{State, Sums, soften};
+use shaping::Shape;
+use state::{State, Sums, base, exponentials, soften};
 use values::{InPlace, Widened, add_values};
 
 /// Positions that are reduced together.
@@ -49,6 +56,9 @@ pub(crate) struct Step<'a> {
     /// `[tokens, query heads * dim]`
     pub(crate) q: &'a [f32],
     pub(crate) attention: Attention,
+    pub(crate) shaping: Shaping<'a>,
+    /// `[tokens, query heads]`, minus infinities.
+    pub(crate) lse: Option<SharedOut>,
 }
 
 /// `out` has the shape of `q`. `memory` is to work in.
@@ -61,7 +71,7 @@ pub(crate) fn attention(
     let Step { batch, attention, .. } = step;
     clear_uncovered(batch, attention.heads.query * attention.heads.dim, out);
     let out = SharedOut::new(out);
-    let mut tiles = tiles(workers.threads(), batch, &attention);
+    let mut tiles = tiles(workers.threads(), &step);
     let size = cut(workers.threads(), step.pool.layout.token_stride, &mut tiles);
     let [sums] = memory.take([size]);
     let sums = SharedOut::new(sums);
@@ -113,8 +123,8 @@ struct Tile {
     sums: usize,
 }
 
-fn tiles(threads: usize, batch: &Batch, attention: &Attention) -> Vec<Tile> {
-    let heads = attention.heads;
+fn tiles(threads: usize, step: &Step<'_>) -> Vec<Tile> {
+    let Step { batch, attention: Attention { heads, .. }, .. } = *step;
     let group = heads.query / heads.kv;
     // Every thread gets at least two tiles, if there are so many heads.
     let heads_max = (batch.spans.len() * heads.kv / (2 * threads)).clamp(1, heads.kv);
@@ -123,8 +133,8 @@ fn tiles(threads: usize, batch: &Batch, attention: &Attention) -> Vec<Tile> {
         let all = span.query_len as usize * group;
         for row in (0..all).step_by(ROWS_MAX) {
             let rows = ROWS_MAX.min(all - row);
-            let (low, _) = seen(span, attention, row / group);
-            let (_, high) = seen(span, attention, (row + rows - 1) / group);
+            let (low, _) = seen(span, step, row / group);
+            let (_, high) = seen(span, step, (row + rows - 1) / group);
             let step = heads_max.min(ROWS_MAX / rows);
             for kv_head in (0..heads.kv).step_by(step) {
                 let kv_heads = step.min(heads.kv - kv_head);
@@ -149,9 +159,10 @@ fn tiles(threads: usize, batch: &Batch, attention: &Attention) -> Vec<Tile> {
 }
 
 /// The first position that a query token of the span sees, and the one after its last.
-fn seen(span: Span, attention: &Attention, token: usize) -> (usize, usize) {
+fn seen(span: Span, Step { attention, shaping, .. }: &Step<'_>, token: usize) -> (usize, usize) {
     let end = (span.context_len as usize + token + 1).saturating_sub(span.query_len as usize);
-    (attention.window.map_or(0, |window| end.saturating_sub(window as usize)), end)
+    let start = attention.window.map_or(0, |window| end.saturating_sub(window as usize));
+    (start, if shaping.causal { end } else { span.context_len as usize })
 }
 
 /// Cuts what is too long for one thread. Answers how much memory the sums take that have to be merged.
@@ -184,13 +195,19 @@ impl Tile {
         self.rows_all() * wide + 2 * ROWS_MAX
     }
 
-    /// Where a row lies in `q` and in `out`.
+    /// Which token of the span a row is of, and which query head.
     #[inline(always)]
-    fn place(&self, row: usize, Attention { heads, .. }: &Attention) -> usize {
+    fn token_and_head(&self, row: usize, heads: Heads) -> (usize, usize) {
         let group = heads.query / heads.kv;
         let (kv_head, row) = (self.kv_head + row / self.rows, self.row + row % self.rows);
-        let (token, head) = (row / group, kv_head * group + row % group);
-        ((self.span.query_start as usize + token) * heads.query + head) * heads.dim
+        (row / group, kv_head * group + row % group)
+    }
+
+    /// The number of a row's head among those of all tokens: heads of `q` and of `out` lie in that order.
+    #[inline(always)]
+    fn place(&self, row: usize, heads: Heads) -> usize {
+        let (token, head) = self.token_and_head(row, heads);
+        (self.span.query_start as usize + token) * heads.query + head
     }
 }
 
@@ -222,9 +239,9 @@ impl Kernel for Run<'_> {
             weight,
         };
         for row in 0..rows {
-            state.seen[row] = seen(tile.span, &attention, (tile.row + row % tile.rows) / group);
+            state.seen[row] = seen(tile.span, &step, (tile.row + row % tile.rows) / group);
             let (to, behind) = state.query[row * wide..][..wide].split_at_mut(dim);
-            for (to, from) in to.iter_mut().zip(&q[tile.place(row, &attention)..][..dim]) {
+            for (to, from) in to.iter_mut().zip(&q[tile.place(row, attention.heads) * dim..][..dim]) {
                 *to = from * attention.scale;
             }
             behind.fill(0.0);
@@ -245,7 +262,7 @@ impl Kernel for Run<'_> {
             }
         }
         if tile.parts == 1 {
-            finish(tile, &step, &all, out);
+            finish(lanes, tile, &step, &all, out);
         }
     }
 }
@@ -272,19 +289,33 @@ impl Kernel for Merge<'_> {
             let saved = unsafe { sums.slice(tile.sums + segment * len, len) };
             all.merge(lanes, &Sums::saved(saved), rows, wide);
         }
-        finish(tile, &step, &all, out);
+        finish(lanes, tile, &step, &all, out);
     }
 }
 
-/// Divides by the sums.
-fn finish(tile: &Tile, Step { pool, attention, .. }: &Step<'_>, all: &Sums<'_>, out: SharedOut) {
-    let wide = pool.layout.token_stride;
+/// Divides by the sums, with a sink among them if there is one.
+#[inline(always)]
+fn finish<L: Lanes>(lanes: L, tile: &Tile, step: &Step<'_>, all: &Sums<'_>, out: SharedOut) {
+    let (wide, heads) = (step.pool.layout.token_stride, step.attention.heads);
     for row in 0..tile.rows_all() {
+        let (place, mut most, mut total, mut keep) =
+            (tile.place(row, heads), all.most[row], all.total[row], 1.0);
+        if let Some(sinks) = step.shaping.sinks {
+            let sink = sinks[place % heads.query];
+            let larger = most.max(sink);
+            let [of_all, of_sink] = exponentials(lanes, [most - base(larger), sink - base(larger)]);
+            (most, total, keep) = (larger, total * of_all + of_sink, of_all);
+        }
         // SAFETY: this tile alone writes the `dim` elements of its rows, and `out` has the shape of `q`.
-        let to = unsafe { out.slice(tile.place(row, attention), attention.heads.dim) };
-        let scale = if all.total[row] == 0.0 { 0.0 } else { 1.0 / all.total[row] };
+        let to = unsafe { out.slice(place * heads.dim, heads.dim) };
+        let scale = if total == 0.0 { 0.0 } else { keep / total };
         for (to, from) in to.iter_mut().zip(&all.value[row * wide..]) {
             *to = from * scale;
+        }
+        if let Some(lse) = step.lse.filter(|_| total > 0.0) {
+            // SAFETY: as above, a number for each head of a token.
+            let lse = unsafe { lse.slice(place, 1) };
+            lse[0] = most + total.ln();
         }
     }
 }
@@ -299,7 +330,7 @@ fn segment<L: Lanes>(
     [keys, values]: [&mut [f32]; 2],
     (low, high): (usize, usize),
 ) {
-    let Step { pool, layer, batch, attention, .. } = step;
+    let Step { pool, layer, batch, attention, shaping, .. } = step;
     let (dim, wide) = (attention.heads.dim, pool.layout.token_stride);
     let pages = Pages { pool, table: batch.table(tile.index) };
     let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
@@ -337,6 +368,10 @@ fn segment<L: Lanes>(
                     }
                     scores::of_widened(lanes, state, (chunk, &*keys), rows, (wide, dim));
                 }
+            }
+            if shaping.changes_scores() {
+                let heads = attention.heads;
+                lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows });
             }
             soften(lanes, state, chunk, rows);
             let of = (chunk, rows, wide);

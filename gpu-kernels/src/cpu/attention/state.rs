@@ -51,13 +51,7 @@ impl<'a> Sums<'a> {
         assert!(self.value.len() >= rows * wide && other.value.len() >= rows * wide, "state has these rows");
         for row in (0..rows).filter(|&row| other.most[row] > f32::NEG_INFINITY) {
             let most = self.most[row].max(other.most[row]);
-            let mut factors = [0.0; WIDTH];
-            (factors[0], factors[1]) = (self.most[row] - most, other.most[row] - most);
-            // SAFETY: sixteen elements.
-            let exponents = unsafe { lanes.load(factors.as_ptr()) };
-            // SAFETY: as above.
-            unsafe { lanes.store(factors.as_mut_ptr(), lanes.exp(exponents)) };
-            let [before, after, ..] = factors;
+            let [before, after] = exponentials(lanes, [self.most[row] - most, other.most[row] - most]);
             self.most[row] = most;
             self.total[row] = self.total[row] * before + other.total[row] * after;
             for column in (row * wide..(row + 1) * wide).step_by(WIDTH) {
@@ -72,6 +66,24 @@ impl<'a> Sums<'a> {
             }
         }
     }
+}
+
+/// `e^x` of two numbers, as lanes compute it.
+#[inline(always)]
+pub(super) fn exponentials<L: Lanes>(lanes: L, x: [f32; 2]) -> [f32; 2] {
+    let mut all = [0.0; WIDTH];
+    all[..2].copy_from_slice(&x);
+    // SAFETY: sixteen elements.
+    let exponents = unsafe { lanes.load(all.as_ptr()) };
+    // SAFETY: as above.
+    unsafe { lanes.store(all.as_mut_ptr(), lanes.exp(exponents)) };
+    [all[0], all[1]]
+}
+
+/// What weights are relative to: the largest score, or 0 where a mask has left none.
+#[inline(always)]
+pub(super) fn base(most: f32) -> f32 {
+    if most == f32::NEG_INFINITY { 0.0 } else { most }
 }
 
 /// What is known of each row within a segment.
@@ -118,7 +130,7 @@ pub(super) fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, ro
             most = lanes.max(most, score);
         }
         let most = state.sums.most[row].max(lanes.largest(most));
-        change[row] = state.sums.most[row] - most;
+        change[row] = state.sums.most[row] - base(most);
         state.sums.most[row] = most;
     }
     for first in (rows.0..rows.1).step_by(WIDTH) {
@@ -132,7 +144,7 @@ pub(super) fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, ro
         if from >= to {
             continue;
         }
-        let most = lanes.splat(state.sums.most[row]);
+        let most = lanes.splat(base(state.sums.most[row]));
         let mut total = lanes.splat(0.0);
         for j in 0..CHUNK / WIDTH {
             let at = state.weight[row * CHUNK + j * WIDTH..].as_mut_ptr();

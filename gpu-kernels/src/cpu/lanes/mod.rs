@@ -169,6 +169,26 @@ pub(crate) trait Lanes: Copy {
         }
         self.zero_below(self.mul(y, self.power_of_two(n)), x, low)
     }
+
+    /// The hyperbolic tangent within a few units in the last place.
+    #[inline(always)]
+    fn tanh(self, x: Self::F) -> Self::F {
+        let (zero, one) = (self.splat(0.0), self.splat(1.0));
+        let minus = self.sub(zero, x);
+        let size = self.max(x, minus);
+        // (1 - e^-2|x|) / (1 + e^-2|x|), with the sign of x.
+        let e = self.exp(self.mul(size, self.splat(-2.0)));
+        let far = self.div(self.sub(one, e), self.add(one, e));
+        let far = self.sub(self.zero_below(far, x, zero), self.zero_below(far, minus, zero));
+        // Up to 1/2, where that loses digits: Lambert's continued fraction, whose next term is below 1e-9.
+        let bounded = self.min(one, self.max(self.splat(-1.0), x));
+        let s = self.mul(bounded, bounded);
+        let over = self.fma(self.add(s, self.splat(105.0)), s, self.splat(945.0));
+        let under = self.fma(self.fma(s, self.splat(15.0), self.splat(420.0)), s, self.splat(945.0));
+        let near = self.div(self.mul(bounded, over), under);
+        let half = self.splat(0.5);
+        self.add(self.zero_below(far, size, half), self.sub(near, self.zero_below(near, size, half)))
+    }
 }
 
 /// How the elements of a row are stored; `load` widens sixteen of them.

@@ -152,3 +152,39 @@ fn a_multiply_add_rounds_once() {
         }
     }
 }
+
+struct Tanh<'a> {
+    x: [f32; WIDTH],
+    y: &'a mut [f32; WIDTH],
+}
+
+impl Kernel for Tanh<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        *self.y = store(lanes, lanes.tanh(load(lanes, &self.x)));
+    }
+}
+
+#[test]
+fn tanh_is_right_at_every_size() {
+    let ends =
+        [0.0, -0.0, 1e-30, -1e-30, 0.5, -0.5, 9.0, -9.0, 3e38, -3e38, f32::INFINITY, f32::NEG_INFINITY];
+    let between = (-2000..2000_i16).map(|i| f32::from(i) / 300.0);
+    let all: Vec<f32> = ends.into_iter().chain(between).collect();
+    for isa in Isa::ALL.iter().copied().filter(|isa| isa.available()) {
+        for x in all.chunks_exact(WIDTH).map(|x| std::array::from_fn(|i| x[i])) {
+            let mut y = [0.0; WIDTH];
+            dispatch(isa, Tanh { x, y: &mut y });
+            for (x, y) in x.into_iter().zip(y) {
+                let exact = f64::from(x).tanh();
+                assert!(
+                    (f64::from(y) - exact).abs() <= 6e-7 * exact.abs(),
+                    "{isa}: tanh({x}) = {y}, not {exact}"
+                );
+            }
+        }
+        let mut y = [0.0; WIDTH];
+        dispatch(isa, Tanh { x: [f32::NAN; WIDTH], y: &mut y });
+        assert!(y.iter().all(|y| y.is_nan()), "{isa}: {y:?}");
+    }
+}
