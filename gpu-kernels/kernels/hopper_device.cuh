@@ -39,6 +39,18 @@ FN void tma_load(void *to, const TensorMap *map, u64 *barrier, i32 a, i32 b, i32
         : "memory");
 }
 
+// A box from shared memory to a tensor; what lies outside of that stays. Its bytes are read some time before the group of stores
+// that it is in counts as read.
+FN void tma_store(const TensorMap *map, const void *from, i32 a, i32 b, i32 c, i32 d) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(shared_address(from)), "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+FN void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until all but the latest N groups of this thread are read.
+template <u32 N> FN void stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
+FN void store4(void *to, u32 x) { *static_cast<u32 *>(to) = x; }
+
 // A warp group gives registers back, or takes more.
 template <u32 N> FN void registers_give() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <u32 N> FN void registers_take() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }

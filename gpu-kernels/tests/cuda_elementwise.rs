@@ -293,7 +293,8 @@ fn products_are_right_and_a_rows_bits_are_its_own() {
     });
 }
 
-/// The kernel of tiles of 128 rows and 256 columns, at their edges and at those of its four stages.
+/// The kernel of tiles of 128 rows and 256 columns, at their edges, at those of its four stages, and with more tiles
+/// than blocks.
 #[test]
 fn products_for_hopper_are_right() {
     for (seed, (dtype, descending)) in (0..).zip([(Dtype::Bf16, false), (Dtype::F16, true)]) {
@@ -303,7 +304,7 @@ fn products_for_hopper_are_right() {
         let (cuda, mut random) = (cuda.with_fast_prompts(true), Random::new(seed));
         // A GPU has so many multiprocessors that a matrix must be wide; of that, some rows are looked at.
         let wide = emulator::on_gpu().then_some((129, 320, 16_900, 16));
-        let shapes = [(65, 8, 257, 1), (129, 100, 40, 1), (130, 320, 259, 1)];
+        let shapes = [(65, 8, 257, 1), (129, 100, 40, 1), (130, 320, 259, 1), (257, 136, 515, 4)];
         for (rows, inner, outer, every) in shapes.into_iter().chain(wide) {
             let x = floats(&mut random, dtype, rows * inner);
             let w = floats(&mut random, dtype, outer * inner);

@@ -19,6 +19,7 @@ struct Box {
     u32 element_bytes;
 };
 
+// To or from shared memory.
 struct Load {
     u8 *to;
     Box box;
@@ -51,6 +52,8 @@ struct Units {
     // Of each fibre: products by group, the last still open; and what accumulators under way hold.
     std::map<u32, std::vector<std::vector<Product>>> products;
     std::map<u32, std::map<float *, std::vector<float>>> sums;
+    // Stores of each fibre, by group.
+    std::map<u32, std::vector<std::vector<Load>>> stores;
     u32 spins = 0;
 };
 
@@ -83,8 +86,8 @@ inline void settle(Barrier &barrier) {
 // The place of a byte in panels of 128 bytes a row.
 inline u64 permuted(u64 address) { return address ^ (address >> 7 & 7u) << 4; }
 
-// Bytes of rows of `box[0]` elements; what is outside of the tensor is zeros.
-inline u32 load_box(const Load &load) {
+// Bytes of rows of `box[0]` elements; what is outside of the tensor is zeros, or stays.
+template <bool STORE = false> inline u32 move_box(const Load &load) {
     const Box &box = load.box;
     u32 rows = 0, size = box.element_bytes, row_bytes = box.box[0] * size;
     for (u32 c3 = 0; c3 < box.box[3]; ++c3)
@@ -99,9 +102,12 @@ inline u32 load_box(const Load &load) {
                         offset += static_cast<u64>(at[k]) * (k == 0 ? size : box.strides[k - 1]);
                     }
                     u16 element = 0;
-                    if (inside) std::memcpy(&element, box.start + offset, size);
                     u64 to = reinterpret_cast<u64>(load.to) + rows * row_bytes + size * i;
-                    std::memcpy(reinterpret_cast<u8 *>(size == 2 ? permuted(to) : to), &element, size);
+                    u8 *shared = reinterpret_cast<u8 *>(size == 2 ? permuted(to) : to);
+                    u8 *global = const_cast<u8 *>(box.start) + offset;
+                    if (!STORE && inside) std::memcpy(&element, global, size);
+                    if (!STORE) std::memcpy(shared, &element, size);
+                    if (STORE && inside) std::memcpy(global, shared, size);
                 }
     return rows * row_bytes;
 }
@@ -132,7 +138,7 @@ FN void barrier_wait(u64 *barrier, u32 parity) {
         if (at.phase % 2 != parity) return;
         std::vector<emulator::Load> loads;
         std::swap(loads, at.loads);
-        for (const emulator::Load &load : loads) at.bytes -= emulator::load_box(load);
+        for (const emulator::Load &load : loads) at.bytes -= emulator::move_box(load);
         if (!loads.empty()) emulator::settle(at);
         else emulator::spin("a barrier");
     }
@@ -155,18 +161,52 @@ FN void async_fence() {
         if (writer == emulator::now->self + 1) writer = 0;
 }
 
-FN void tma_load(void *to, const TensorMap *map, u64 *barrier, i32 a, i32 b, i32 c, i32 d) {
-    emulator::Load load{static_cast<u8 *>(to), {}, {a, b, c, d}};
+namespace emulator {
+
+// A copy that is asked for, and how many bytes it has.
+inline Load asked(const void *to, const TensorMap *map, const i32 (&at)[4], u32 &bytes) {
+    Load load{const_cast<u8 *>(static_cast<const u8 *>(to)), {}, {at[0], at[1], at[2], at[3]}};
     std::memcpy(&load.box, map, sizeof load.box);
     u32 size = load.box.element_bytes, row_bytes = size * load.box.box[0];
-    u32 bytes = row_bytes * load.box.box[1] * load.box.box[2] * load.box.box[3];
-    if (size == 2 ? row_bytes != PANEL_ROW : row_bytes % 16 != 0) emulator::complain("a box of %u bytes a row", row_bytes);
-    emulator::check_shared(to, bytes, "a copy of a tile");
+    bytes = row_bytes * load.box.box[1] * load.box.box[2] * load.box.box[3];
+    if (size == 2 ? row_bytes != PANEL_ROW : row_bytes % 16 != 0) complain("a box of %u bytes a row", row_bytes);
+    check_shared(to, bytes, "a copy of a tile");
     u32 multiple = size == 2 ? 1024 : 128;
-    if (reinterpret_cast<u64>(to) % multiple != 0) emulator::complain("a tile at %p, no multiple of %u", to, multiple);
+    if (reinterpret_cast<u64>(to) % multiple != 0) complain("a tile at %p, no multiple of %u", to, multiple);
+    return load;
+}
+
+}  // namespace emulator
+
+FN void tma_load(void *to, const TensorMap *map, u64 *barrier, i32 a, i32 b, i32 c, i32 d) {
+    u32 bytes;
+    emulator::Load load = emulator::asked(to, map, {a, b, c, d}, bytes);
     std::fill_n(emulator::unfenced_at(to), bytes / 16, u16(0));
     std::memset(to, 0xff, bytes);
     emulator::barrier_at(barrier).loads.push_back(load);
+}
+
+FN void store4(void *to, u32 x) {
+    std::memcpy(to, &x, 4);
+    *emulator::unfenced_at(to) = static_cast<u16>(emulator::now->self + 1);
+}
+FN void tma_store(const TensorMap *map, const void *from, i32 a, i32 b, i32 c, i32 d) {
+    u32 bytes;
+    emulator::Load load = emulator::asked(from, map, {a, b, c, d}, bytes);
+    const u16 *unfenced = emulator::unfenced_at(from);
+    if (std::any_of(unfenced, unfenced + bytes / 16, [](u16 writer) { return writer > 0; }))
+        emulator::complain("a store of what was not fenced");
+    auto &mine = emulator::units().stores[emulator::now->self];
+    if (mine.empty()) mine.resize(1);
+    mine.back().push_back(load);
+}
+FN void stores_commit() { emulator::units().stores[emulator::now->self].push_back({}); }
+template <u32 N> FN void stores_read() {
+    auto &mine = emulator::units().stores[emulator::now->self];
+    while (mine.size() > N + 1) {
+        for (const emulator::Load &store : mine.front()) emulator::move_box<true>(store);
+        mine.erase(mine.begin());
+    }
 }
 
 template <class T, class C> FN void widen_four(u32 four, u32 *two) {
