@@ -3,7 +3,7 @@
 use crate::cpu::Batch;
 use crate::error::{at_most, below, multiple, same};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Attention, Error, Heads, KvShape, KvStorage};
+use crate::{Attention, Error, Gate, Heads, KvShape, KvStorage};
 
 /// The shape of activations, and the rows that they have room for.
 #[derive(Clone, Copy)]
@@ -48,7 +48,12 @@ pub(crate) fn linear(x: Rows, (out, into): (usize, usize), to: Rows) -> Result<(
 }
 
 /// A gated activation.
-pub(crate) fn gated(operator: &'static str, gate: Rows, up: Rows, out: Rows) -> Result<(), Error> {
+pub(crate) fn gated(act: Gate, gate: Rows, up: Rows, out: Rows) -> Result<(), Error> {
+    let operator = act.name();
+    if let Gate::SwigluOai { alpha, limit } = act {
+        number(operator, "an alpha of", alpha, alpha.is_finite(), "a finite one")?;
+        number(operator, "a limit of", limit, limit > 0.0, "one above 0")?;
+    }
     same(operator, "width of up", up.cols, gate.cols)?;
     same(operator, "rows of up", up.rows, gate.rows)?;
     out.takes(operator, gate.rows, gate.cols)

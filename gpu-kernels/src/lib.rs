@@ -10,6 +10,7 @@ compile_error!("weights are read where they lie, and they lie in little-endian o
 mod attention;
 mod door;
 mod dtype;
+mod elements;
 mod error;
 mod ops;
 mod rounding;
@@ -24,6 +25,7 @@ pub use attention::{Attention, Scores};
 pub use cpu::{Cpu, Isa};
 pub use cuda::Cuda;
 pub use dtype::Dtype;
+pub use elements::{Gate, HeadNorms, Norm};
 pub use error::Error;
 pub use ops::{BatchInput, Ops, Projection, Span};
 pub use shape::{Heads, KvShape, KvStorage, RopeStyle};

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::{
-    Attention, Error, Heads, Int4Source, KvShape, KvStorage, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, RopeStyle, Rounding,
+    Scores, WeightSource,
 };
 
 /// One matrix product of [`Ops::linear`]: `out = x · weightᵀ + bias`.
@@ -187,6 +188,19 @@ pub trait Ops {
         weight: &Self::Weight,
         eps: f32,
         out: &mut Self::Tensor,
+    ) -> Result<(), Error> {
+        self.rms_norm_as(x, Norm { weight, eps, gemma: false }, out)
+    }
+
+    /// [`Ops::rms_norm`], also in Gemma's form: `· (1 + weight)`.
+    ///
+    /// # Errors
+    /// When widths or rows do not fit.
+    fn rms_norm_as(
+        &self,
+        x: &Self::Tensor,
+        norm: Norm<'_, Self>,
+        out: &mut Self::Tensor,
     ) -> Result<(), Error>;
 
     /// `residual += delta`, then `out = rms_norm(residual)`: the seam between two halves of a layer, in one pass.
@@ -199,6 +213,20 @@ pub trait Ops {
         delta: &Self::Tensor,
         weight: &Self::Weight,
         eps: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<(), Error> {
+        self.add_rms_norm_as(residual, delta, Norm { weight, eps, gemma: false }, out)
+    }
+
+    /// [`Ops::add_rms_norm`], also in Gemma's form.
+    ///
+    /// # Errors
+    /// When widths or rows do not fit.
+    fn add_rms_norm_as(
+        &self,
+        residual: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        norm: Norm<'_, Self>,
         out: &mut Self::Tensor,
     ) -> Result<(), Error>;
 
@@ -240,6 +268,26 @@ pub trait Ops {
         batch: &Self::Batch,
         k: &Self::Tensor,
         v: &Self::Tensor,
+    ) -> Result<(), Error>;
+
+    /// The norm of q's and k's heads if there is one, their rotation, and the way of k and v into the cache: what
+    /// [`Ops::head_norm`], [`Ops::rope`] and [`Ops::append`] do one after the other, but without rounding in between.
+    /// `q` changes in place; `k` and `v` do not.
+    ///
+    /// # Errors
+    /// As those three, and then nothing has been written.
+    #[expect(clippy::too_many_arguments, reason = "three operators in one")]
+    fn rope_append(
+        &self,
+        pool: &mut Self::KvPool,
+        layer: usize,
+        batch: &Self::Batch,
+        table: &Self::RopeTable,
+        norms: Option<HeadNorms<'_, Self>>,
+        q: &mut Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        heads: Heads,
     ) -> Result<(), Error>;
 
     /// Causal attention of `q` `[tokens, heads.query * dim]` over the blocks of each span (PagedAttention, arXiv
@@ -316,7 +364,21 @@ pub trait Ops {
     ///
     /// # Errors
     /// When shapes disagree.
-    fn silu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor, out: &mut Self::Tensor) -> Result<(), Error>;
+    fn silu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor, out: &mut Self::Tensor) -> Result<(), Error> {
+        self.gated(Gate::Silu, gate, up, out)
+    }
+
+    /// `out = gate(x) · up`, element by element, `[rows, cols]` all three.
+    ///
+    /// # Errors
+    /// When shapes disagree, or this implementation lacks the gate.
+    fn gated(
+        &self,
+        gate: Gate,
+        x: &Self::Tensor,
+        up: &Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<(), Error>;
 
     /// `out[i] = x[rows[i]]`: the rows whose logits are wanted.
     ///

@@ -54,9 +54,7 @@ fn check(name: &str, case: &Case) {
     if case.storage != KvStorage::Same {
         sequences.iter_mut().for_each(|sequence| quantise(case, sequence));
     }
-    if case.storage == KvStorage::Same {
-        check_cpu(name, case, &sequences, &mut random);
-    }
+    check_cpu(name, case, &sequences, &mut random);
     check_cuda(name, case, &sequences, &mut random);
 }
 

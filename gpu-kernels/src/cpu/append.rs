@@ -3,10 +3,13 @@
 use half::f16;
 
 use super::Isa;
+use super::eight_bits::{E4M3_MOST, INT8_MOST, to_e4m3, to_int8};
 use super::lanes::{Kernel, Lanes, dispatch, round_bf16};
-use super::pool::KvPool;
+use super::out::SharedOut;
+use super::pool::{Form, KvPool, OfPlane};
 use super::workers::Workers;
-use crate::{Dtype, KvShape};
+use crate::KvShape;
+use crate::shape::HEAD_DIM_MAX;
 
 /// Writes `k` and `v`, `[tokens, kv_heads * head_dim]`, into a layer of the pool.
 ///
@@ -24,9 +27,14 @@ pub(crate) fn append(
         let plane = pool.plane_mut(layer, which);
         SharedPlane { start: plane.as_mut_ptr(), len: plane.len() }
     });
+    let scales = [0, 1].map(|which| match (pool.scales_mut(layer, which), pool.scales(layer, which)) {
+        (Some(each), _) => Scale::Each(each),
+        (None, Some(OfPlane::One(scale))) => Scale::One(scale),
+        _ => Scale::None,
+    });
     let pool = &*pool;
     workers.rows(kv_heads, 2 * slots.len() * head_dim, &|from, to| {
-        dispatch(isa, Append { pool, planes, slots, k, v, heads: (from, to) });
+        dispatch(isa, Append { pool, planes, scales, slots, rows: [k, v], heads: (from, to) });
     });
 }
 
@@ -52,34 +60,70 @@ impl SharedPlane {
     }
 }
 
+/// What elements are divided by on their way in.
+#[derive(Clone, Copy)]
+enum Scale {
+    None,
+    One(f32),
+    /// By one that is made of them, and written to `[slot][kv head]`.
+    Each(SharedOut),
+}
+
 struct Append<'a> {
     pool: &'a KvPool,
     planes: [SharedPlane; 2],
+    scales: [Scale; 2],
     slots: &'a [i64],
-    k: &'a [f32],
-    v: &'a [f32],
+    /// K and V.
+    rows: [&'a [f32]; 2],
     heads: (usize, usize),
 }
 
-impl<'a> Kernel for Append<'a> {
+impl Append<'_> {
+    /// A head's elements as they are stored, but for their type: `row` becomes them where there is a scale.
+    #[inline(always)]
+    fn scaled<'b>(&self, which: usize, place: usize, from: &'b [f32], row: &'b mut [f32]) -> &'b [f32] {
+        let scale = match self.scales[which] {
+            Scale::None => return from,
+            Scale::One(scale) => scale,
+            Scale::Each(scales) => {
+                let most = if self.pool.form == Form::Int8 { INT8_MOST } else { E4M3_MOST };
+                let size = from.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+                let scale = if size > 0.0 { size / most } else { 1.0 };
+                // SAFETY: only this thread writes this head.
+                let of_head = unsafe { scales.slice(place, 1) };
+                of_head[0] = scale;
+                scale
+            }
+        };
+        let row = &mut row[..from.len()];
+        row.iter_mut().zip(from).for_each(|(to, from)| *to = from / scale);
+        row
+    }
+}
+
+impl Kernel for Append<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let KvShape { kv_heads, head_dim, block_size, dtype, .. } = self.pool.shape;
-        let (layout, lanes, size) = (self.pool.layout, self.pool.lanes(), dtype.bytes());
+        let KvShape { kv_heads, head_dim, block_size, .. } = self.pool.shape;
+        let (layout, lanes, form) = (self.pool.layout, self.pool.lanes(), self.pool.form);
+        let (size, mut scaled) = (form.bytes(), [0.0; HEAD_DIM_MAX]);
         for head in self.heads.0..self.heads.1 {
             for (token, &slot) in self.slots.iter().enumerate() {
                 let Ok(slot) = usize::try_from(slot) else { continue };
                 let (block, place) = (slot / block_size, slot % block_size);
                 let first = block * layout.page_stride + head * layout.head_stride;
-                let row = |x: &'a [f32]| &x[(token * kv_heads + head) * head_dim..][..head_dim];
+                let [k, v] = self.rows.map(|x| &x[(token * kv_heads + head) * head_dim..][..head_dim]);
+                let of_head = slot * kv_heads + head;
                 let lane = place % lanes;
                 let panel = first + (place - lane) * layout.token_stride;
                 // SAFETY: only this thread writes this head.
                 let to = unsafe { self.planes[0].bytes(panel * size, lanes * layout.token_stride * size) };
-                into_panel(dtype, row(self.k), (lane, lanes), to);
+                into_panel(form, self.scaled(0, of_head, k, &mut scaled), (lane, lanes), to);
                 let start = (first + place * layout.token_stride) * size;
                 // SAFETY: as above.
-                narrow(dtype, row(self.v), unsafe { self.planes[1].bytes(start, head_dim * size) });
+                let to = unsafe { self.planes[1].bytes(start, head_dim * size) };
+                narrow(form, self.scaled(1, of_head, v, &mut scaled), to);
             }
         }
     }
@@ -87,46 +131,50 @@ impl<'a> Kernel for Append<'a> {
 
 /// A token's elements become one of the `lanes` of a panel ([`super::panels`]).
 #[inline(always)]
-fn into_panel(dtype: Dtype, from: &[f32], (lane, lanes): (usize, usize), to: &mut [u8]) {
-    match dtype {
-        Dtype::F32 => {
+fn into_panel(form: Form, from: &[f32], (lane, lanes): (usize, usize), to: &mut [u8]) {
+    match form {
+        Form::F32 => {
             for (line, from) in to.chunks_exact_mut(4 * lanes).zip(from) {
                 line.as_chunks_mut::<4>().0[lane] = from.to_ne_bytes();
             }
         }
-        Dtype::Bf16 => {
+        Form::Bf16 => {
             for (line, pair) in to.chunks_exact_mut(4 * lanes).zip(from.chunks(2)) {
                 let second = pair.get(1).map_or(0, |&x| u32::from(round_bf16(x)));
                 let both = second << 16 | u32::from(round_bf16(pair[0]));
                 line.as_chunks_mut::<4>().0[lane] = both.to_ne_bytes();
             }
         }
-        Dtype::F16 => {
+        Form::F16 => {
             for (line, &from) in to.chunks_exact_mut(2 * lanes).zip(from) {
                 line.as_chunks_mut::<2>().0[lane] = f16::from_f32(from).to_ne_bytes();
             }
         }
+        Form::E4m3 => to.chunks_exact_mut(lanes).zip(from).for_each(|(line, &x)| line[lane] = to_e4m3(x)),
+        Form::Int8 => to.chunks_exact_mut(lanes).zip(from).for_each(|(line, &x)| line[lane] = to_int8(x)),
     }
 }
 
 /// Rounds to the pool's type, ties to even.
 #[inline(always)]
-fn narrow(dtype: Dtype, from: &[f32], to: &mut [u8]) {
-    match dtype {
-        Dtype::F32 => {
+fn narrow(form: Form, from: &[f32], to: &mut [u8]) {
+    match form {
+        Form::F32 => {
             for (to, from) in to.as_chunks_mut::<4>().0.iter_mut().zip(from) {
                 *to = from.to_ne_bytes();
             }
         }
-        Dtype::Bf16 => {
+        Form::Bf16 => {
             for (to, &from) in to.as_chunks_mut::<2>().0.iter_mut().zip(from) {
                 *to = round_bf16(from).to_ne_bytes();
             }
         }
-        Dtype::F16 => {
+        Form::F16 => {
             for (to, &from) in to.as_chunks_mut::<2>().0.iter_mut().zip(from) {
                 *to = f16::from_f32(from).to_ne_bytes();
             }
         }
+        Form::E4m3 => to.iter_mut().zip(from).for_each(|(to, &x)| *to = to_e4m3(x)),
+        Form::Int8 => to.iter_mut().zip(from).for_each(|(to, &x)| *to = to_int8(x)),
     }
 }

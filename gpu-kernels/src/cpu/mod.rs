@@ -7,6 +7,7 @@ mod append;
 mod arena;
 mod attention;
 mod batch;
+mod eight_bits;
 mod embed;
 mod integer_matmul;
 mod integers;
@@ -39,9 +40,10 @@ pub use weight::Weight;
 pub use workers::Workers;
 
 use crate::door;
+use crate::error::same;
 use crate::{
-    Attention, BatchInput, Error, Heads, Int4Source, KvShape, KvStorage, Ops, Projection, RopeStyle,
-    Rounding, Scores, WeightSource,
+    Attention, BatchInput, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, Ops,
+    Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 use arena::Arena;
 use attention::{Shaping, Step};
@@ -112,6 +114,18 @@ impl Cpu {
 }
 
 impl Cpu {
+    /// RMSNorm of every head, as long as the weight, in place.
+    fn norm_heads(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        let rows = x.len() / weight.len();
+        let x = SharedOut::new(x);
+        norm::rms_norm(
+            &self.workers,
+            self.isa,
+            rows,
+            RmsNorm { weight, offset: 0.0, eps, x, add: None, out: x },
+        );
+    }
+
     /// Computes what matrix tiles can, and gives back the other products.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn on_tiles<'a>(&self, packed: &mut Scratch, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
@@ -170,14 +184,12 @@ impl Ops for Cpu {
 
     fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
         door::storage(storage)?;
-        only_same(storage)?;
-        KvPool::new(shape)
+        KvPool::new(shape, storage)
     }
 
     fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
         door::storage(storage)?;
-        only_same(storage)?;
-        KvPool::block_bytes(shape)
+        KvPool::block_bytes(shape, storage)
     }
 
     fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
@@ -192,41 +204,32 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
-        let weight = weight.vector("rms_norm", x.cols())?;
+    fn rms_norm_as(&self, x: &Tensor, norm: Norm<'_, Self>, out: &mut Tensor) -> Result<(), Error> {
+        let (weight, offset, eps) = (norm.weight.vector("rms_norm", x.cols())?, norm.offset(), norm.eps);
         door::rms_norm(x.shape(), out.shape())?;
         out.set_rows(x.rows());
         // The norm writes `x` only where there is something to add.
-        let norm = RmsNorm {
-            weight,
-            eps,
-            x: SharedOut::new_read(x.data()),
-            add: None,
-            out: SharedOut::new(out.data_mut()),
-        };
+        let (from, out) = (SharedOut::new_read(x.data()), SharedOut::new(out.data_mut()));
+        let norm = RmsNorm { weight, offset, eps, x: from, add: None, out };
         norm::rms_norm(&self.workers, self.isa, x.rows(), norm);
         Ok(())
     }
 
-    fn add_rms_norm(
+    fn add_rms_norm_as(
         &self,
         residual: &mut Tensor,
         delta: &Tensor,
-        weight: &Weight,
-        eps: f32,
+        norm: Norm<'_, Self>,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        let weight = weight.vector("add_rms_norm", residual.cols())?;
+        let weight = norm.weight.vector("add_rms_norm", residual.cols())?;
+        let (offset, eps) = (norm.offset(), norm.eps);
         door::add_rms_norm(residual.shape(), delta.shape(), out.shape())?;
         out.set_rows(residual.rows());
         let rows = residual.rows();
         let (x, out) = (SharedOut::new(residual.data_mut()), SharedOut::new(out.data_mut()));
-        norm::rms_norm(
-            &self.workers,
-            self.isa,
-            rows,
-            RmsNorm { weight, eps, x, add: Some(delta.data()), out },
-        );
+        let norm = RmsNorm { weight, offset, eps, x, add: Some(delta.data()), out };
+        norm::rms_norm(&self.workers, self.isa, rows, norm);
         Ok(())
     }
 
@@ -264,9 +267,7 @@ impl Ops for Cpu {
         let dim = weight.vector_len();
         let weight = weight.vector("head_norm", dim)?;
         door::head_norm(x.shape(), dim)?;
-        let rows = x.rows() * x.cols() / dim;
-        let x = SharedOut::new(x.data_mut());
-        norm::rms_norm(&self.workers, self.isa, rows, RmsNorm { weight, eps, x, add: None, out: x });
+        self.norm_heads(x.data_mut(), weight, eps);
         Ok(())
     }
 
@@ -295,6 +296,42 @@ impl Ops for Cpu {
     ) -> Result<(), Error> {
         door::append(pool.shape, layer, batch, k.shape(), v.shape())?;
         append::append((&self.workers, self.isa), pool, layer, &batch.slots, k.data(), v.data());
+        Ok(())
+    }
+
+    fn rope_append(
+        &self,
+        pool: &mut KvPool,
+        layer: usize,
+        batch: &Batch,
+        table: &RopeTable,
+        norms: Option<HeadNorms<'_, Self>>,
+        q: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        door::rope(batch, (table.positions(), table.rotary_dim()), q.shape(), k.shape(), heads)?;
+        door::append(pool.shape, layer, batch, k.shape(), v.shape())?;
+        same("rope_append", "kv heads", heads.kv, pool.shape.kv_heads)?;
+        let weights = match norms {
+            None => None,
+            Some(HeadNorms { q, k, eps }) => {
+                let of = |weight| Weight::vector(weight, "rope_append", heads.dim);
+                Some((of(q)?, of(k)?, eps))
+            }
+        };
+        let mut memory = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let [turned] = memory.take([k.data().len()]);
+        turned.copy_from_slice(k.data());
+        if let Some((of_q, of_k, eps)) = weights {
+            self.norm_heads(q.data_mut(), of_q, eps);
+            self.norm_heads(turned, of_k, eps);
+        }
+        let (workers, positions) = (&self.workers, &batch.positions);
+        table.rotate(workers, self.isa, positions, q.data_mut(), (heads.query, heads.dim));
+        table.rotate(workers, self.isa, positions, turned, (heads.kv, heads.dim));
+        append::append((workers, self.isa), pool, layer, &batch.slots, turned, v.data());
         Ok(())
     }
 
@@ -360,10 +397,10 @@ impl Ops for Cpu {
         Ok(TreeMask { tokens: door::tree_mask(bits, words)?, bits: bits.to_vec(), words })
     }
 
-    fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
-        door::gated("silu_mul", gate.shape(), up.shape(), out.shape())?;
-        out.set_rows(gate.rows());
-        activation::silu_mul(&self.workers, self.isa, gate.data(), up.data(), out.data_mut());
+    fn gated(&self, gate: Gate, x: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
+        door::gated(gate, x.shape(), up.shape(), out.shape())?;
+        out.set_rows(x.rows());
+        activation::gated((&self.workers, self.isa), gate, x.data(), up.data(), out.data_mut());
         Ok(())
     }
 
@@ -388,13 +425,13 @@ impl Ops for Cpu {
     }
 
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        door::block("save_block", pool.shape, block, bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        door::block("save_block", pool.shape, block, bytes.len(), pool.bytes_of_block())?;
         pool.save_block(block, bytes);
         Ok(())
     }
 
     fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        door::block("load_block", pool.shape, block, bytes.len(), KvPool::block_bytes(pool.shape)?)?;
+        door::block("load_block", pool.shape, block, bytes.len(), pool.bytes_of_block())?;
         pool.load_block(block, bytes);
         Ok(())
     }
@@ -407,18 +444,5 @@ impl Ops for Cpu {
         x.set_rows(door::write(x.shape(), elements.len())?);
         x.data_mut().copy_from_slice(elements);
         Ok(())
-    }
-}
-
-/// Pools hold numbers of their own type.
-fn only_same(storage: KvStorage) -> Result<(), Error> {
-    match storage {
-        KvStorage::Same => Ok(()),
-        _ => Err(Error::Unsupported {
-            operator: "kv_pool",
-            what: "a cache stored as",
-            found: format!("{storage:?}"),
-            supported: "Same",
-        }),
     }
 }

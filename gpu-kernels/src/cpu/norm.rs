@@ -5,10 +5,12 @@ use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
 use super::out::SharedOut;
 use super::workers::Workers;
 
-/// What a row goes through: `x += add`, then `out = x / rms(x) · weight`.
+/// What a row goes through: `x += add`, then `out = x / rms(x) · (weight + offset)`.
 #[derive(Clone, Copy)]
 pub(crate) struct RmsNorm<'a> {
     pub(crate) weight: &'a [f32],
+    /// Added to the weight.
+    pub(crate) offset: f32,
     pub(crate) eps: f32,
     /// Rows as long as the weight; changed where there is something to add.
     pub(crate) x: SharedOut,
@@ -56,12 +58,13 @@ fn one<L: Lanes>(lanes: L, norm: RmsNorm<'_>, row: usize) {
     }
     #[expect(clippy::cast_precision_loss, reason = "widths are far below 2^24")]
     let scale = lanes.splat(1.0 / (lanes.sum(squares) / n as f32 + norm.eps).sqrt());
+    let offset = lanes.splat(norm.offset);
     for i in (0..n).step_by(WIDTH) {
         // SAFETY: `i` is inside the row.
         let v = unsafe { load(lanes, x.wrapping_add(i), i < whole, rest) };
         // SAFETY: the weight is as long as the row.
         let weight = unsafe { load(lanes, norm.weight.as_ptr().wrapping_add(i), i < whole, rest) };
-        let v = lanes.mul(lanes.mul(v, scale), weight);
+        let v = lanes.mul(lanes.mul(v, scale), lanes.add(weight, offset));
         // SAFETY: `i` is inside the row; this piece alone writes it.
         unsafe { store(lanes, out.wrapping_add(i), v, i < whole, rest) };
     }

@@ -1,10 +1,11 @@
 //! The paged memory of keys and values.
 
 use super::lanes::WIDTH;
+use super::out::SharedOut;
 use super::tensor::{LINE, first_line, wish_huge_pages, zeroed};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Error, KvShape};
+use crate::{Dtype, Error, KvShape, KvStorage};
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head]`, with `dim` padded with zeros to a
 /// multiple of 16 so that kernels never meet a tail.
@@ -17,9 +18,61 @@ use crate::{Error, KvShape};
 pub struct KvPool {
     pub(crate) shape: KvShape,
     pub(crate) layout: Layout,
-    storage: Vec<f32>,
-    /// Where the first plane lies: the first cache line of the storage.
+    pub(crate) form: Form,
+    /// What keys and values of one byte are multiplied by: a number each, or for each layer and of K then V,
+    /// `[slot][kv head]`.
+    scales: Scales,
+    memory: Vec<f32>,
+    /// Where the first plane lies: the first cache line of the memory.
     first: usize,
+}
+
+/// How an element lies in a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    F32,
+    Bf16,
+    F16,
+    E4m3,
+    Int8,
+}
+
+impl Form {
+    fn new(dtype: Dtype, storage: KvStorage) -> Self {
+        match (storage, dtype) {
+            (KvStorage::Same, Dtype::F32) => Self::F32,
+            (KvStorage::Same, Dtype::Bf16) => Self::Bf16,
+            (KvStorage::Same, Dtype::F16) => Self::F16,
+            (KvStorage::Fp8 { .. } | KvStorage::Fp8PerHead, _) => Self::E4m3,
+            (KvStorage::Int8PerHead, _) => Self::Int8,
+        }
+    }
+
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+            Self::E4m3 | Self::Int8 => 1,
+        }
+    }
+}
+
+/// What numbers of one byte are multiplied by.
+#[derive(Debug)]
+enum Scales {
+    None,
+    /// Of K and of V.
+    Each([f32; 2]),
+    /// For each layer and of K then V, `[slot][kv head]`.
+    PerHead(Vec<f32>),
+}
+
+/// The scales of K or of V of a layer.
+#[derive(Clone, Copy)]
+pub(crate) enum OfPlane<'a> {
+    One(f32),
+    /// `[slot][kv head]`.
+    PerHead(&'a [f32]),
 }
 
 /// Distances in elements from one page, head and token to the next. `dim` is contiguous.
@@ -62,13 +115,21 @@ pub(crate) fn padded(head_dim: usize) -> usize {
 }
 
 impl KvPool {
-    pub(crate) fn new(shape: KvShape) -> Result<Self, Error> {
-        let layout = Layout::new(&shape)?;
+    pub(crate) fn new(shape: KvShape, storage: KvStorage) -> Result<Self, Error> {
+        let (layout, form) = (Layout::new(&shape)?, Form::new(shape.dtype, storage));
         let elements = layout.plane * shape.layers * 2;
-        let mut storage = zeroed("kv_pool", Some((elements * shape.dtype.bytes()).div_ceil(4) + LINE))?;
-        wish_huge_pages(storage.as_mut_ptr().cast(), storage.len() * 4);
-        let first = first_line(&storage);
-        Ok(Self { shape, layout, storage, first })
+        let mut memory = zeroed("kv_pool", Some((elements * form.bytes()).div_ceil(4) + LINE))?;
+        wish_huge_pages(memory.as_mut_ptr().cast(), memory.len() * 4);
+        let first = first_line(&memory);
+        let scales = match storage {
+            KvStorage::Same => Scales::None,
+            KvStorage::Fp8 { key_scale, value_scale } => Scales::Each([key_scale, value_scale]),
+            KvStorage::Fp8PerHead | KvStorage::Int8PerHead => {
+                let slots = shape.layers * 2 * shape.blocks * shape.block_size;
+                Scales::PerHead(zeroed("kv_pool", Some(slots * shape.kv_heads))?)
+            }
+        };
+        Ok(Self { shape, layout, form, scales, memory, first })
     }
 
     /// The dimensions that the pool was made with.
@@ -84,9 +145,46 @@ impl KvPool {
     }
 
     /// Bytes that one block takes over all layers.
-    pub(crate) fn block_bytes(shape: KvShape) -> Result<usize, Error> {
-        let layout = Layout::new(&shape)?;
-        Ok(layout.page_stride * 2 * shape.layers * shape.dtype.bytes())
+    pub(crate) fn block_bytes(shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
+        let page = Layout::new(&shape)?.page_stride * storage.bytes(shape.dtype);
+        let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
+        Ok((page + scales) * 2 * shape.layers)
+    }
+
+    /// Bytes of one block of this pool over all layers.
+    pub(crate) fn bytes_of_block(&self) -> usize {
+        let scales = if let Scales::PerHead(_) = self.scales { self.scales_of_block() * 4 } else { 0 };
+        (self.page_bytes() + scales) * 2 * self.shape.layers
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.layout.page_stride * self.form.bytes()
+    }
+
+    /// How many scales a block has in a plane.
+    fn scales_of_block(&self) -> usize {
+        self.shape.block_size * self.shape.kv_heads
+    }
+
+    /// What stored elements are multiplied by: nothing, one number for all of K (`which` 0) or V (`which` 1), or
+    /// those of each slot and kv head of a layer.
+    #[inline(always)]
+    pub(crate) fn scales(&self, layer: usize, which: usize) -> Option<OfPlane<'_>> {
+        match &self.scales {
+            Scales::None => None,
+            Scales::Each(scales) => Some(OfPlane::One(scales[which])),
+            Scales::PerHead(scales) => {
+                let len = self.shape.blocks * self.scales_of_block();
+                Some(OfPlane::PerHead(&scales[(2 * layer + which) * len..][..len]))
+            }
+        }
+    }
+
+    /// Where those of each slot and kv head of a layer are written, if there are any.
+    pub(crate) fn scales_mut(&mut self, layer: usize, which: usize) -> Option<SharedOut> {
+        let len = self.shape.blocks * self.scales_of_block();
+        let Scales::PerHead(scales) = &mut self.scales else { return None };
+        Some(SharedOut::new(&mut scales[(2 * layer + which) * len..][..len]))
     }
 
     /// Elements before K (`which` 0) or V (`which` 1) of a layer.
@@ -96,45 +194,68 @@ impl KvPool {
 
     /// The bytes of K (`which` 0) or V (`which` 1) of a layer.
     pub(crate) fn plane(&self, layer: usize, which: usize) -> &[u8] {
-        let size = self.shape.dtype.bytes();
-        let bytes = bytemuck::cast_slice::<f32, u8>(&self.storage[self.first..]);
+        let size = self.form.bytes();
+        let bytes = bytemuck::cast_slice::<f32, u8>(&self.memory[self.first..]);
         &bytes[self.plane_start(layer, which) * size..][..self.layout.plane * size]
     }
 
     /// The same, for writing.
     pub(crate) fn plane_mut(&mut self, layer: usize, which: usize) -> &mut [u8] {
-        let size = self.shape.dtype.bytes();
+        let size = self.form.bytes();
         let (start, len) = (self.plane_start(layer, which) * size, self.layout.plane * size);
-        &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.storage[self.first..])[start..][..len]
+        &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.memory[self.first..])[start..][..len]
     }
 
     /// Copies a block out, plane by plane.
     pub(crate) fn save_block(&self, block: u32, bytes: &mut [u8]) {
-        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let page = self.page_bytes();
         let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
         for ((layer, which), bytes) in planes.zip(bytes.chunks_exact_mut(page)) {
             bytes.copy_from_slice(&self.plane(layer, which)[block as usize * page..][..page]);
+        }
+        let of_block = self.scales_of_block();
+        if let Scales::PerHead(scales) = &self.scales {
+            let rest = bytes[2 * self.shape.layers * page..].chunks_exact_mut(of_block * 4);
+            for (bytes, plane) in rest.zip(scales.chunks_exact(self.shape.blocks * of_block)) {
+                let scales = &plane[block as usize * of_block..][..of_block];
+                bytes.copy_from_slice(bytemuck::cast_slice(scales));
+            }
         }
     }
 
     /// Copies a block in that was saved.
     pub(crate) fn load_block(&mut self, block: u32, bytes: &[u8]) {
-        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let page = self.page_bytes();
         let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
         for ((layer, which), bytes) in planes.zip(bytes.chunks_exact(page)) {
             self.plane_mut(layer, which)[block as usize * page..][..page].copy_from_slice(bytes);
+        }
+        let (of_block, blocks) = (self.scales_of_block(), self.shape.blocks);
+        if let Scales::PerHead(scales) = &mut self.scales {
+            let rest = bytes[2 * self.shape.layers * page..].chunks_exact(of_block * 4);
+            for (bytes, plane) in rest.zip(scales.chunks_exact_mut(blocks * of_block)) {
+                let scales = &mut plane[block as usize * of_block..][..of_block];
+                bytemuck::cast_slice_mut::<f32, u8>(scales).copy_from_slice(bytes);
+            }
         }
     }
 
     /// Copies block `from` over block `to` in every layer.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
-        let page = self.layout.page_stride * self.shape.dtype.bytes();
+        let page = self.page_bytes();
         let planes = 2 * self.shape.layers;
-        let plane = self.layout.plane * self.shape.dtype.bytes();
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.storage[self.first..]);
+        let plane = self.layout.plane * self.form.bytes();
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory[self.first..]);
         for start in (0..planes).map(|index| index * plane) {
             let source = start + from as usize * page;
             bytes.copy_within(source..source + page, start + to as usize * page);
+        }
+        let (of_block, blocks) = (self.scales_of_block(), self.shape.blocks);
+        if let Scales::PerHead(scales) = &mut self.scales {
+            for plane in scales.chunks_exact_mut(blocks * of_block) {
+                let source = from as usize * of_block;
+                plane.copy_within(source..source + of_block, to as usize * of_block);
+            }
         }
     }
 }

@@ -6,7 +6,6 @@ use super::norm::QuantTensor;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::Error;
-use crate::door;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -169,22 +168,14 @@ impl Cuda {
         self.start("norm", &kernel, blocks, BLOCK, BLOCK / 32 * 4, argument)
     }
 
-    /// `out = gelu(gate) · up`, GELU in its tanh form (arXiv 1606.08415): Gemma's half of a layer.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn gelu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
-        self.gated("gelu_mul", gate, up, out)
-    }
-
-    pub(super) fn gated(
+    /// A gated activation whose kernel has the operator's name.
+    pub(super) fn gate(
         &self,
         operator: &'static str,
         gate: &Tensor,
         up: &Tensor,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        door::gated(operator, gate.shape(), up.shape(), out.shape())?;
         out.set_rows(gate.rows());
         let argument = GatedArgument {
             gate: gate.address(),

@@ -49,11 +49,11 @@ pub use device::{
 pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
 pub use moe::{Router, Routing};
-pub use norm::{Norm, QuantTensor, RowStorage};
+pub use norm::{QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, LatentShape};
 pub use quant::QuantSource;
-pub use rope::{HeadNorms, RopeTable};
+pub use rope::RopeTable;
 pub use sample::{Distributions, Draw, Sampled, Seen};
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
@@ -67,8 +67,8 @@ use tensor::Matrix;
 use crate::door;
 use crate::error::at_most;
 use crate::{
-    Attention, BatchInput, Dtype, Error, Heads, Int4Source, KvShape, KvStorage, Ops, Projection, RopeStyle,
-    Rounding, Scores, WeightSource,
+    Attention, BatchInput, Dtype, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, Ops,
+    Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 
 /// The operators, on a device.
@@ -280,25 +280,25 @@ impl Ops for Cuda {
         }
     }
 
-    fn rms_norm(&self, x: &Tensor, weight: &Weight, eps: f32, out: &mut Tensor) -> Result<(), Error> {
-        let weight = weight.vector("rms_norm", x.cols())?;
+    fn rms_norm_as(&self, x: &Tensor, norm: Norm<'_, Self>, out: &mut Tensor) -> Result<(), Error> {
+        let weight = norm.weight.vector("rms_norm", x.cols())?;
         door::rms_norm(x.shape(), out.shape())?;
         out.set_rows(x.rows());
-        self.norm(x, None, NormBy { weight, eps, offset: 0.0 }, out)
+        self.norm(x, None, NormBy { weight, eps: norm.eps, offset: norm.offset() }, out)
     }
 
-    fn add_rms_norm(
+    fn add_rms_norm_as(
         &self,
         residual: &mut Tensor,
         delta: &Tensor,
-        weight: &Weight,
-        eps: f32,
+        norm: Norm<'_, Self>,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        let weight = weight.vector("add_rms_norm", residual.cols())?;
+        let weight = norm.weight.vector("add_rms_norm", residual.cols())?;
         door::add_rms_norm(residual.shape(), delta.shape(), out.shape())?;
         out.set_rows(residual.rows());
-        self.norm(residual, Some(delta), NormBy { weight, eps, offset: 0.0 }, out)
+        let by = NormBy { weight, eps: norm.eps, offset: norm.offset() };
+        self.norm(residual, Some(delta), by, out)
     }
 
     fn linear(&self, x: &Tensor, projections: &mut [Projection<'_, Self>]) -> Result<(), Error> {
@@ -347,6 +347,21 @@ impl Ops for Cuda {
         self.store(pool, layer, batch, k, v)
     }
 
+    fn rope_append(
+        &self,
+        pool: &mut KvPool,
+        layer: usize,
+        batch: &Batch,
+        table: &RopeTable,
+        norms: Option<HeadNorms<'_, Self>>,
+        q: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: Heads,
+    ) -> Result<(), Error> {
+        self.norm_rotate_store(pool, layer, batch, table, norms, q, k, v, heads)
+    }
+
     fn attend(
         &self,
         pool: &KvPool,
@@ -391,8 +406,17 @@ impl Ops for Cuda {
         Ok(TreeMask { memory: Memory::of(&self.device, bytemuck::cast_slice(bits))?, tokens, words })
     }
 
-    fn silu_mul(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
-        self.gated("silu_mul", gate, up, out)
+    fn gated(&self, gate: Gate, x: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
+        door::gated(gate, x.shape(), up.shape(), out.shape())?;
+        match gate {
+            Gate::Silu | Gate::GeluTanh => self.gate(gate.name(), x, up, out),
+            Gate::Gelu | Gate::SwigluOai { .. } => Err(Error::Unsupported {
+                operator: "gated",
+                what: "on CUDA the gate",
+                found: format!("{gate:?}"),
+                supported: "Silu and GeluTanh",
+            }),
+        }
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {

@@ -1,22 +1,11 @@
-//! The forms of RMSNorm beyond [`crate::Ops`]: Gemma's, and those whose rows come in one byte per element.
+//! RMSNorm whose rows come in one byte per element.
 
 use super::Cuda;
 use super::elementwise::NormBy;
 use super::memory::Memory;
-use super::tensor::{Tensor, Weight};
-use crate::Error;
+use super::tensor::Tensor;
 use crate::error::{at_most, same};
-
-/// What an RMSNorm multiplies by.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// `[cols]`.
-    pub weight: &'a Weight,
-    /// Added to the mean of squares.
-    pub eps: f32,
-    /// The weights are kept less 1 (Gemma).
-    pub gemma: bool,
-}
+use crate::{Error, Norm};
 
 /// How rows of one byte per element are scaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,42 +102,16 @@ impl Cuda {
         Ok((elements, scales))
     }
 
-    /// [`crate::Ops::rms_norm`], also in Gemma's form.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn rms_norm_as(&self, x: &Tensor, norm: Norm<'_>, out: &mut Tensor) -> Result<(), Error> {
-        let by = by(norm, x)?;
-        same("rms_norm", "width of the output", out.cols(), x.cols())?;
-        out.check_rows("rms_norm", x.rows())?;
-        out.set_rows(x.rows());
-        self.norm(x, None, by, out)
-    }
-
-    /// [`crate::Ops::add_rms_norm`], also in Gemma's form.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn add_rms_norm_as(
-        &self,
-        residual: &mut Tensor,
-        delta: &Tensor,
-        norm: Norm<'_>,
-        out: &mut Tensor,
-    ) -> Result<(), Error> {
-        let by = by(norm, residual)?;
-        check_delta(residual, delta)?;
-        same("add_rms_norm", "width of the output", out.cols(), residual.cols())?;
-        out.check_rows("add_rms_norm", residual.rows())?;
-        out.set_rows(residual.rows());
-        self.norm(residual, Some(delta), by, out)
-    }
-
     /// RMSNorm to one byte per element: what a product of eight-bit numbers starts from, in one launch.
     ///
     /// # Errors
     /// When shapes disagree or the device fails.
-    pub fn rms_norm_quant(&self, x: &Tensor, norm: Norm<'_>, out: &mut QuantTensor) -> Result<(), Error> {
+    pub fn rms_norm_quant(
+        &self,
+        x: &Tensor,
+        norm: Norm<'_, Self>,
+        out: &mut QuantTensor,
+    ) -> Result<(), Error> {
         let by = by(norm, x)?;
         check_bytes(x, out)?;
         out.rows = x.rows();
@@ -163,7 +126,7 @@ impl Cuda {
         &self,
         residual: &mut Tensor,
         delta: &Tensor,
-        norm: Norm<'_>,
+        norm: Norm<'_, Self>,
         out: &mut QuantTensor,
     ) -> Result<(), Error> {
         let by = by(norm, residual)?;
@@ -174,9 +137,9 @@ impl Cuda {
     }
 }
 
-fn by(norm: Norm<'_>, x: &Tensor) -> Result<NormBy, Error> {
+fn by(norm: Norm<'_, Cuda>, x: &Tensor) -> Result<NormBy, Error> {
     let weight = norm.weight.vector("rms_norm", x.cols())?;
-    Ok(NormBy { weight, eps: norm.eps, offset: if norm.gemma { 1.0 } else { 0.0 } })
+    Ok(NormBy { weight, eps: norm.eps, offset: norm.offset() })
 }
 
 fn check_delta(residual: &Tensor, delta: &Tensor) -> Result<(), Error> {

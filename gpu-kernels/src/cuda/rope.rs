@@ -10,7 +10,7 @@ use super::tensor::{Tensor, Weight};
 use super::{Cuda, count, divide};
 use crate::door;
 use crate::error::same;
-use crate::{Error, Heads, RopeStyle};
+use crate::{Error, HeadNorms, Heads, RopeStyle};
 
 /// Cosines and sines `[positions, rotary_dim / 2]` in f32.
 #[derive(Debug)]
@@ -41,17 +41,6 @@ impl RopeTable {
     pub(super) fn sin(&self) -> Address {
         self.memory.address() + (self.memory.bytes() / 2) as u64
     }
-}
-
-/// RMSNorm weights of the heads of q and of k (Qwen3).
-#[derive(Clone, Copy, Debug)]
-pub struct HeadNorms<'a> {
-    /// `[dim]`, for q.
-    pub q: &'a Weight,
-    /// `[dim]`, for k.
-    pub k: &'a Weight,
-    /// Added to the mean of squares.
-    pub eps: f32,
 }
 
 #[repr(C)]
@@ -131,20 +120,15 @@ impl RopeAppendArgument {
 }
 
 impl Cuda {
-    /// The norm of q's and k's heads, their rotation, and the way of k and v into the cache, in one launch: what
-    /// `head_norm`, `rope` and `append` do one after the other, but without rounding in between. `q` changes in
-    /// place; `k` and `v` do not.
-    ///
-    /// # Errors
-    /// As [`crate::Ops::head_norm`], [`crate::Ops::rope`] and [`crate::Ops::append`].
+    /// [`crate::Ops::rope_append`] in one launch.
     #[expect(clippy::too_many_arguments, reason = "three operators in one")]
-    pub fn rope_append(
+    pub(super) fn norm_rotate_store(
         &self,
         pool: &mut KvPool,
         layer: usize,
         batch: &Batch,
         table: &RopeTable,
-        norms: Option<HeadNorms<'_>>,
+        norms: Option<HeadNorms<'_, Self>>,
         q: &mut Tensor,
         k: &Tensor,
         v: &Tensor,

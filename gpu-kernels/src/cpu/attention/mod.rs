@@ -25,15 +25,16 @@ pub use shaping::{Floats, TreeMask};
 
 use super::Isa;
 use super::batch::Batch;
-use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, WIDTH, dispatch};
+use super::eight_bits::{AsE4m3, AsInt8};
+use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch};
 use super::out::SharedOut;
-use super::pool::KvPool;
+use super::pool::{Form, KvPool, OfPlane};
 use super::scratch::Scratch;
 use super::workers::Workers;
-use crate::{Attention, Dtype, Heads, Span};
+use crate::{Attention, Heads, Span};
 
 use pages::{Chunk, Pages, Places};
-use shaping::Shape;
+use shaping::{Shape, scale};
 use state::{State, Sums, base, exponentials, soften};
 use values::{InPlace, Widened, add_values};
 
@@ -352,40 +353,54 @@ fn segment<L: Lanes>(
                 next: if last { head(0, &next) } else { head(index + 1, &here) },
             };
             let rows = (index * tile.rows, (index + 1) * tile.rows);
-            let few = tile.rows <= FEW;
-            match pool.shape.dtype {
-                _ if few && pages.in_panels() => match pool.shape.dtype {
-                    Dtype::F32 => scores::in_place::<L, AsF32>(lanes, state, of_chunk, rows, (wide, dim)),
-                    Dtype::Bf16 => scores::in_place::<L, AsBf16>(lanes, state, of_chunk, rows, (wide, dim)),
-                    Dtype::F16 => scores::in_place::<L, AsF16>(lanes, state, of_chunk, rows, (wide, dim)),
-                },
-                dtype => {
-                    let of = (chunk, valid(chunk));
-                    match dtype {
-                        Dtype::F32 => pages.widen_keys::<L, AsF32>(lanes, of, of_chunk, keys),
-                        Dtype::Bf16 => pages.widen_keys::<L, AsBf16>(lanes, of, of_chunk, keys),
-                        Dtype::F16 => pages.widen_keys::<L, AsF16>(lanes, of, of_chunk, keys),
+            let few = tile.rows <= FEW && pool.form.bytes() > 1;
+            let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
+            match pool.form {
+                Form::F32 if few && pages.in_panels() => {
+                    scores::in_place::<L, AsF32>(lanes, state, of_chunk, rows, (wide, dim));
+                }
+                Form::Bf16 if few && pages.in_panels() => {
+                    scores::in_place::<L, AsBf16>(lanes, state, of_chunk, rows, (wide, dim));
+                }
+                Form::F16 if few && pages.in_panels() => {
+                    scores::in_place::<L, AsF16>(lanes, state, of_chunk, rows, (wide, dim));
+                }
+                form => {
+                    match form {
+                        Form::F32 => pages.widen_keys::<L, AsF32>(lanes, of, of_chunk, keys),
+                        Form::Bf16 => pages.widen_keys::<L, AsBf16>(lanes, of, of_chunk, keys),
+                        Form::F16 => pages.widen_keys::<L, AsF16>(lanes, of, of_chunk, keys),
+                        Form::E4m3 => pages.widen_keys::<L, AsE4m3>(lanes, of, of_chunk, keys),
+                        Form::Int8 => pages.widen_keys::<L, AsInt8>(lanes, of, of_chunk, keys),
                     }
                     scores::of_widened(lanes, state, (chunk, &*keys), rows, (wide, dim));
                 }
+            }
+            if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
+                scale(lanes, state, rows, &scales);
             }
             if shaping.changes_scores() {
                 let heads = attention.heads;
                 lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows });
             }
             soften(lanes, state, chunk, rows);
-            let of = (chunk, rows, wide);
-            match pool.shape.dtype {
-                Dtype::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&of_chunk), of),
-                Dtype::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&of_chunk), of),
-                Dtype::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&of_chunk), of),
-                dtype => {
-                    match dtype {
-                        Dtype::F32 => pages.widen_values::<L, AsF32>(lanes, valid(chunk), of_chunk, values),
-                        Dtype::Bf16 => pages.widen_values::<L, AsBf16>(lanes, valid(chunk), of_chunk, values),
-                        Dtype::F16 => pages.widen_values::<L, AsF16>(lanes, valid(chunk), of_chunk, values),
+            if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
+                scale(lanes, state, rows, &scales);
+            }
+            let to = (chunk, rows, wide);
+            match pool.form {
+                Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&of_chunk), to),
+                Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&of_chunk), to),
+                Form::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&of_chunk), to),
+                form => {
+                    match form {
+                        Form::F32 => pages.widen_values::<L, AsF32>(lanes, of.1, of_chunk, values),
+                        Form::Bf16 => pages.widen_values::<L, AsBf16>(lanes, of.1, of_chunk, values),
+                        Form::F16 => pages.widen_values::<L, AsF16>(lanes, of.1, of_chunk, values),
+                        Form::E4m3 => pages.widen_values::<L, AsE4m3>(lanes, of.1, of_chunk, values),
+                        Form::Int8 => pages.widen_values::<L, AsInt8>(lanes, of.1, of_chunk, values),
                     }
-                    add_values(lanes, state, Widened { values, wide }, of);
+                    add_values(lanes, state, Widened { values, wide }, to);
                 }
             }
         }

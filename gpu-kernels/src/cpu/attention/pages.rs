@@ -1,6 +1,6 @@
 //! Where a chunk of positions lies in the cache.
 
-use super::{CHUNK, Element, KvPool, Lanes, WIDTH};
+use super::{CHUNK, Element, KvPool, Lanes, OfPlane, WIDTH};
 
 /// The cached K and V of one span.
 pub(super) struct Pages<'a> {
@@ -37,7 +37,7 @@ impl Pages<'_> {
     /// The chunk at `at` of a head.
     #[inline(always)]
     pub(super) fn head<'a>(&self, layer: usize, head: usize, at: &'a Places) -> Of<'a> {
-        let bytes = head * self.pool.layout.head_stride * self.pool.shape.dtype.bytes();
+        let bytes = head * self.pool.layout.head_stride * self.pool.form.bytes();
         let plane = |which| self.pool.plane(layer, which).as_ptr().wrapping_add(bytes);
         Of { keys: plane(0), values: plane(1), at }
     }
@@ -52,7 +52,7 @@ impl Pages<'_> {
     #[inline(always)]
     pub(super) fn places(&self, chunk: usize, valid: (usize, usize), places: &mut Places) {
         let (layout, block_size) = (self.pool.layout, self.pool.shape.block_size);
-        let bytes = self.pool.shape.dtype.bytes();
+        let bytes = self.pool.form.bytes();
         let (mut block, mut token) = ((chunk + valid.0) / block_size, (chunk + valid.0) % block_size);
         let mut position = valid.0;
         while position < valid.1 {
@@ -134,6 +134,29 @@ impl Pages<'_> {
             }
             position += count;
         }
+    }
+
+    /// What the numbers of positions `chunk + valid.0 .. chunk + valid.1` are multiplied by, if they are to be.
+    #[inline(always)]
+    pub(super) fn scales(
+        &self,
+        (layer, which, head): (usize, usize, usize),
+        (chunk, valid): (usize, (usize, usize)),
+        to: &mut [f32; CHUNK],
+    ) -> bool {
+        let (block_size, kv_heads) = (self.pool.shape.block_size, self.pool.shape.kv_heads);
+        match self.pool.scales(layer, which) {
+            None => return false,
+            Some(OfPlane::One(scale)) => to.fill(scale),
+            Some(OfPlane::PerHead(scales)) => {
+                to.fill(1.0);
+                for (position, to) in to.iter_mut().enumerate().take(valid.1).skip(valid.0) {
+                    let (block, token) = ((chunk + position) / block_size, (chunk + position) % block_size);
+                    *to = scales[(self.table[block] as usize * block_size + token) * kv_heads + head];
+                }
+            }
+        }
+        true
     }
 
     /// V of a chunk, widened to `[64][wide]`.

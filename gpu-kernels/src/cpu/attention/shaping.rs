@@ -92,6 +92,21 @@ impl Kernel for Shape<'_, '_> {
     }
 }
 
+/// Multiplies scores by what keys are scaled by, or weights by what values are.
+#[inline(always)]
+pub(super) fn scale<L: Lanes>(lanes: L, state: &mut State<'_>, rows: (usize, usize), scales: &[f32; CHUNK]) {
+    for row in state.weight[rows.0 * CHUNK..rows.1 * CHUNK].chunks_exact_mut(CHUNK) {
+        for (x, by) in row.as_chunks_mut::<WIDTH>().0.iter_mut().zip(scales.as_chunks::<WIDTH>().0) {
+            // SAFETY: sixteen elements.
+            let by = unsafe { lanes.load(by.as_ptr()) };
+            // SAFETY: as above.
+            let product = lanes.mul(unsafe { lanes.load(x.as_ptr()) }, by);
+            // SAFETY: as above.
+            unsafe { lanes.store(x.as_mut_ptr(), product) };
+        }
+    }
+}
+
 /// Changes the scores of a row, which come with their places in the chunk.
 #[inline(always)]
 fn each<L: Lanes>(lanes: L, scores: &mut [f32], change: impl Fn(L::F, L::F) -> L::F) {

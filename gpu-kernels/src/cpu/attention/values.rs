@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::pages::Chunk;
 use super::state::{State, clip};
-use super::{CHUNK, Element, Kernel, Lanes, WIDTH};
+use super::{CHUNK, InParts, Kernel, Lanes, WIDTH};
 
 /// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]`, over what each row sees.
 ///
@@ -96,7 +96,7 @@ impl<'a, E> InPlace<'a, E> {
     }
 }
 
-impl<E: Element> Values for InPlace<'_, E> {
+impl<E: InParts> Values for InPlace<'_, E> {
     const WIDENED: bool = false;
 
     #[inline(always)]

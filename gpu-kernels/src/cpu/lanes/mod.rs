@@ -198,9 +198,6 @@ pub(crate) trait Element: Copy {
     /// # Safety
     /// 16 elements are readable at `at`, at any alignment.
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
-    /// # Safety
-    /// As many elements as a register holds are readable at `at`, at any alignment.
-    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P;
 
     /// The first or the second element of `in` for the sixteen outputs of a line (see [`super::panels`]).
     /// # Safety
@@ -242,6 +239,13 @@ pub(crate) trait Element: Copy {
     }
 }
 
+/// Elements of which a register is loaded by itself too.
+pub(crate) trait InParts: Element {
+    /// # Safety
+    /// As many elements as a register holds are readable at `at`, at any alignment.
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P;
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct AsF32;
 #[derive(Clone, Copy)]
@@ -256,6 +260,9 @@ impl Element for AsF32 {
         // SAFETY: the caller's promise; `load` takes any alignment.
         unsafe { lanes.load(at.cast()) }
     }
+}
+
+impl InParts for AsF32 {
     #[inline(always)]
     unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
         // SAFETY: the caller's promise.
@@ -269,11 +276,6 @@ impl Element for AsBf16 {
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_bf16(at) }
-    }
-    #[inline(always)]
-    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.load_part_bf16(at) }
     }
     #[inline(always)]
     unsafe fn half_line<L: Lanes, const SECOND: bool>(lanes: L, at: *const u8) -> L::F {
@@ -292,6 +294,14 @@ impl Element for AsBf16 {
     }
 }
 
+impl InParts for AsBf16 {
+    #[inline(always)]
+    unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_part_bf16(at) }
+    }
+}
+
 impl Element for AsF16 {
     const BYTES: usize = 2;
     #[inline(always)]
@@ -299,6 +309,9 @@ impl Element for AsF16 {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_f16(at) }
     }
+}
+
+impl InParts for AsF16 {
     #[inline(always)]
     unsafe fn load_part<L: Lanes>(lanes: L, at: *const u8) -> L::P {
         // SAFETY: the caller's promise.
