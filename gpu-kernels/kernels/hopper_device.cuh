@@ -81,36 +81,19 @@ template <class T, u32 N> FN void wgmma(float *d, u64 a, u64 b, bool add);
 // d += a · b: a 64x16 in registers, as `mma` takes it; b 16xN in shared memory, rows along n.
 template <class T, u32 N> FN void wgmma_turned(float *d, const u32 *a, u64 b);
 
-// Four stored numbers of one byte, in order, as two registers of two: exact, but times `unit`.
-template <class T, class C> FN void widen_four(u32 four, u32 *two);
-// The bits of E4M3 in the place of an f16's are the number times 2^-8, in that of a bf16's times 2^-120.
-template <> FN void widen_four<f16, e4m3>(u32 four, u32 *two) {
-    for (u32 i = 0; i < 2; ++i) {
-        u32 high = __byte_perm(four, 0, i == 0 ? 0x1404 : 0x3424);
-        two[i] = (high & 0x80008000u) | (high >> 1 & 0x3f803f80u);
-    }
+// The bytes of two registers, 0 to 7, that the four lowest digits of `which` name, the lowest first.
+FN u32 bytes_of(u32 first, u32 second, u32 which) { return __byte_perm(first, second, which); }
+// a · b + c of the two numbers in registers, rounded once.
+template <class T> FN u32 fused_two(u32 a, u32 b, u32 c);
+template <> FN u32 fused_two<bf16>(u32 a, u32 b, u32 c) {
+    u32 two;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(two) : "r"(a), "r"(b), "r"(c));
+    return two;
 }
-template <> FN void widen_four<bf16, e4m3>(u32 four, u32 *two) {
-    for (u32 i = 0; i < 2; ++i) {
-        u32 high = __byte_perm(four, 0, i == 0 ? 0x1404 : 0x3424);
-        u32 bits = (high & 0x80008000u) | (high >> 4 & 0x07f007f0u);
-        // 2^112 twice.
-        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(two[i]) : "r"(bits), "r"(0x77807780u));
-    }
-}
-// The number plus 128 behind a one of higher worth; then that is taken away again.
-template <> FN void widen_four<f16, i8>(u32 four, u32 *two) {
-    for (u32 i = 0; i < 2; ++i) {
-        u32 above = __byte_perm(four ^ 0x80808080u, 0x64646464u, i == 0 ? 0x4140 : 0x4342);
-        // Times 2^-7, minus 9.
-        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(two[i]) : "r"(above), "r"(0x20002000u), "r"(0xc880c880u));
-    }
-}
-template <> FN void widen_four<bf16, i8>(u32 four, u32 *two) {
-    float x[4];
-    for (u32 i = 0; i < 4; ++i)
-        x[i] = fused(as_float(__byte_perm(four ^ 0x80808080u, 0x4b000000u, 0x7440 + i)), 1.0f / 128, -65537.0f);
-    for (u32 i = 0; i < 2; ++i) two[i] = pack<bf16>(x[2 * i], x[2 * i + 1]);
+template <> FN u32 fused_two<f16>(u32 a, u32 b, u32 c) {
+    u32 two;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(two) : "r"(a), "r"(b), "r"(c));
+    return two;
 }
 
 // The registers of d by their numbers, and what they stand for.

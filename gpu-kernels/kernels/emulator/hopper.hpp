@@ -209,10 +209,14 @@ template <u32 N> FN void stores_read() {
     }
 }
 
-template <class T, class C> FN void widen_four(u32 four, u32 *two) {
-    float x[4];
-    for (u32 i = 0; i < 4; ++i) x[i] = widen(C{static_cast<u8>(four >> 8 * i)}) * unit<C>();
-    for (u32 i = 0; i < 2; ++i) two[i] = pack<T>(x[2 * i], x[2 * i + 1]);
+FN u32 bytes_of(u32 first, u32 second, u32 which) {
+    u64 all = static_cast<u64>(second) << 32 | first;
+    u32 bytes = 0;
+    for (u32 i = 0; i < 4; ++i) bytes |= static_cast<u32>(all >> 8 * (which >> 4 * i & 7u) & 0xffu) << 8 * i;
+    return bytes;
+}
+template <class T> FN u32 fused_two(u32 a, u32 b, u32 c) {
+    return pack<T>(std::fma(low<T>(a), low<T>(b), low<T>(c)), std::fma(high<T>(a), high<T>(b), high<T>(c)));
 }
 
 template <u32 N> FN void registers_give() {}
