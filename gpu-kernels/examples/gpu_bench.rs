@@ -1,5 +1,5 @@
 //! What the CUDA operators reach on a GPU:
-//! `cargo run --release -p quayline-gpu-kernels --features cuda --example gpu_bench [-- dry] [ID...]`.
+//! `cargo run --release -p quayline-gpu-kernels --example gpu_bench [-- dry] [ID...]`.
 //! The shapes are those of `scripts/targets.tsv`; `scripts/gpu_peers.py` runs the same with other libraries, and
 //! `scripts/gpu-check bench` puts both into one table.
 //!

@@ -27,10 +27,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use emulator::Emulator;
+#[cfg(feature = "cuda")]
+use quayline_engine::CublasLtPlace;
 use quayline_engine::{
-    Constraint, CublasLtPlace, Device, Engine, FinishReason, Grammar, KvDtype, KvSize, LoadError, Model,
-    ModelFiles, Options, Output, Request, RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits,
-    Tick,
+    Constraint, Device, Engine, FinishReason, Grammar, KvDtype, KvSize, LoadError, Model, ModelFiles,
+    Options, Output, Request, RequestId, Rounding, Sampling, Speculation, StepArrays, StepLimits, Tick,
 };
 use quayline_gpu_kernels::Dtype;
 use safetensors::SafeTensors;
