@@ -1,5 +1,7 @@
 //! What operators ask of their arguments, on whatever machine. Behind the door nothing is checked.
 
+use std::collections::BTreeMap;
+
 use crate::cpu::Batch;
 use crate::error::{at_most, below, multiple, same};
 use crate::shape::HEAD_DIM_MAX;
@@ -180,6 +182,18 @@ pub(crate) fn copy_blocks(pool: KvShape, pairs: &[(u32, u32)]) -> Result<(), Err
         below("copy_blocks", "source block", from as usize, pool.blocks)?;
         below("copy_blocks", "target block", to as usize, pool.blocks)
     })
+}
+
+/// Lists of copies between slots, none of which is in two of them.
+pub(crate) fn copy_slots(pool: KvShape, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
+    let (slots, mut owner) = (pool.blocks * pool.block_size, BTreeMap::new());
+    for (index, list) in lists.iter().enumerate() {
+        for slot in list.iter().flat_map(|&(from, to)| [from, to]) {
+            below("copy_slots", "slot", usize::try_from(slot).unwrap_or(usize::MAX), slots)?;
+            same("copy_slots", "list of a slot", index, *owner.entry(slot).or_insert(index))?;
+        }
+    }
+    Ok(())
 }
 
 /// A block that is copied to or from the host, of as many bytes as `bytes` says.

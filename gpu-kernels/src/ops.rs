@@ -392,6 +392,13 @@ pub trait Ops {
     /// When a block is not in the pool.
     fn copy_blocks(&self, pool: &mut Self::KvPool, pairs: &[(u32, u32)]) -> Result<(), Error>;
 
+    /// Copies K and V of single tokens between slots, of all layers: the drafts of a tree that stand go to the slots
+    /// that the sequence goes on from. A list is made in order, each `(from, to)`; lists share no slot.
+    ///
+    /// # Errors
+    /// When a slot is not in the pool, or in two lists.
+    fn copy_slots(&self, pool: &mut Self::KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error>;
+
     /// Copies a block, K and V of all layers, out of the pool into `bytes`, as many as [`Ops::kv_block_bytes`]. What
     /// they mean is known to [`Ops::load_block`] of a pool of the same shape alone.
     ///

@@ -599,39 +599,39 @@ fn hopper_case_15_eight_bit_caches() {
 
 #[test]
 fn moved_tokens_read_as_their_source() {
-    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
-        for (cuda, _) in machines(Dtype::Bf16) {
-            let shape = KvShape {
-                layers: 3,
-                blocks: 3,
-                block_size: 5,
-                kv_heads: 2,
-                head_dim: 24,
-                dtype: Dtype::Bf16,
-            };
-            let mut pool = cuda.kv_pool_stored(shape, storage).unwrap();
-            let slots: Vec<i64> = (0..15).collect();
-            let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {
-                (0..15 * 48).map(|i| (from(i / 48) * 48 + i % 48) as f32).collect()
-            };
-            append(&cuda, &mut pool, shape, &slots, &x(&|slot| slot), &x(&|slot| 15 + slot));
-            // A branch of a tree goes to where the sequence goes on; another sequence has its own.
-            let lists: [&[(u64, u64)]; 3] = [&[(6, 5), (8, 6), (9, 8)], &[], &[(14, 0)]];
-            cuda.copy_slots(&mut pool, &lists).unwrap();
-            let now = |slot| [14, 1, 2, 3, 4, 6, 8, 7, 9, 9, 10, 11, 12, 13, 14][slot];
-            let mut expected = cuda.kv_pool_stored(shape, storage).unwrap();
-            append(&cuda, &mut expected, shape, &slots, &x(&now), &x(&|slot| 15 + now(slot)));
-            let mut bytes = [(); 2].map(|()| vec![0; cuda.kv_block_bytes_stored(shape, storage).unwrap()]);
-            for block in 0..3 {
-                cuda.save_block(&pool, block, &mut bytes[0]).unwrap();
-                cuda.save_block(&expected, block, &mut bytes[1]).unwrap();
-                assert!(bytes[0] == bytes[1], "{storage:?}, block {block}");
-            }
-            assert!(matches!(
-                cuda.copy_slots(&mut pool, &[&[(15, 0)]]),
-                Err(Error::TooLarge { dimension: "slot", found: 15, .. })
-            ));
-            assert!(cuda.copy_slots(&mut pool, &[&[(1, 2)], &[(2, 3)]]).is_err(), "a slot of two lists");
+    for block_size in [5, 16, 32] {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            cpus().for_each(|cpu| moved_tokens(&cpu, dtype, block_size));
         }
+        machines(Dtype::Bf16).iter().for_each(|(cuda, _)| moved_tokens(cuda, Dtype::Bf16, block_size));
+    }
+}
+
+fn moved_tokens<O: Ops>(ops: &O, dtype: Dtype, block_size: usize) {
+    let shape = KvShape { layers: 3, blocks: 3, block_size, kv_heads: 2, head_dim: 24, dtype };
+    let count = 3 * block_size;
+    let slots: Vec<i64> = (0..count as i64).collect();
+    let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {
+        (0..count * 48).map(|i| (from(i / 48) * 48 + i % 48) as f32).collect()
+    };
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
+        let mut pool = ops.kv_pool_stored(shape, storage).unwrap();
+        append(ops, &mut pool, shape, &slots, &x(&|slot| slot), &x(&|slot| count + slot));
+        // A branch of a tree goes to where the sequence goes on; another sequence has its own.
+        let lists: [&[(u64, u64)]; 3] = [&[(6, 5), (8, 6), (9, 8)], &[], &[(14, 0)]];
+        ops.copy_slots(&mut pool, &lists).unwrap();
+        let moved = [14, 1, 2, 3, 4, 6, 8, 7, 9, 9];
+        let now = |slot: usize| moved.get(slot).copied().unwrap_or(slot);
+        let mut expected = ops.kv_pool_stored(shape, storage).unwrap();
+        append(ops, &mut expected, shape, &slots, &x(&now), &x(&|slot| count + now(slot)));
+        let mut bytes = [(); 2].map(|()| vec![0; ops.kv_block_bytes_stored(shape, storage).unwrap()]);
+        for block in 0..3 {
+            ops.save_block(&pool, block, &mut bytes[0]).unwrap();
+            ops.save_block(&expected, block, &mut bytes[1]).unwrap();
+            assert!(bytes[0] == bytes[1], "{dtype} {storage:?}, block {block} of {block_size} tokens");
+        }
+        let beyond = ops.copy_slots(&mut pool, &[&[(count as u64, 0)]]);
+        assert!(matches!(beyond, Err(Error::TooLarge { dimension: "slot", found, .. }) if found == count));
+        assert!(ops.copy_slots(&mut pool, &[&[(1, 2)], &[(2, 3)]]).is_err(), "a slot of two lists");
     }
 }

@@ -424,6 +424,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn copy_slots(&self, pool: &mut KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
+        door::copy_slots(pool.shape, lists)?;
+        for &(from, to) in lists.iter().copied().flatten() {
+            #[expect(clippy::cast_possible_truncation, reason = "below the number of slots")]
+            pool.copy_slot(from as usize, to as usize);
+        }
+        Ok(())
+    }
+
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
         door::block("save_block", pool.shape, block, bytes.len(), pool.bytes_of_block())?;
         pool.save_block(block, bytes);

@@ -240,6 +240,34 @@ impl KvPool {
         }
     }
 
+    /// Copies K and V of a token, a lane of a panel and a row, in every layer.
+    pub(crate) fn copy_slot(&mut self, from: usize, to: usize) {
+        let KvShape { layers, blocks, block_size, kv_heads, .. } = self.shape;
+        let (layout, lanes, size) = (self.layout, self.lanes(), self.form.bytes());
+        // Pairs of bf16 lie beside each other.
+        let unit = if self.form == Form::Bf16 { 2 * size } else { size };
+        let row = layout.token_stride * size;
+        let place = |slot: usize, head: usize| {
+            let (block, token) = (slot / block_size, slot % block_size);
+            let first = block * layout.page_stride + head * layout.head_stride;
+            let (lane, rows) = (token % lanes, first * size);
+            (rows + (token - lane) * row + lane * unit, rows + token * row)
+        };
+        for (layer, head) in (0..layers).flat_map(|layer| (0..kv_heads).map(move |head| (layer, head))) {
+            let ((lane_from, row_from), (lane_to, row_to)) = (place(from, head), place(to, head));
+            let keys = self.plane_mut(layer, 0);
+            for line in (0..lanes * row).step_by(lanes * unit) {
+                keys.copy_within(lane_from + line..lane_from + line + unit, lane_to + line);
+            }
+            self.plane_mut(layer, 1).copy_within(row_from..row_from + row, row_to);
+        }
+        if let Scales::PerHead(scales) = &mut self.scales {
+            for plane in scales.chunks_exact_mut(blocks * block_size * kv_heads) {
+                plane.copy_within(from * kv_heads..(from + 1) * kv_heads, to * kv_heads);
+            }
+        }
+    }
+
     /// Copies block `from` over block `to` in every layer.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
         let page = self.page_bytes();

@@ -1,13 +1,12 @@
 //! Copies of whole blocks: `kernels/copy.cu`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::device::Address;
 use super::memory::Memory;
 use super::pool::KvPool;
 use super::{Cuda, count, divide};
 use crate::Error;
-use crate::error::{below, same};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -60,22 +59,11 @@ fn parts(pool: &KvPool) -> impl Iterator<Item = Planes> {
 }
 
 impl Cuda {
-    /// Copies K and V of single tokens between slots, of all layers in one launch: after [`Cuda::verify`], the
-    /// drafts of a tree that stand go to the slots that the sequence goes on from. A list is made in order, each
-    /// `(from, to)`.
-    ///
-    /// # Errors
-    /// When a slot is not in the pool, or in two lists, or the device fails.
-    pub fn copy_slots(&self, pool: &mut KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
-        let slots = pool.shape.blocks * pool.shape.block_size;
-        let (mut owner, mut moves, mut runs) = (HashMap::new(), Vec::<u64>::new(), vec![0_u32]);
-        for (index, list) in lists.iter().enumerate() {
-            for slot in list.iter().flat_map(|&(from, to)| [from, to]) {
-                let found = usize::try_from(slot).unwrap_or(usize::MAX);
-                below("copy_slots", "slot", found, slots)?;
-                same("copy_slots", "list of a slot", index, *owner.entry(slot).or_insert(index))?;
-                moves.push(slot);
-            }
+    /// Copies between slots, all checked, of all layers in one launch.
+    pub(super) fn move_tokens(&self, pool: &KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
+        let (mut moves, mut runs) = (Vec::<u64>::new(), vec![0_u32]);
+        for list in lists {
+            moves.extend(list.iter().flat_map(|&(from, to)| [from, to]));
             runs.push(count("copy_slots", "moves", moves.len() / 2)?);
         }
         let moves = Memory::of(&self.device, bytemuck::cast_slice(&moves))?;

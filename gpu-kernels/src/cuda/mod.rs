@@ -429,6 +429,11 @@ impl Ops for Cuda {
         self.copy(pool, pairs)
     }
 
+    fn copy_slots(&self, pool: &mut KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error> {
+        door::copy_slots(pool.shape, lists)?;
+        self.move_tokens(pool, lists)
+    }
+
     fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
         door::block("save_block", pool.shape, block, bytes.len(), pool.block_bytes())?;
         self.save(pool, block, bytes)
