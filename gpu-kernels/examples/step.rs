@@ -1,6 +1,6 @@
 //! Where the time of a step goes in which every sequence gets one token: a Llama's operators one after the other, over
-//! weights and caches that come from memory. `cargo run --release -p quayline-gpu-kernels --example step [-- SEQUENCES
-//! CONTEXT [THREADS]]`; by default 16 sequences of 160 tokens of a model with 110 million weights.
+//! weights and caches that come from memory. `cargo run --release -p quayline-gpu-kernels --example step [-- [SEQUENCES
+//! CONTEXT THREADS int8|int4]]`; by default 16 sequences of 160 tokens of a model with 110 million weights in bf16.
 
 #![expect(clippy::print_stdout, reason = "a program that reports")]
 #![expect(clippy::cast_possible_truncation, reason = "small counts")]
@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use quayline_gpu_kernels::cpu::{Batch, KvPool, RopeTable, Tensor, Weight};
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Projection, RopeStyle, Span, WeightSource,
+    Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Projection, RopeStyle, Rounding, Span,
+    WeightSource,
 };
 
 const LAYERS: usize = 12;
@@ -27,11 +28,16 @@ const OPERATORS: [&str; 11] =
     ["norm", "q k v", "rope", "append", "attention", "output", "add norm", "gate up", "silu", "down", "head"];
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse().expect("a number"));
-    let sequences = arguments.next().unwrap_or(16);
-    let context = arguments.next().unwrap_or(160);
-    let cpu = Cpu::new(arguments.next().and_then(NonZeroUsize::new), None).expect("threads");
-    let mut model = Model::new(&cpu, sequences, context);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize| arguments.get(index).map(|number| number.parse().expect("a number"));
+    let (sequences, context) = (number(0).unwrap_or(16), number(1).unwrap_or(160));
+    let cpu = Cpu::new(number(2).and_then(NonZeroUsize::new), None).expect("threads");
+    let rounding = arguments.get(3).map(|name| match name.as_str() {
+        "int8" => Rounding::Int8,
+        "int4" => Rounding::Int4,
+        name => panic!("{name} is neither int8 nor int4"),
+    });
+    let mut model = Model::new(&cpu, (sequences, context), rounding);
     let mut steps: Vec<[f64; OPERATORS.len()]> = (0..STEPS).map(|_| model.step(&cpu)).collect();
     // The first ones meet memory that nobody has touched.
     steps.drain(..STEPS / 4);
@@ -69,13 +75,16 @@ struct Model {
 }
 
 impl Model {
-    fn new(cpu: &Cpu, sequences: usize, context: usize) -> Self {
+    fn new(cpu: &Cpu, (sequences, context): (usize, usize), rounding: Option<Rounding>) -> Self {
         let matrix = |out: usize, into: usize| {
             let bytes: Vec<u8> = [0x81, 0x3b].repeat(out * into);
             let range = 0..bytes.len();
             let source =
                 WeightSource { bytes: Arc::new(bytes), range, dtype: Dtype::Bf16, shape: vec![out, into] };
-            cpu.weight(source).expect("the range fits")
+            match rounding {
+                None => cpu.weight(source).expect("the range fits"),
+                Some(rounding) => cpu.weight_rounded(source, rounding).expect("the range fits"),
+            }
         };
         let bytes: Vec<u8> = [0x80, 0x3f].repeat(HIDDEN);
         let range = 0..bytes.len();
