@@ -34,8 +34,10 @@ fn main() {
     let cpu = Cpu::new(number(2).and_then(NonZeroUsize::new), None).expect("threads");
     let rounding = arguments.get(3).map(|name| match name.as_str() {
         "int8" => Rounding::Int8,
-        "int4" => Rounding::Int4,
-        name => panic!("{name} is neither int8 nor int4"),
+        name => {
+            assert_eq!(name, "int4", "int8 or int4");
+            Rounding::Int4
+        }
     });
     let mut model = Model::new(&cpu, (sequences, context), rounding);
     let mut steps: Vec<[f64; OPERATORS.len()]> = (0..STEPS).map(|_| model.step(&cpu)).collect();

@@ -67,11 +67,6 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// Whether all zero points are 8.
-    pub(crate) fn is_plain(&self) -> bool {
-        (0..self.groups).all(|group| (0..self.rows).all(|row| self.zero(row, group) == 8))
-    }
-
     /// The first input that is in another group than its place says.
     pub(crate) fn first_out_of_order(&self) -> Option<usize> {
         let mut inputs = self.group_of?.iter().enumerate();

@@ -192,6 +192,29 @@ fn products_are_right_at_every_edge() {
 }
 
 #[test]
+fn a_row_with_something_that_is_no_number_spoils_no_other() {
+    let (out, into) = (40, 200);
+    for (seed, odd) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
+        for cpu in cpus() {
+            let mut random = Random::new(400 + seed as u64);
+            for rounding in [Rounding::Int8, Rounding::Int4] {
+                let source = random.stored(Dtype::Bf16, &[out, into]).source;
+                let weight = cpu.weight_rounded(source, rounding).unwrap();
+                let mut x = random.floats(3 * into);
+                let right = product(&cpu, &weight, None, &x, (out, into));
+                x[into + 130] = odd;
+                let found = product(&cpu, &weight, None, &x, (out, into));
+                assert_eq!(bits(&found[..out]), bits(&right[..out]), "{cpu:?} {rounding:?} {odd}");
+                assert_eq!(bits(&found[2 * out..]), bits(&right[2 * out..]), "{cpu:?} {rounding:?} {odd}");
+                let spoilt = found[out..2 * out].iter().filter(|x| !x.is_finite()).count();
+                // With eight bits what is infinite, times a weight of nothing, is no number either.
+                assert!(spoilt > out / 2, "{cpu:?} {rounding:?} {odd}: {spoilt} of {out}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_has_the_same_bits_alone_in_company_and_on_all_threads() {
     for seed in 200..230 {
         let mut wide = Vec::new();

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! four bits    16 scales in f16, 16 zero points less 8 in i8, 16 bytes of nothing   64 bytes
-//!              8 elements of `in` in the nibbles of a word, lowest first, 16 words  64 bytes, group / 8 times
+//!              8 elements of `in` in a word, in its low nibbles and then in its
+//!              high ones, 16 words                                                  64 bytes, group / 8 times
 //! eight bits   16 scales in f32                                                     64 bytes, once: one group
 //!              4 elements of `in`, 16 bytes each                                    64 bytes, in / 4 times
 //! ```
@@ -21,6 +22,7 @@ use half::f16;
 
 use super::arena::{Arena, Room};
 use super::lanes::WIDTH;
+use super::out::SharedOut;
 use super::weight::widen;
 use super::workers::Workers;
 use crate::rounding::{GROUP, round_eight, round_four};
@@ -35,10 +37,8 @@ pub(crate) const STEP: usize = 8;
 /// What the values of a matrix are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Four bits, all zero points 8.
+    /// Four bits.
     Four,
-    /// Four bits with zero points of their own.
-    FourZeros,
     /// Eight bits, zero points 0.
     Eight,
 }
@@ -47,7 +47,7 @@ impl Form {
     /// Elements of `in` in a line.
     pub(crate) fn elements(self) -> usize {
         match self {
-            Self::Four | Self::FourZeros => 8,
+            Self::Four => 8,
             Self::Eight => 4,
         }
     }
@@ -70,6 +70,15 @@ impl fmt::Debug for Integers {
         let Self { form, rows, cols, group, .. } = self;
         write!(f, "Integers([{rows}, {cols}] {form:?} by {group})")
     }
+}
+
+/// One product of a `linear` call.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a Integers,
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `[rows, weight.rows]`.
+    pub(crate) out: SharedOut,
 }
 
 /// A panel before it is packed.
@@ -121,9 +130,8 @@ impl Integers {
                 supported: "groups one after the other",
             });
         }
-        let form = if stored.is_plain() { Form::Four } else { Form::FourZeros };
         let &Int4Source { rows, cols, group, .. } = source;
-        Self::pack(with, form, (rows, cols, group), &|first, there, panel| {
+        Self::pack(with, Form::Four, (rows, cols, group), &|first, there, panel| {
             for lane in 0..there {
                 let row = first + lane;
                 for (col, to) in panel.values[lane * cols..][..cols].iter_mut().enumerate() {
@@ -181,7 +189,7 @@ impl Integers {
             for (lane, (&scale, &zero)) in scales.iter().zip(&panel.zeros[index * WIDTH..]).enumerate() {
                 match self.form {
                     Form::Eight => header.as_chunks_mut::<4>().0[lane] = scale.to_le_bytes(),
-                    Form::Four | Form::FourZeros => {
+                    Form::Four => {
                         header.as_chunks_mut::<2>().0[lane] = f16::from_f32(scale).to_le_bytes();
                         header[2 * WIDTH + lane] = zero.cast_unsigned();
                     }
@@ -194,9 +202,9 @@ impl Integers {
                     let value = panel.values[lane * self.cols + col];
                     match self.form {
                         Form::Eight => lines[line][place * WIDTH + lane] = value.cast_unsigned(),
-                        Form::Four | Form::FourZeros => {
-                            let nibble = (value + 8).cast_unsigned() << (place % 2 * 4);
-                            lines[line][lane * 4 + place / 2] |= nibble;
+                        Form::Four => {
+                            let nibble = (value + 8).cast_unsigned() << (place / 4 * 4);
+                            lines[line][lane * 4 + place % 4] |= nibble;
                         }
                     }
                 }
@@ -251,17 +259,17 @@ impl Integers {
             let lines = lines.as_chunks::<LINE>().0;
             let scale = match self.form {
                 Form::Eight => f32::from_le_bytes(header.as_chunks::<4>().0[lane]),
-                _ => f16::from_le_bytes(header.as_chunks::<2>().0[lane]).to_f32(),
+                Form::Four => f16::from_le_bytes(header.as_chunks::<2>().0[lane]).to_f32(),
             };
             let zero = match self.form {
-                Form::FourZeros => header[2 * WIDTH + lane].cast_signed(),
-                Form::Four | Form::Eight => 0,
+                Form::Four => header[2 * WIDTH + lane].cast_signed(),
+                Form::Eight => 0,
             };
             for (element, out) in out.iter_mut().enumerate() {
                 let (line, place) = (&lines[element / self.form.elements()], element % self.form.elements());
                 let value = match self.form {
                     Form::Eight => line[place * WIDTH + lane].cast_signed(),
-                    _ => (line[lane * 4 + place / 2] >> (place % 2 * 4) & 15).cast_signed() - 8,
+                    Form::Four => (line[lane * 4 + place % 4] >> (place / 4 * 4) & 15).cast_signed() - 8,
                 };
                 *out = f32::from(value - zero) * scale;
             }

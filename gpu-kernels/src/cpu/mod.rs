@@ -7,9 +7,11 @@ mod append;
 mod arena;
 mod attention;
 mod batch;
+mod digits;
 mod eight_bits;
 mod embed;
-mod integer_matmul;
+mod int4_matmul;
+mod int8_matmul;
 mod integers;
 mod isa;
 mod lanes;
@@ -47,6 +49,7 @@ use crate::{
 };
 use arena::Arena;
 use attention::{Shaping, Step};
+use integers::Form;
 use matmul::Product;
 use norm::RmsNorm;
 use out::SharedOut;
@@ -241,7 +244,7 @@ impl Ops for Cpu {
                 bias.vector("linear", weight.0)?;
             }
         }
-        let (mut floats, mut integers) = (Vec::with_capacity(projections.len()), Vec::new());
+        let (mut floats, mut eights, mut fours) = (Vec::with_capacity(projections.len()), vec![], vec![]);
         for projection in projections.iter_mut() {
             let matrix = projection.weight.matrix("linear")?;
             let bias = match projection.bias {
@@ -252,14 +255,18 @@ impl Ops for Cpu {
             let out = SharedOut::new(projection.out.data_mut());
             match matrix {
                 Matrix::Floats(weight) => floats.push(Product { weight, bias, out }),
-                Matrix::Integers(weight) => integers.push(integer_matmul::Product { weight, bias, out }),
+                Matrix::Integers(weight) => match weight.form {
+                    Form::Eight => eights.push(integers::Product { weight, bias, out }),
+                    Form::Four => fours.push(integers::Product { weight, bias, out }),
+                },
             }
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let floats = self.on_tiles(&mut packed, x, floats);
         let with = (&*self.workers, self.isa);
         matmul::linear(with, &mut packed, x.data(), x.rows(), &floats);
-        integer_matmul::linear(with, &mut packed, x.data(), x.rows(), &integers);
+        int8_matmul::linear(with, &mut packed, x.data(), x.rows(), &eights);
+        int4_matmul::linear(with, &mut packed, x.data(), x.rows(), &fours);
         Ok(())
     }
 

@@ -70,6 +70,8 @@ macro_rules! both {
 impl Lanes for Avx2 {
     type F = Pair;
     type P = __m256;
+    type I = __m256i;
+    type B = __m256i;
     const PARTS: usize = 2;
     const REGISTERS: Registers = Registers::Few;
 
@@ -182,6 +184,28 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn no_dots(self) -> __m256i {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_setzero_si256() }
+    }
+    /// Four products of digits are at most 4 · 15 · 81: sixteen bits hold them.
+    #[inline(always)]
+    unsafe fn dot<const DIGIT: usize>(self, sums: __m256i, a: [__m256i; 2], x: [*const f32; 2]) -> __m256i {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let [first, second] = x.map(|x| _mm256_set1_epi32(x.cast::<i32>().add(DIGIT).read()));
+            let (first, second) = (_mm256_maddubs_epi16(a[0], first), _mm256_maddubs_epi16(a[1], second));
+            let both = _mm256_add_epi16(first, second);
+            _mm256_add_epi32(sums, _mm256_madd_epi16(both, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    fn whole_part(self, a: __m256i) -> __m256 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm256_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
     fn splat_part(self, x: f32) -> __m256 {
         // SAFETY: the token proves the feature.
         unsafe { _mm256_set1_ps(x) }
@@ -254,17 +278,30 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Pair {
-        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "at most 28")]
-        let shift = 4 * INDEX as i32;
+    unsafe fn load_nibbles(self, at: *const u8) -> [__m256i; 2] {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe {
-            let (shift, low) = (_mm256_set1_epi32(shift), _mm256_set1_epi32(15));
-            let words: [__m256i; 2] = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-            let eight = _mm256_set1_ps(8.0);
-            let first = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(words[0], shift), low));
-            let second = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(words[1], shift), low));
-            [_mm256_sub_ps(first, eight), _mm256_sub_ps(second, eight)]
+            let (bytes, low) = (_mm256_loadu_si256(at.cast()), _mm256_set1_epi8(15));
+            [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_digits(self, at: *mut f32, digits: [Pair; 3]) {
+        let [a, b, c] = digits;
+        for (half, (a, (b, c))) in a.into_iter().zip(b.into_iter().zip(c)).enumerate() {
+            // SAFETY: the caller's promise, and the token proves the feature.
+            unsafe {
+                let low = _mm256_set1_epi32(255);
+                let a = _mm256_and_si256(_mm256_cvtps_epi32(a), low);
+                let b = _mm256_and_si256(_mm256_cvtps_epi32(b), low);
+                let c = _mm256_and_si256(_mm256_cvtps_epi32(c), low);
+                let words = _mm256_or_si256(a, _mm256_slli_epi32::<8>(b));
+                let words = _mm256_or_si256(words, _mm256_slli_epi32::<16>(c));
+                let columns = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                    0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+                ));
+                _mm256_storeu_si256(at.add(8 * half).cast(), _mm256_shuffle_epi8(words, columns));
+            }
         }
     }
     #[inline(always)]

@@ -9,19 +9,27 @@ use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes, Registers};
 
-/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and VNNI if so it says.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
 /// # Safety
 /// The machine has the features named at [`Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
-    kernel.run(Avx512(()));
+    kernel.run(Avx512::<false>(()));
 }
 
-impl Avx512 {
+/// # Safety
+/// The machine has the features named at [`Avx512`], and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+pub(crate) unsafe fn run_dots<K: Kernel>(kernel: K) {
+    kernel.run(Avx512::<true>(()));
+}
+
+impl<const VNNI: bool> Avx512<VNNI> {
     #[inline(always)]
     fn first(n: usize) -> __mmask16 {
         debug_assert!(n <= 16);
@@ -31,16 +39,18 @@ impl Avx512 {
     }
 }
 
-impl Lanes for Avx512 {
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type F = __m512;
     type P = __m512;
+    type I = __m512i;
+    type B = __m512i;
     const PARTS: usize = 1;
     const REGISTERS: Registers = Registers::Many;
 
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) {
         // SAFETY: the token proves that the machine has the features.
-        unsafe { run(kernel) }
+        if VNNI { unsafe { run_dots(kernel) } } else { unsafe { run(kernel) } }
     }
 
     #[inline(always)]
@@ -157,6 +167,30 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn no_dots(self) -> __m512i {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn dot<const DIGIT: usize>(self, sums: __m512i, a: [__m512i; 2], x: [*const f32; 2]) -> __m512i {
+        // SAFETY: the caller's promise, and the token proves the features.
+        unsafe {
+            let [first, second] = x.map(|x| _mm512_set1_epi32(x.cast::<i32>().add(DIGIT).read()));
+            if VNNI {
+                return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, a[0], first), a[1], second);
+            }
+            let (first, second) = (_mm512_maddubs_epi16(a[0], first), _mm512_maddubs_epi16(a[1], second));
+            let both = _mm512_add_epi16(first, second);
+            _mm512_add_epi32(sums, _mm512_madd_epi16(both, _mm512_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    fn whole_part(self, a: __m512i) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
     fn splat_part(self, x: f32) -> __m512 {
         self.splat(x)
     }
@@ -205,18 +239,27 @@ impl Lanes for Avx512 {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
     }
-    /// The table looks at the lowest four bits of a lane only.
     #[inline(always)]
-    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> __m512 {
-        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "at most 28")]
-        let shift = 4 * INDEX as i32;
+    unsafe fn load_nibbles(self, at: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe {
-            let table = _mm512_setr_ps(
-                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
-            );
-            let words = _mm512_loadu_si512(at.cast());
-            _mm512_permutexvar_ps(_mm512_srlv_epi32(words, _mm512_set1_epi32(shift)), table)
+            let (bytes, low) = (_mm512_loadu_si512(at.cast()), _mm512_set1_epi8(15));
+            [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_digits(self, at: *mut f32, digits: [__m512; 3]) {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let low = _mm512_set1_epi32(255);
+            let a = _mm512_and_si512(_mm512_cvtps_epi32(digits[0]), low);
+            let b = _mm512_and_si512(_mm512_cvtps_epi32(digits[1]), low);
+            let c = _mm512_and_si512(_mm512_cvtps_epi32(digits[2]), low);
+            let words = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+            let words = _mm512_or_si512(words, _mm512_slli_epi32::<16>(c));
+            let columns =
+                _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+            _mm512_storeu_si512(at.cast(), _mm512_shuffle_epi8(words, columns));
         }
     }
     #[inline(always)]

@@ -55,6 +55,10 @@ pub(crate) trait Lanes: Copy {
     type F: Copy;
     /// As many of them as one register holds.
     type P: Copy;
+    /// Sums of [`Lanes::dot`], for as many outputs as one register holds lanes.
+    type I: Copy;
+    /// Four numbers of 0..=15 for each of them.
+    type B: Copy;
     /// Registers in a vector.
     const PARTS: usize;
     /// How many vectors of running sums have room.
@@ -96,6 +100,15 @@ pub(crate) trait Lanes: Copy {
     /// Rows become columns.
     fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
 
+    /// Zeros.
+    fn no_dots(self) -> Self::I;
+    /// Adds to the sum of each output the products of its four numbers of each of `a` with one digit of the four of
+    /// each of `x`.
+    /// # Safety
+    /// Four words of [`Lanes::store_digits`] are readable at each of `x`.
+    unsafe fn dot<const DIGIT: usize>(self, sums: Self::I, a: [Self::B; 2], x: [*const f32; 2]) -> Self::I;
+    /// To f32, ties to even.
+    fn whole_part(self, a: Self::I) -> Self::P;
     fn splat_part(self, x: f32) -> Self::P;
     fn mul_part(self, a: Self::P, b: Self::P) -> Self::P;
     fn fma_part(self, a: Self::P, b: Self::P, c: Self::P) -> Self::P;
@@ -116,10 +129,16 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 16 signed bytes are readable at `at`.
     unsafe fn load_i8(self, at: *const u8) -> Self::F;
-    /// Nibble INDEX of each of 16 words, less 8.
+    /// The low and the high nibbles of a register of bytes.
     /// # Safety
-    /// 16 words of 4 bytes are readable at `at`, at any alignment.
-    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Self::F;
+    /// `64 / PARTS` bytes are readable at `at`, at any alignment.
+    unsafe fn load_nibbles(self, at: *const u8) -> [Self::B; 2];
+    /// Whole numbers of three digits, the lowest first, as [`Lanes::dot`] reads them: four words for each four numbers.
+    /// Where bytes are multiplied these are four digits each, and nothing; the portable lanes put the number itself
+    /// together again, all of it its lowest digit.
+    /// # Safety
+    /// 64 bytes are writable at `at`, at any alignment.
+    unsafe fn store_digits(self, at: *mut f32, digits: [Self::F; 3]);
     /// The first of each of 16 pairs.
     /// # Safety
     /// 32 bf16 are readable at `at`, at any alignment.
@@ -341,4 +360,15 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
         // SAFETY: as above.
         Isa::Avx512 | Isa::Amx => unsafe { avx512::run(kernel) },
     }
+}
+
+/// The same for kernels of which most is [`Lanes::dot`].
+#[inline]
+pub(crate) fn dispatch_dots<K: Kernel>(isa: Isa, kernel: K) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, Isa::Avx512 | Isa::Amx) && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: as in `dispatch`, and the machine has the instruction besides.
+        return unsafe { avx512::run_dots(kernel) };
+    }
+    dispatch(isa, kernel);
 }

@@ -79,6 +79,8 @@ impl Neon {
 impl Lanes for Neon {
     type F = Four;
     type P = float32x4_t;
+    type I = int32x4_t;
+    type B = uint8x16_t;
     const PARTS: usize = 4;
     const REGISTERS: Registers = Registers::Few;
 
@@ -178,6 +180,37 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn no_dots(self) -> int32x4_t {
+        // SAFETY: the token proves the feature.
+        unsafe { vdupq_n_s32(0) }
+    }
+    #[inline(always)]
+    unsafe fn dot<const DIGIT: usize>(
+        self,
+        sums: int32x4_t,
+        a: [uint8x16_t; 2],
+        x: [*const f32; 2],
+    ) -> int32x4_t {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let a = a.map(|a| vreinterpretq_s8_u8(a));
+            let x = x.map(|x| vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().add(DIGIT).read())));
+            let low = vmlal_s8(
+                vmull_s8(vget_low_s8(a[0]), vget_low_s8(x[0])),
+                vget_low_s8(a[1]),
+                vget_low_s8(x[1]),
+            );
+            let high = vmlal_high_s8(vmull_high_s8(a[0], x[0]), a[1], x[1]);
+            vpadalq_s16(sums, vpaddq_s16(low, high))
+        }
+    }
+    #[inline(always)]
+    fn whole_part(self, a: int32x4_t) -> float32x4_t {
+        // SAFETY: the token proves the feature.
+        unsafe { vcvtq_f32_s32(a) }
+    }
+
+    #[inline(always)]
     fn splat_part(self, x: f32) -> float32x4_t {
         // SAFETY: the token proves the feature.
         unsafe { vdupq_n_f32(x) }
@@ -251,16 +284,30 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Four {
-        #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "at most 28")]
-        let right = -4 * INDEX as i32;
-        // SAFETY: the caller's promise.
-        let words = unsafe { self.words(at) };
-        let (right, low) = (four!(vdupq_n_s32([right; 4])), four!(vdupq_n_u32([15; 4])));
-        let shifted = four!(vshlq_u32(words, right));
-        let nibbles = four!(vandq_u32(shifted, low));
-        let values = four!(vcvtq_f32_u32(nibbles));
-        self.sub(values, self.splat(8.0))
+    unsafe fn load_nibbles(self, at: *const u8) -> [uint8x16_t; 2] {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let bytes = vld1q_u8(at);
+            [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_digits(self, at: *mut f32, digits: [Four; 3]) {
+        const COLUMNS: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        let low = four!(vdupq_n_u32([255; 4]));
+        let [a, b, c] = digits.map(|digits| {
+            let whole = four!(vcvtq_s32_f32(digits));
+            let bytes = four!(vreinterpretq_u32_s32(whole));
+            four!(vandq_u32(bytes, low))
+        });
+        for (quarter, (a, (b, c))) in a.into_iter().zip(b.into_iter().zip(c)).enumerate() {
+            // SAFETY: the caller's promise, and the token proves the feature.
+            unsafe {
+                let words = vorrq_u32(vorrq_u32(a, vshlq_n_u32::<8>(b)), vshlq_n_u32::<16>(c));
+                let columns = vld1q_u8(COLUMNS.as_ptr());
+                vst1q_u8(at.add(4 * quarter).cast(), vqtbl1q_u8(vreinterpretq_u8_u32(words), columns));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Four {

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::super::digits::BASE;
 use super::{Kernel, Lanes, Registers, WIDTH};
 
 #[derive(Clone, Copy)]
@@ -21,6 +22,8 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
 impl Lanes for Portable {
     type F = [f32; WIDTH];
     type P = [f32; 4];
+    type I = [f32; 4];
+    type B = [[f32; 4]; 4];
     const PARTS: usize = 4;
     const REGISTERS: Registers = Registers::Quarters;
 
@@ -99,6 +102,33 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn no_dots(self) -> Self::I {
+        [0.0; 4]
+    }
+    #[inline(always)]
+    unsafe fn dot<const DIGIT: usize>(
+        self,
+        mut sums: Self::I,
+        a: [Self::B; 2],
+        x: [*const f32; 2],
+    ) -> Self::I {
+        if DIGIT == 0 {
+            for (a, x) in a.into_iter().zip(x) {
+                // SAFETY: the caller's promise.
+                let x = unsafe { x.cast::<[f32; 4]>().read_unaligned() };
+                for (a, x) in a.into_iter().zip(x) {
+                    sums = self.fma_part(a, [x; 4], sums);
+                }
+            }
+        }
+        sums
+    }
+    #[inline(always)]
+    fn whole_part(self, a: Self::I) -> Self::P {
+        a
+    }
+
+    #[inline(always)]
     fn splat_part(self, x: f32) -> Self::P {
         [x; 4]
     }
@@ -148,13 +178,20 @@ impl Lanes for Portable {
         each(|i| f32::from(bytes[i]))
     }
     #[inline(always)]
-    unsafe fn load_nibbles<const INDEX: usize>(self, at: *const u8) -> Self::F {
+    unsafe fn load_nibbles(self, at: *const u8) -> [Self::B; 2] {
         // SAFETY: the caller's promise.
-        let words = unsafe { at.cast::<[u32; WIDTH]>().read_unaligned() };
-        each(|i| {
-            let nibble = u32::from_le(words[i]) >> (4 * INDEX) & 15;
-            f32::from(nibble as u8) - 8.0
+        let words = unsafe { at.cast::<[u32; 4]>().read_unaligned() }.map(u32::from_le);
+        [0, 4].map(|nibble| {
+            std::array::from_fn(|byte| {
+                words.map(|word| (word >> (8 * byte + nibble) & 15) as u8).map(f32::from)
+            })
         })
+    }
+    #[inline(always)]
+    unsafe fn store_digits(self, at: *mut f32, digits: [Self::F; 3]) {
+        let [low, middle, high] = digits;
+        // SAFETY: the caller's promise.
+        unsafe { self.store(at, each(|i| (high[i] * BASE + middle[i]) * BASE + low[i])) };
     }
     #[inline(always)]
     unsafe fn load_f16(self, at: *const u8) -> Self::F {

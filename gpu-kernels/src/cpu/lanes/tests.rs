@@ -64,15 +64,21 @@ impl Kernel for All<'_> {
                 out.extend([lanes.load(at.add(n).cast()), lanes.load_first(at.add(n).cast(), n)]);
                 out.extend([lanes.load_bf16(at.add(n)), lanes.load_f16(at.add(n)), lanes.load_i8(at.add(n))]);
                 out.extend([lanes.load_firsts_bf16(at.add(n)), lanes.load_seconds_bf16(at.add(n))]);
-                out.extend([lanes.load_nibbles::<0>(at.add(n)), lanes.load_nibbles::<3>(at.add(n))]);
-                out.push(lanes.load_nibbles::<7>(at.add(n)));
             }
             let mut some = [0.5; WIDTH];
             // SAFETY: `n` elements are writable.
             unsafe { lanes.store_first(some.as_mut_ptr(), a, n) };
             out.push(load(lanes, &some));
         }
-        let mut parts = [[0.0; WIDTH]; 4];
+        let digit =
+            |x, most: f32| lanes.round(lanes.max(lanes.min(x, lanes.splat(most)), lanes.splat(-most)));
+        // A high digit of 81 would be too much for sums in f32 to be exact.
+        let digits = [digit(a, 81.0), digit(b, 81.0), digit(c, 1.0)];
+        let mut words = [0.0; WIDTH];
+        // SAFETY: sixteen words.
+        unsafe { lanes.store_digits(words.as_mut_ptr(), digits) };
+        let x = [words[4..].as_ptr(), words[12..].as_ptr()];
+        let mut parts = [[0.0; WIDTH]; 5];
         for first in (0..WIDTH).step_by(WIDTH / L::PARTS) {
             // SAFETY: parts of sixteen elements, or of 64 bytes.
             unsafe {
@@ -81,6 +87,17 @@ impl Kernel for All<'_> {
                 lanes.store_part(parts[1].as_mut_ptr().add(first), lanes.splat_part(self.numbers[2][0]));
                 lanes.store_part(parts[2].as_mut_ptr().add(first), lanes.load_part_bf16(at.add(2 * first)));
                 lanes.store_part(parts[3].as_mut_ptr().add(first), lanes.load_part_f16(at.add(2 * first)));
+                let values = lanes.load_nibbles(at.add(4 * first + 1));
+                let zero = lanes.no_dots();
+                let dots = [
+                    lanes.dot::<0>(zero, values, x),
+                    lanes.dot::<1>(zero, values, x),
+                    lanes.dot::<2>(zero, values, x),
+                ];
+                let [low, middle, high] = dots.map(|dots| lanes.whole_part(dots));
+                let base = lanes.splat_part(162.0);
+                let sum = lanes.fma_part(lanes.fma_part(high, base, middle), base, low);
+                lanes.store_part(parts[4].as_mut_ptr().add(first), sum);
             }
         }
         out.extend(parts.iter().map(|part| load(lanes, part)));
@@ -109,6 +126,9 @@ fn every_instruction_set_gives_the_bits_of_the_portable_lanes() {
             let mut found = Vec::new();
             dispatch(isa, All { numbers, found: &mut found });
             assert_eq!(found, expected, "{isa}: {numbers:?}");
+            let mut found = Vec::new();
+            dispatch_dots(isa, All { numbers, found: &mut found });
+            assert_eq!(found, expected, "{isa} for dots: {numbers:?}");
         }
     }
 }
