@@ -44,6 +44,7 @@ impl Collector for EngineCollector {
         write.host_memory(&snapshot.host.unwrap_or_default())?;
         write.disk(&snapshot.disk.unwrap_or_default())?;
         write.reasons(&snapshot.reasons)?;
+        write.constants()?;
         self.cache_config(&mut write, &snapshot)
     }
 }
@@ -98,6 +99,21 @@ impl Write<'_> {
             ConstGauge::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
         }
         Ok(())
+    }
+
+    /// What vLLM's readers ask for and here never changes: this server does not sleep and has no adapters.
+    fn constants(&mut self) -> fmt::Result {
+        let help = "Whether the engine computes (awake) or has given memory away";
+        let mut metric =
+            self.0.encode_descriptor("vllm:engine_sleep_state", help, None, MetricType::Gauge)?;
+        for (state, is_so) in [("awake", 1_u64), ("weights_offloaded", 0), ("discard_all", 0)] {
+            ConstGauge::new(is_so).encode(metric.encode_family(&[("sleep_state", state)])?)?;
+        }
+        let help = "Adapters of requests that run and wait";
+        let mut metric =
+            self.0.encode_descriptor("vllm:lora_requests_info", help, None, MetricType::Gauge)?;
+        let labels = [("max_lora", "0"), ("running_lora_adapters", ""), ("waiting_lora_adapters", "")];
+        ConstGauge::new(1_u64).encode(metric.encode_family(&labels)?)
     }
 
     fn drafts(&mut self, drafts: &DraftTotals, places: u32) -> fmt::Result {

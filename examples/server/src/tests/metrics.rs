@@ -147,8 +147,10 @@ const RESIDENCY: &str =
 const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
 
 /// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
-const SERIES: [(&str, &str); 39] = [
+const SERIES: [(&str, &str); 41] = [
     ("cache_config_info", "gauge"),
+    ("engine_sleep_state", "gauge"),
+    ("lora_requests_info", "gauge"),
     ("kv_cache_usage_perc", "gauge"),
     ("num_requests_running", "gauge"),
     ("num_requests_waiting", "gauge"),
