@@ -13,8 +13,8 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, Ops, Projection, Rounding, Span, WeightBytes,
-    WeightSource,
+    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, KvStorage, Ops, Projection, Rounding, Span,
+    WeightBytes, WeightSource,
 };
 
 fn main() {
@@ -27,7 +27,11 @@ fn main() {
             for rounding in [None, Some(Rounding::Int8), Some(Rounding::Int4)] {
                 linear(&cpu, rounding, &wanted);
             }
-            attention(&cpu, &wanted);
+            for (cache, storage) in
+                [("", KvStorage::Same), ("e4m3-", KvStorage::Fp8PerHead), ("int8-", KvStorage::Int8PerHead)]
+            {
+                attention(&cpu, (cache, storage), &wanted);
+            }
         }
     }
 }
@@ -142,7 +146,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
     }
 }
 
-fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
+fn attention(cpu: &Cpu, (cache, storage): (&str, KvStorage), wanted: &dyn Fn(&str) -> bool) {
     // (sequences, queries of each, context of each)
     let steps = [(1, 1, 4096), (8, 1, 1024), (32, 1, 256), (1, 512, 512), (1, 256, 4096)];
     let all_heads = [(6, 6, 48), (12, 12, 64), (14, 2, 64), (32, 8, 128)];
@@ -150,7 +154,7 @@ fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
     for (query, kv, dim) in all_heads {
         for (sequences, queries, context) in steps {
             let name = format!(
-                "attention/{query}x{kv}x{dim}/{sequences}x{queries}of{context}/{}-{}t",
+                "attention/{query}x{kv}x{dim}/{sequences}x{queries}of{context}/{cache}{}-{}t",
                 cpu.isa(),
                 cpu.threads()
             );
@@ -162,7 +166,7 @@ fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
             let per = context / block_size;
             let shape =
                 KvShape { layers, blocks: sequences * per, block_size, kv_heads: kv, head_dim: dim, dtype };
-            let mut pool = cpu.kv_pool(shape).expect("memory");
+            let mut pool = cpu.kv_pool_stored(shape, storage).expect("memory");
             let tokens = sequences * context;
             let slots: Vec<i64> = (0..tokens as i64).collect();
             let positions = vec![0; tokens];
@@ -207,7 +211,8 @@ fn attention(cpu: &Cpu, wanted: &dyn Fn(&str) -> bool) {
                 cpu.attention(&pool, layer, &batch, &q, attention, &mut out).expect("shapes agree");
             });
             let seen = rows * context - sequences * queries * (queries - 1) / 2;
-            let gb = (sequences * context * kv * dim * 2 * 2) as f64 / seconds / 1e9;
+            let bytes = if storage == KvStorage::Same { 2 } else { 1 };
+            let gb = (sequences * context * kv * dim * 2 * bytes) as f64 / seconds / 1e9;
             let gf = (seen * query * dim * 4) as f64 / seconds / 1e9;
             let peak = peak(cpu);
             println!(
