@@ -101,11 +101,12 @@ fn linear(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gpu-kernels/linear");
     group.sample_size(10);
     for (inputs, outputs) in [(768, 2048), (896, 4864), (2048, 5632)] {
-        for rounding in [None, Some(Rounding::Int8), Some(Rounding::Int4)] {
+        for rounding in [None, Some(Rounding::Int8), Some(Rounding::Fp8), Some(Rounding::Int4)] {
             let (values, weights) = weights(&cpu, outputs, inputs, rounding);
             let (stored, bits) = match rounding {
                 None => ("bf16", 16),
                 Some(Rounding::Int8) => ("int8", 8),
+                Some(Rounding::Fp8) => ("fp8", 8),
                 Some(Rounding::Int4) => ("int4", 4),
             };
             for rows in [1, 8, 16, 32, 128, 512] {

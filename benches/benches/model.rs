@@ -68,6 +68,7 @@ fn main() {
         threads: arguments.threads,
         quantization: arguments.quantization.as_deref().map(|to| match to {
             "int8" => Rounding::Int8,
+            "fp8" => Rounding::Fp8,
             _ => Rounding::Int4,
         }),
         max_num_seqs: 64,

@@ -24,7 +24,7 @@ fn main() {
         for threads in [1, 2] {
             let cpu =
                 Cpu::new(NonZeroUsize::new(threads), Some(isa)).expect("the instruction set is available");
-            for rounding in [None, Some(Rounding::Int8), Some(Rounding::Int4)] {
+            for rounding in [None, Some(Rounding::Int8), Some(Rounding::Fp8), Some(Rounding::Int4)] {
                 linear(&cpu, rounding, &wanted);
             }
             for (cache, storage) in
@@ -101,6 +101,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
     let (stored, bytes_each) = match rounding {
         None => ("bf16", 2.0),
         Some(Rounding::Int8) => ("int8", 1.0),
+        Some(Rounding::Fp8) => ("fp8", 1.0),
         Some(Rounding::Int4) => ("int4", 0.5 * 17.0 / 16.0),
     };
     for (k, n, copies) in [(288, 768, 1), (768, 2048, 40), (2048, 5632, 8), (5632, 2048, 8), (896, 4864, 20)]

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::{
-    Attention, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, RopeStyle, Rounding,
-    Scores, WeightSource,
+    Attention, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, RopeStyle,
+    Rounding, Scores, WeightSource,
 };
 
 /// One matrix product of [`Ops::linear`]: `out = x · weightᵀ + bias`.
@@ -97,7 +97,7 @@ pub trait Ops {
     /// memory cannot be had.
     fn weight(&self, source: WeightSource) -> Result<Self::Weight, Error>;
 
-    /// Takes a matrix and keeps it in small integers; a vector is kept as it is. Cost: one pass over the bytes.
+    /// Takes a matrix and keeps it in eight bits or four; a vector is kept as it is. Cost: one pass over the bytes.
     ///
     /// # Errors
     /// As [`Ops::weight`], and where integers are not computed with.
@@ -114,6 +114,16 @@ pub trait Ops {
     /// memory cannot be had, or integers are not computed with.
     fn weight_int4(&self, source: &Int4Source) -> Result<Self::Weight, Error> {
         Err(no_integers("weight_int4", format!("{:?}", source.layout)))
+    }
+
+    /// Takes a matrix of E4M3 numbers from its bytes. Products have the sums that numbers and scales say, without rounding
+    /// activations.
+    ///
+    /// # Errors
+    /// When elements or scales do not hold exactly what the shape and the blocks need, one of them is no number, the
+    /// memory cannot be had, or such numbers are not computed with.
+    fn weight_fp8(&self, source: &Fp8Source) -> Result<Self::Weight, Error> {
+        Err(no_integers("weight_fp8", format!("[{}, {}] E4M3", source.rows, source.cols)))
     }
 
     /// Takes a matrix that only [`Ops::embed`] reads, and no product: it may be used where it lies, so that memory
@@ -426,5 +436,10 @@ pub trait Ops {
 }
 
 fn no_integers(operator: &'static str, found: String) -> Error {
-    Error::Unsupported { operator, what: "a matrix of integers", found, supported: "bf16, f16 and f32" }
+    Error::Unsupported {
+        operator,
+        what: "a matrix of eight bits or less",
+        found,
+        supported: "bf16, f16 and f32",
+    }
 }

@@ -1,6 +1,8 @@
-//! Rounding floats to small integers with a scale, ties to even.
+//! Rounding floats to small integers, or to E4M3, with a scale, ties to even.
 
 use half::f16;
+
+use crate::fp8;
 
 /// Elements of `in` with one scale when a matrix is rounded to four bits.
 pub(crate) const GROUP: usize = 128;
@@ -17,6 +19,17 @@ pub(crate) fn round_eight(from: &[f32], to: &mut [i8]) -> f32 {
 pub(crate) fn round_four(from: &[f32], to: &mut [i8]) -> f16 {
     let scale = f16::from_f32(largest(from) / -8.0);
     round(from, scale.to_f32(), (-8.0, 7.0), to);
+    scale
+}
+
+/// Rounds elements to E4M3, of which `to` gets the codes, and answers the scale that they share: the largest element is
+/// the largest number.
+pub(crate) fn round_fp8(from: &[f32], to: &mut [i8]) -> f32 {
+    let scale = largest(from).abs() / fp8::MAX;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = fp8::nearest(from * inverse).cast_signed();
+    }
     scale
 }
 

@@ -98,7 +98,7 @@ impl<'a> Stored<'a> {
         let word = self.zeros[group * self.zeros_width + row / 8];
         match self.layout {
             Int4Layout::Awq => nibble(word, awq_place(row % 8)),
-            Int4Layout::Gptq => nibble(word, row % 8) + 1,
+            Int4Layout::Gptq => nibble(one_more(word), row % 8),
             Int4Layout::GptqV2 => nibble(word, row % 8),
         }
     }
@@ -115,6 +115,11 @@ fn index(word: [u8; 4]) -> usize {
 
 fn nibble(word: [u8; 4], place: usize) -> u8 {
     word[place / 2] >> (place % 2 * 4) & 15
+}
+
+/// GPTQ takes one from each zero point by whole words, so that a zero point of 0 has borrowed from its neighbour.
+fn one_more(word: [u8; 4]) -> [u8; 4] {
+    u32::from_le_bytes(word).wrapping_add(0x1111_1111).to_le_bytes()
 }
 
 /// AWQ interleaves eight outputs so that its kernel unpacks two at a time: even ones lie in the lower half.

@@ -78,17 +78,36 @@ pub enum Int4Layout {
     /// order 0 2 4 6 1 3 5 7 from the lowest bits on.
     Awq,
     /// GPTQ: values `[cols / 8, rows]`, eight elements of `in` in a word; zero points `[cols / group, rows / 8]` less
-    /// one.
+    /// one, taken by whole words: a zero point of 0 borrows from the next.
     Gptq,
     /// GPTQ's second version: the same, with zero points as they are.
     GptqV2,
 }
 
-/// Integers to which [`crate::Ops::weight_rounded`] rounds, ties to even.
+/// A matrix `[rows, cols]` (`[out, in]`) of E4M3 numbers as a checkpoint stores it: a sign, four bits of exponent and
+/// three of fraction, without infinities (arXiv 2209.05433). Each block of outputs and inputs has a factor.
+#[derive(Clone, Debug)]
+pub struct Fp8Source {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// The numbers, a byte each, row-major.
+    pub elements: WeightPart,
+    /// What a block's numbers are multiplied by: `[rows / block.0, cols / block.1]`, rounded up, row-major.
+    pub scales: Vec<f32>,
+    /// Outputs and inputs of a block: `(rows, cols)` is one for the matrix, `(1, cols)` one for each output. Inputs are
+    /// a multiple of 8, or all.
+    pub block: (usize, usize),
+}
+
+/// What [`crate::Ops::weight_rounded`] rounds to, ties to even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rounding {
     /// Eight bits, one scale for each output, zero point 0.
     Int8,
     /// Four bits, one f16 scale for each 128 elements of `in` of each output, zero point 8.
     Int4,
+    /// E4M3, one scale for each output.
+    Fp8,
 }

@@ -19,7 +19,7 @@ use emulator::each;
 use half::f16;
 use quayline_gpu_kernels::cuda::{QuantSource, Weight};
 use quayline_gpu_kernels::{
-    Cpu, Cuda, Dtype, Error, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart,
+    Cpu, Cuda, Dtype, Error, Fp8Source, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart,
 };
 
 fn product(cuda: &Cuda, x: &[f32], weight: &Weight, bias: &[f32], (rows, cols): (usize, usize)) -> Vec<f32> {
@@ -219,13 +219,42 @@ fn bytes_with_one_scale_and_with_one_per_output() {
     });
 }
 
+#[test]
+fn fp8_of_a_checkpoint_in_blocks() {
+    each(|dtype, cuda, random| {
+        let (rows, cols) = (20_usize, 136_usize);
+        for block in [(rows, cols), (1, cols), (128, 128), (3, 16)] {
+            let across = cols.div_ceil(block.1);
+            let scales: Vec<f32> =
+                (0..rows.div_ceil(block.0) * across).map(|_| 0.01 + random.float().abs()).collect();
+            let codes: Vec<u8> = (0..rows * cols).map(|_| random.below(127) as u8).collect();
+            let elements = part(&codes);
+            let source = Fp8Source { rows, cols, elements, scales: scales.clone(), block };
+            let weight = cuda.weight_fp8(&source).unwrap();
+            let worth = |(at, &code): (usize, &u8)| {
+                let scale = scales[at / cols / block.0 * across + at % cols / block.1];
+                // With several scales for a row, weights are kept in the type of activations.
+                if across == 1 {
+                    e4m3(code) * f64::from(scale)
+                } else {
+                    f64::from(rounded(dtype, e4m3(code) as f32 * scale))
+                }
+            };
+            let exact: Vec<f64> = codes.iter().enumerate().map(worth).collect();
+            check(&format!("fp8 by {block:?}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+        }
+    });
+}
+
 /// What matrices are rounded to is what the CPU rounds them to: products, and rows as of an embedding table.
 #[test]
 fn rounded_matrices_are_those_of_the_cpu() {
     let cpu = Cpu::detect().unwrap();
     each(|dtype, cuda, random| {
-        for ((rows, cols), rounding) in
-            [((16, 128), Rounding::Int4), ((10, 300), Rounding::Int4), ((33, 77), Rounding::Int8)]
+        for ((rows, cols), rounding) in [(16, 128), (10, 300)]
+            .map(|shape| (shape, Rounding::Int4))
+            .into_iter()
+            .chain([Rounding::Int8, Rounding::Fp8].map(|rounding| ((33, 77), rounding)))
         {
             let stored = random.stored(Dtype::F32, &[rows, cols]);
             let on_cpu = cpu.weight_rounded(stored.source.clone(), rounding).unwrap();

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use common::{Random, bits, close, cpus};
 use half::f16;
 use quayline_gpu_kernels::cpu::Weight;
-use quayline_gpu_kernels::{Cpu, Dtype, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart};
+use quayline_gpu_kernels::{
+    Cpu, Dtype, Fp8Source, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart,
+};
 
 /// Matrix `[rows, cols]` of a checkpoint: its bytes, and what its elements are worth.
 fn int4(
@@ -24,13 +26,11 @@ fn int4(
     let groups = cols / group;
     let values: Vec<u32> = (0..rows * cols).map(|_| random.below(16) as u32).collect();
     let plain = random.flip();
-    // GPTQ's first version stores one less.
-    let low = usize::from(layout == Int4Layout::Gptq);
     let zeros: Vec<u32> =
-        (0..rows * groups).map(|_| if plain { 8 } else { (low + random.below(16)) as u32 }).collect();
+        (0..rows * groups).map(|_| if plain { 8 } else { random.below(16) as u32 }).collect();
     let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(random.float() / 8.0)).collect();
     let value = |row: usize, col: usize| values[row * cols + col];
-    let zero = |row: usize, group: usize| zeros[row * groups + group] - low as u32;
+    let zero = |row: usize, group: usize| zeros[row * groups + group];
     // What AutoAWQ writes into the nibbles of a word, lowest first.
     let order = [0, 2, 4, 6, 1, 3, 5, 7];
     let outputs = |of: &dyn Fn(usize) -> u32, first: usize| match layout {
@@ -55,6 +55,10 @@ fn int4(
     for group in 0..groups {
         zero_words.extend((0..rows).step_by(8).map(|first| outputs(&|row| zero(row, group), first)));
     }
+    // GPTQ's first version stores one less, by whole words.
+    if layout == Int4Layout::Gptq {
+        zero_words.iter_mut().for_each(|word| *word = word.wrapping_sub(0x1111_1111));
+    }
     let scale_bytes: Vec<u8> = (0..groups)
         .flat_map(|group| (0..rows).map(move |row| row * groups + group))
         .flat_map(|at| scales[at].to_le_bytes())
@@ -74,6 +78,35 @@ fn int4(
         .collect();
     let (values, zeros, scales) = (part(bytes(&words)), part(bytes(&zero_words)), part(scale_bytes));
     (Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None }, worth)
+}
+
+/// What an E4M3 byte is worth.
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f32::from(bits & 7) / 8.0);
+    let size = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2.0_f32.powi(exponent - 7) };
+    if bits >> 7 == 1 { -size } else { size }
+}
+
+/// A matrix of all codes that are numbers, in blocks.
+fn fp8(random: &mut Random, (rows, cols): (usize, usize), block: (usize, usize)) -> (Fp8Source, Vec<f32>) {
+    let codes = std::iter::repeat_with(|| random.next() as u8).filter(|code| code & 0x7f != 0x7f);
+    let codes: Vec<u8> = codes.take(rows * cols).collect();
+    let across = cols.div_ceil(block.1);
+    // Powers of two, so that what an element is worth is one number however it is computed.
+    let scale = |_| 2.0_f32.powi(random.below(9) as i32 - 12);
+    let scales: Vec<f32> = (0..rows.div_ceil(block.0) * across).map(scale).collect();
+    let worth = codes
+        .iter()
+        .enumerate()
+        .map(|(at, &code)| e4m3(code) * scales[at / cols / block.0 * across + at % cols / block.1]);
+    let worth = worth.collect();
+    let elements = WeightPart { range: 0..codes.len(), bytes: Arc::new(codes) };
+    (Fp8Source { rows, cols, elements, scales, block }, worth)
+}
+
+/// Blocks of a matrix: one, one for each output, and those of published checkpoints and smaller.
+fn blocks((rows, cols): (usize, usize)) -> [(usize, usize); 4] {
+    [(rows, cols), (1, cols), (128, 128), (3, 16)]
 }
 
 /// All rows of a matrix, as embedding reads them.
@@ -119,6 +152,40 @@ fn integers_of_a_checkpoint_are_kept_bit_for_bit() {
 }
 
 #[test]
+fn fp8_of_a_checkpoint_is_kept_bit_for_bit() {
+    for seed in 0..20 {
+        let mut random = Random::new(seed);
+        let shape = shape(&mut random);
+        for block in blocks(shape) {
+            let (source, worth) = fp8(&mut random, shape, block);
+            for cpu in cpus() {
+                let weight = cpu.weight_fp8(&source).unwrap();
+                assert_eq!(rows(&cpu, &weight, shape), worth, "seed {seed} {cpu:?} {shape:?} by {block:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_to_fp8_is_within_half_a_step() {
+    for seed in 50..70 {
+        let mut random = Random::new(seed);
+        let shape = (1 + random.below(40), random.pick(&[1, 7, 8, 129, 400]));
+        let stored = random.stored(Dtype::Bf16, &[shape.0, shape.1]);
+        let cpu = common::cpu(2, random.pick(&common::isas().collect::<Vec<_>>()));
+        let found = rows(&cpu, &cpu.weight_rounded(stored.source, Rounding::Fp8).unwrap(), shape);
+        for (found, exact) in found.chunks(shape.1).zip(stored.values.chunks(shape.1)) {
+            let largest = exact.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+            for (found, exact) in found.iter().zip(exact) {
+                // Three bits of fraction, and below 2^-6 of 448 steps of 2^-9.
+                let step = (exact.abs() / 8.0).max(largest / 448.0 / 512.0);
+                close(*found, f64::from(*exact), f64::from(step) * 0.501, || format!("seed {seed}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn rounding_is_within_half_a_step() {
     for seed in 30..50 {
         let mut random = Random::new(seed);
@@ -149,8 +216,12 @@ fn rounding_is_within_half_a_step() {
 
 /// A matrix of any kind.
 fn weight(cpu: &Cpu, random: &mut Random, shape: &mut (usize, usize)) -> Weight {
-    let rounding = random.pick(&[Some(Rounding::Int8), Some(Rounding::Int4), None]);
+    let rounding = random.pick(&[Some(Rounding::Int8), Some(Rounding::Int4), Some(Rounding::Fp8), None]);
     let Some(rounding) = rounding else {
+        if random.flip() {
+            let block = random.pick(&blocks(*shape));
+            return cpu.weight_fp8(&fp8(random, *shape, block).0).unwrap();
+        }
         let group = random.pick(&[8, 32, 128]);
         *shape = (shape.0.next_multiple_of(8), shape.1.next_multiple_of(group));
         let layout = random.pick(&LAYOUTS);
@@ -300,6 +371,28 @@ fn doors_name_what_is_wrong() {
     assert_eq!(
         says(Int4Source { scales: beyond, ..good }),
         "weight_int4: bytes of the scales is 0, expected 64"
+    );
+    let (good, _) = fp8(&mut random, (20, 64), (16, 32));
+    let says = |source: Fp8Source| cpu.weight_fp8(&source).unwrap_err().to_string();
+    assert_eq!(
+        says(Fp8Source { block: (16, 20), ..good.clone() }),
+        "weight_fp8: inputs of a block is 20, which is not a positive multiple of 8"
+    );
+    assert_eq!(says(Fp8Source { block: (8, 32), ..good.clone() }), "weight_fp8: scales is 4, expected 6");
+    assert_eq!(
+        says(Fp8Source { cols: 56, ..good.clone() }),
+        "weight_fp8: bytes of the elements is 1280, expected 1120"
+    );
+    let mut codes = vec![0_u8; 20 * 64];
+    codes[3 * 64 + 5] = 0xff;
+    let none = WeightPart { range: 0..codes.len(), bytes: Arc::new(codes) };
+    assert_eq!(
+        says(Fp8Source { elements: none, ..good.clone() }),
+        "weight_fp8: the element that is no number at [3, 5] is not supported, only finite numbers"
+    );
+    assert_eq!(
+        says(Fp8Source { scales: vec![1.0, 1.0, f32::NAN, 1.0], ..good }),
+        "weight_fp8: the scale that is no finite number at [1, 0] is not supported, only finite numbers"
     );
     let vector = common::store(Dtype::F32, &[3], &[1.0, 2.0, 3.0], 0);
     assert!(cpu.weight_rounded(vector.source, Rounding::Int4).is_ok(), "a vector stays as it is");

@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-pub use quantization::Quantization;
+pub use quantization::{Fp8Scales, Quantization, QuantizationMethod};
 
 /// The architectures that have a forward pass, as `config.json` spells them.
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";

@@ -10,12 +10,14 @@
 
 use std::mem;
 
-use quayline_gpu_kernels::{Attention, Error, Heads, Int4Layout, Int4Source, Ops, Projection, Rounding};
+use quayline_gpu_kernels::{
+    Attention, Error, Fp8Source, Heads, Int4Layout, Int4Source, Ops, Projection, Rounding,
+};
 use safetensors::Dtype;
 
-use crate::config::{ModelConfig, Quantization};
+use crate::config::{Fp8Scales, ModelConfig, Quantization};
 use crate::error::LoadError;
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsError};
 
 /// Takes weights by name and hands them to the kernels.
 pub(crate) struct Loader<'a, O> {
@@ -31,12 +33,58 @@ impl<O: Ops> Loader<'_, O> {
         Ok(self.ops.weight(self.weights.take(name, &[len])?)?)
     }
 
-    pub(crate) fn matrix(&mut self, name: &str, out: usize, into: usize) -> Result<O::Weight, LoadError> {
-        let source = self.weights.take(name, &[out, into])?;
-        Ok(match self.rounding {
-            Some(rounding) => self.ops.weight_rounded(source, rounding)?,
-            None => self.ops.weight(source)?,
-        })
+    /// What products are made with under `prefix`, in the form that the files have it in.
+    pub(crate) fn matrix(&mut self, prefix: &str, out: usize, into: usize) -> Result<O::Weight, LoadError> {
+        let name = format!("{prefix}.weight");
+        match self.config.quantization {
+            Some(Quantization::Int4 { layout, group })
+                if self.weights.contains(&format!("{prefix}.qweight")) =>
+            {
+                self.integers(prefix, (out, into), layout, group)
+            }
+            Some(Quantization::Fp8 { scales, .. }) if self.weights.is_fp8(&name) => {
+                self.fp8(prefix, (out, into), scales)
+            }
+            _ => {
+                let source = self.weights.take(&name, &[out, into])?;
+                Ok(match self.rounding {
+                    Some(rounding) => self.ops.weight_rounded(source, rounding)?,
+                    None => self.ops.weight(source)?,
+                })
+            }
+        }
+    }
+
+    /// A matrix that is E4M3 in the files. `weight_scale_inv` is multiplied by, as `weight_scale` is: the inverse is
+    /// that of what weights were divided by.
+    fn fp8(
+        &mut self,
+        prefix: &str,
+        (rows, cols): (usize, usize),
+        scales: Fp8Scales,
+    ) -> Result<O::Weight, LoadError> {
+        let name = format!("{prefix}.weight");
+        let elements = self.weights.take_part(&name, &[rows, cols], Dtype::F8_E4M3)?;
+        let names = ["weight_scale_inv", "weight_scale"].map(|scale| format!("{prefix}.{scale}"));
+        let Some(scale) = names.iter().find(|name| self.weights.contains(name)) else {
+            return Err(
+                WeightsError::Scale { name, expected: "weight_scale or weight_scale_inv".into() }.into()
+            );
+        };
+        let blocks: [usize; 2];
+        let (block, shapes): (_, [&[usize]; 3]) = match scales {
+            Fp8Scales::Tensor => ((rows, cols), [&[1], &[], &[1, 1]]),
+            Fp8Scales::Channel => ((1, cols), [&[rows, 1], &[rows], &[rows]]),
+            Fp8Scales::Blocks(down, across) => {
+                blocks = [rows.div_ceil(down), cols.div_ceil(across)];
+                ((down, across), [&blocks; 3])
+            }
+        };
+        let scales = self.weights.take_floats(scale, &shapes)?;
+        for of_activations in ["input_scale", "activation_scale"] {
+            self.weights.skip(&format!("{prefix}.{of_activations}"));
+        }
+        Ok(self.ops.weight_fp8(&Fp8Source { rows, cols, elements, scales, block })?)
     }
 
     /// A matrix that is integers in the files.
@@ -44,7 +92,8 @@ impl<O: Ops> Loader<'_, O> {
         &mut self,
         prefix: &str,
         (rows, cols): (usize, usize),
-        Quantization { layout, group }: Quantization,
+        layout: Int4Layout,
+        group: Option<usize>,
     ) -> Result<O::Weight, LoadError> {
         let group = group.unwrap_or(cols);
         let groups = cols.div_ceil(group);
@@ -68,12 +117,7 @@ impl<O: Ops> Loader<'_, O> {
     }
 
     fn linear(&mut self, prefix: &str, out: usize, into: usize, bias: bool) -> Result<Linear<O>, LoadError> {
-        let weight = match self.config.quantization {
-            Some(how) if self.weights.contains(&format!("{prefix}.qweight")) => {
-                self.integers(prefix, (out, into), how)?
-            }
-            _ => self.matrix(&format!("{prefix}.weight"), out, into)?,
-        };
+        let weight = self.matrix(prefix, out, into)?;
         let bias = if bias { Some(self.vector(&format!("{prefix}.bias"), out)?) } else { None };
         Ok(Linear { weight, bias })
     }
@@ -81,6 +125,10 @@ impl<O: Ops> Loader<'_, O> {
     /// The four projections of attention under `prefix`.
     pub(crate) fn attention(&mut self, prefix: &str) -> Result<Projections<O>, LoadError> {
         let &ModelConfig { hidden, heads, kv_heads, head_dim, qkv_bias, output_bias, .. } = self.config;
+        // What an eight-bit cache of floats would be scaled by.
+        for of_cache in ["k_scale", "v_scale"] {
+            self.weights.skip(&format!("{prefix}.{of_cache}"));
+        }
         Ok(Projections {
             q: self.linear(&format!("{prefix}.q_proj"), heads * head_dim, hidden, qkv_bias)?,
             k: self.linear(&format!("{prefix}.k_proj"), kv_heads * head_dim, hidden, qkv_bias)?,

@@ -48,7 +48,8 @@ mod weights;
 
 pub use chat::Chat;
 pub use config::{
-    Architecture, ConfigError, GenerationConfig, ModelConfig, Quantization, RopeConfig, RopeScaling,
+    Architecture, ConfigError, Fp8Scales, GenerationConfig, ModelConfig, Quantization, QuantizationMethod,
+    RopeConfig, RopeScaling,
 };
 pub use constraint::{Constraint, ConstraintError};
 pub use detokenize::TextStream;

@@ -70,11 +70,11 @@ impl<O: Ops> Model<O> {
         Self::load_rounded(ops, files, limits, None)
     }
 
-    /// The same, with the matrices that products are made with rounded to integers, if any are given. Those that are
-    /// integers in the files are kept as they are.
+    /// The same, with the matrices that products are made with rounded to eight bits or four, if so asked. Those that
+    /// are so in the files are kept as they are.
     ///
     /// # Errors
-    /// As [`Model::load`], and where `ops` does not compute with integers.
+    /// As [`Model::load`], and where `ops` does not compute with such matrices.
     pub fn load_rounded(
         ops: O,
         files: &ModelFiles,
@@ -91,13 +91,12 @@ impl<O: Ops> Model<O> {
         let weight_bytes = weights.bytes();
         let mut loader = Loader { ops: &ops, weights: &mut weights, config: &config, rounding };
         const EMBEDDING: &str = "model.embed_tokens.weight";
-        const HEAD: &str = "lm_head.weight";
-        let own_head = !config.tied_embeddings || loader.weights.contains(HEAD);
-        let (embedding, head) = if own_head {
+        let has_head = ["lm_head.weight", "lm_head.qweight"].iter().any(|name| loader.weights.contains(name));
+        let (embedding, head) = if !config.tied_embeddings || has_head {
             let embedding = loader.table(EMBEDDING, config.vocab, config.hidden)?;
-            (embedding, Some(loader.matrix(HEAD, config.vocab, config.hidden)?))
+            (embedding, Some(loader.matrix("lm_head", config.vocab, config.hidden)?))
         } else {
-            (loader.matrix(EMBEDDING, config.vocab, config.hidden)?, None)
+            (loader.matrix("model.embed_tokens", config.vocab, config.hidden)?, None)
         };
         let network = Network::load(&mut loader)?;
         let weight_dtype = weights.take(EMBEDDING, &[config.vocab, config.hidden])?.dtype;

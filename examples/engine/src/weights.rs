@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use half::{bf16, f16};
 use quayline_gpu_kernels::{Dtype, WeightPart, WeightSource};
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -73,6 +74,14 @@ pub enum WeightsError {
         name: String,
         /// Its format in the file.
         found: String,
+    },
+    /// A matrix has no scale beside it.
+    #[error("tensor {name} of E4M3 numbers has no {expected} beside it")]
+    Scale {
+        /// The matrix.
+        name: String,
+        /// What its scale would be called.
+        expected: String,
     },
     /// A tensor of a quantised matrix is stored in another number format than its form says.
     #[error("tensor {name} is stored as {found}, this form of quantisation has {expected}")]
@@ -168,12 +177,7 @@ impl Weights {
     /// When it is missing, or has another shape, or a number format that is not computed here.
     pub fn take(&mut self, name: &str, expected: &[usize]) -> Result<WeightSource, WeightsError> {
         let stored = self.find(name, expected)?;
-        let dtype = match stored.dtype {
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::F32 => Dtype::F32,
-            other => return Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
-        };
+        let dtype = floats(name, stored)?;
         let bytes = self.shards[stored.shard].content.bytes();
         let source = WeightSource { bytes, range: stored.range.clone(), dtype, shape: stored.shape.clone() };
         self.taken.insert(name.to_owned());
@@ -199,6 +203,38 @@ impl Weights {
             WeightPart { bytes: self.shards[stored.shard].content.bytes(), range: stored.range.clone() };
         self.taken.insert(name.to_owned());
         Ok(part)
+    }
+
+    /// Floats in any of these shapes, widened.
+    ///
+    /// # Errors
+    /// When it is missing, or has another shape, or a number format that is not computed here.
+    pub fn take_floats(&mut self, name: &str, shapes: &[&[usize]]) -> Result<Vec<f32>, WeightsError> {
+        let shape = self.tensors.get(name).map(|stored| stored.shape.as_slice());
+        let expected = shapes.iter().find(|&&expected| Some(expected) == shape).unwrap_or(&shapes[0]);
+        let WeightSource { bytes, range, dtype, .. } = self.take(name, expected)?;
+        let (fours, twos) = (
+            (*bytes).as_ref()[range.clone()].as_chunks::<4>().0,
+            (*bytes).as_ref()[range].as_chunks::<2>().0,
+        );
+        Ok(match dtype {
+            Dtype::F32 => fours.iter().map(|&x| f32::from_le_bytes(x)).collect(),
+            Dtype::Bf16 => twos.iter().map(|&x| bf16::from_le_bytes(x).to_f32()).collect(),
+            Dtype::F16 => twos.iter().map(|&x| f16::from_le_bytes(x).to_f32()).collect(),
+        })
+    }
+
+    /// Whether there is a tensor of this name in E4M3.
+    #[must_use]
+    pub fn is_fp8(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|stored| stored.dtype == safetensors::Dtype::F8_E4M3)
+    }
+
+    /// Counts a tensor as used that has no use here, if there is one.
+    pub fn skip(&mut self, name: &str) {
+        if self.contains(name) {
+            self.taken.insert(name.to_owned());
+        }
     }
 
     /// The tensor that says which group each of `inputs` belongs to, if there is one: it must say what follows from
@@ -313,6 +349,16 @@ impl fmt::Debug for Weights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files: Vec<&str> = self.shards.iter().map(|shard| shard.file.as_str()).collect();
         f.debug_struct("Weights").field("files", &files).field("tensors", &self.tensors.len()).finish()
+    }
+}
+
+/// The number format of a tensor of floats.
+fn floats(name: &str, stored: &Stored) -> Result<Dtype, WeightsError> {
+    match stored.dtype {
+        safetensors::Dtype::BF16 => Ok(Dtype::Bf16),
+        safetensors::Dtype::F16 => Ok(Dtype::F16),
+        safetensors::Dtype::F32 => Ok(Dtype::F32),
+        other => Err(WeightsError::Dtype { name: name.into(), found: format!("{other:?}") }),
     }
 }
 

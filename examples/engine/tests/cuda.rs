@@ -344,7 +344,7 @@ fn a_device_that_fails_ends_everybody_with_an_error_and_no_more() {
 
 #[test]
 fn rounded_matrices_answer_as_on_the_cpu() {
-    for rounding in [Rounding::Int8, Rounding::Int4] {
+    for rounding in [Rounding::Int8, Rounding::Int4, Rounding::Fp8] {
         let options = Options { quantization: Some(rounding), ..options() };
         let Some((mut engine, _)) = load(&options) else { return };
         let found = answers(&mut engine, &[2]).remove(0);

@@ -50,7 +50,7 @@ const VERDICTS: &[(&str, &str)] = &[
     ("qwen2_vl_2b.json", "architecture Qwen2VLForConditionalGeneration is not supported"),
     ("qwen3_4b.json", "Qwen3 36/2560/32/8/128/151936 40960 None tied"),
     ("qwen3_5_27b.json", "architecture Qwen3_5ForConditionalGeneration is not supported"),
-    ("qwen3_8b_fp8.json", "quantization_config is fp8: a quantised checkpoint is not supported"),
+    ("qwen3_8b_fp8.json", "Qwen3 36/4096/32/8/128/151936 40960 None"),
     ("qwen3_embedding_8b.json", "Qwen3 36/4096/32/8/128/151665 40960 None"),
     ("qwen3_vl_235b.json", "architecture Qwen3VLMoeForConditionalGeneration is not supported"),
     ("qwen3_vl_2b_instruct.json", "architecture Qwen3VLForConditionalGeneration is not supported"),

@@ -14,9 +14,13 @@ use quayline_gpu_kernels::{BatchInput, Cpu, Dtype, Isa, Ops, Span};
 use safetensors::SafeTensors;
 
 const VARIANTS: &[&str] = &[
+    "llama-awq",
     "llama-biases",
     "llama-f16",
     "llama-f32",
+    "llama-fp8-channels",
+    "llama-gptq",
+    "llama-gptq-v2",
     "llama-linear",
     "llama-mixed",
     "llama-sharded",
@@ -24,9 +28,15 @@ const VARIANTS: &[&str] = &[
     "llama2",
     "llama3",
     "mistral",
+    "mistral-fp8-tensor",
     "qwen2",
+    "qwen2-awq-128",
+    "qwen2-fp8-tensor",
+    "qwen2-gptq-asymmetric",
     "qwen2-window",
     "qwen3",
+    "qwen3-fp8-blocks",
+    "qwen3-gptq-rows",
 ];
 
 /// Largest difference from the f32 reference of any logit (their standard deviation is 1.2), with keys and values

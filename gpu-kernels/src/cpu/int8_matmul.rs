@@ -1,10 +1,13 @@
 //! `out = x · wᵀ + bias`, with `w` in eight bits.
 //!
 //! As in [`super::matmul`], lanes run along outputs, and no sum knows how many rows there are. An output is one chain
-//! of multiply-adds of activations and integers, which are exact in f32, times its scale. Integers are widened in
-//! registers, by two instructions.
+//! of multiply-adds of activations and numbers of eight bits, which are exact in f32, times its scale; where inputs fall
+//! into groups, a second chain adds these in ascending order. Numbers are widened in registers, integers by two
+//! instructions, E4M3 by four.
 
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
+
+use std::marker::PhantomData;
 
 use super::Isa;
 use super::integers::{Form, LINE, Product, STEP};
@@ -39,7 +42,10 @@ pub(crate) fn linear(
         let product = products[group.product];
         let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
         let of = Multiply { tiles, product, group, first, next, rows };
-        dispatch(isa, Run { of, scratch });
+        match product.weight.form {
+            Form::E4m3 => dispatch(isa, Run::<E4m3> { of, scratch, number: PhantomData }),
+            _ => dispatch(isa, Run::<Whole> { of, scratch, number: PhantomData }),
+        }
     });
 }
 
@@ -72,35 +78,36 @@ struct Multiply<'a> {
 }
 
 /// The kernel: what [`shape`] says, as constants.
-struct Run<'a> {
+struct Run<'a, T> {
     of: Multiply<'a>,
     scratch: &'a mut Scratch,
+    number: PhantomData<T>,
 }
 
-impl Kernel for Run<'_> {
+impl<T: Number> Kernel for Run<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { of, scratch } = self;
+        let Self { of, scratch, number } = self;
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<1, 8> { of, scratch }),
-                2 => lanes.apart(Shape::<2, 8> { of, scratch }),
-                4 => lanes.apart(Shape::<4, 4> { of, scratch }),
-                8 => lanes.apart(Shape::<8, 3> { of, scratch }),
+                1 => lanes.apart(Shape::<T, 1, 8> { of, scratch, number }),
+                2 => lanes.apart(Shape::<T, 2, 8> { of, scratch, number }),
+                4 => lanes.apart(Shape::<T, 4, 4> { of, scratch, number }),
+                8 => lanes.apart(Shape::<T, 8, 3> { of, scratch, number }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else if L::FEW {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<1, 4> { of, scratch }),
-                3 => lanes.apart(Shape::<3, 2> { of, scratch }),
-                6 => lanes.apart(Shape::<6, 1> { of, scratch }),
+                1 => lanes.apart(Shape::<T, 1, 4> { of, scratch, number }),
+                3 => lanes.apart(Shape::<T, 3, 2> { of, scratch, number }),
+                6 => lanes.apart(Shape::<T, 6, 1> { of, scratch, number }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<1, 2> { of, scratch }),
-                3 => lanes.apart(Shape::<3, 1> { of, scratch }),
+                1 => lanes.apart(Shape::<T, 1, 2> { of, scratch, number }),
+                3 => lanes.apart(Shape::<T, 3, 1> { of, scratch, number }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         }
@@ -108,23 +115,24 @@ impl Kernel for Run<'_> {
 }
 
 /// Tiles of R rows against N panels at a time.
-struct Shape<'a, const R: usize, const N: usize> {
+struct Shape<'a, T, const R: usize, const N: usize> {
     of: Multiply<'a>,
     scratch: &'a mut Scratch,
+    number: PhantomData<T>,
 }
 
-impl<const R: usize, const N: usize> Kernel for Shape<'_, R, N> {
+impl<T: Number, const R: usize, const N: usize> Kernel for Shape<'_, T, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
-        self.of.group::<L, R, N>(lanes, memory);
+        self.of.group::<L, T, R, N>(lanes, memory);
     }
 }
 
 impl Multiply<'_> {
     /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
-    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
+    fn group<L: Lanes, T: Number, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
         let Group { from, to, .. } = self.group;
         let mut panel = from;
         while panel < to {
@@ -132,9 +140,9 @@ impl Multiply<'_> {
             let next =
                 if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
             match count {
-                1 => self.panels::<L, R, 1>(lanes, memory, panel, next),
-                2 => self.panels::<L, R, 2>(lanes, memory, panel, next),
-                _ => self.panels::<L, R, N>(lanes, memory, panel, next),
+                1 => self.panels::<L, T, R, 1>(lanes, memory, panel, next),
+                2 => self.panels::<L, T, R, 2>(lanes, memory, panel, next),
+                _ => self.panels::<L, T, R, N>(lanes, memory, panel, next),
             }
             panel += count;
         }
@@ -142,7 +150,7 @@ impl Multiply<'_> {
 
     /// All tiles against N panels from `panel` on.
     #[inline(always)]
-    fn panels<L: Lanes, const R: usize, const N: usize>(
+    fn panels<L: Lanes, T: Number, const R: usize, const N: usize>(
         &self,
         lanes: L,
         memory: &mut [f32],
@@ -156,7 +164,7 @@ impl Multiply<'_> {
             let lines = (here, weight.stride() / LINE, LINE);
             let asks = Asks::new((tile, tiles), lines, (next, LINE), cold);
             let memory = &mut memory[..R * N * WIDTH];
-            self.tile::<L, R, N>(lanes, memory, here, asks, (tile, panel));
+            self.tile::<L, T, R, N>(lanes, memory, here, asks, (tile, panel));
             let (out, bias) = ((self.product.out, weight.rows), self.product.bias);
             store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
         }
@@ -164,7 +172,7 @@ impl Multiply<'_> {
 
     /// One tile times N panels, to `memory`.
     #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const N: usize>(
+    fn tile<L: Lanes, T: Number, const R: usize, const N: usize>(
         &self,
         lanes: L,
         memory: &mut [f32],
@@ -174,35 +182,41 @@ impl Multiply<'_> {
     ) {
         let (weight, stride) = (self.product.weight, self.product.weight.stride());
         let (mut x, mut row) = (self.tiles.tile(tile).as_ptr(), 0);
-        let mut sums = [[lanes.splat(0.0); N]; R];
-        asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
-        for line in 1..=weight.lines(0) {
+        memory.fill(0.0);
+        for group in 0..weight.groups() {
+            let start = here.wrapping_add(group * weight.group_bytes());
+            let mut sums = [[lanes.splat(0.0); N]; R];
             asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
-            if row < R {
-                // Lines that another core has written last are on their way here while there is time.
-                for j in 0..N {
-                    let out = (self.product.out, weight.rows);
-                    lanes.prefetch_write(place(out, tile * R + row, panel + j).0);
+            for line in 1..=weight.lines(group) {
+                asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
+                if row < R {
+                    // Lines that another core has written last are on their way here while there is time.
+                    for j in 0..N {
+                        let out = (self.product.out, weight.rows);
+                        lanes.prefetch_write(place(out, tile * R + row, panel + j).0);
+                    }
+                    row += 1;
                 }
-                row += 1;
-            }
-            for element in 0..Form::Eight.elements() {
-                if const { L::REGISTERS.one_of_several(R) } && element % 2 == 0 {
-                    lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                for element in 0..Form::Eight.elements() {
+                    if const { L::REGISTERS.one_of_several(R) } && element % 2 == 0 {
+                        lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                    }
+                    let at = start.wrapping_add(line * LINE + element * WIDTH);
+                    // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
+                    unsafe { multiply::<L, T, R, N>(lanes, x, at, stride, &mut sums) };
+                    x = x.wrapping_add(R);
                 }
-                let at = here.wrapping_add(line * LINE + element * WIDTH);
-                // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
-                unsafe { multiply::<L, R, N>(lanes, x, at, stride, &mut sums) };
-                x = x.wrapping_add(R);
             }
-        }
-        for j in 0..N {
-            // SAFETY: every panel begins with a line of scales.
-            let scale = unsafe { lanes.load(here.wrapping_add(j * stride).cast()) };
-            for i in 0..R {
-                let total = memory[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
-                // SAFETY: sixteen sums.
-                unsafe { lanes.store(total, lanes.mul(sums[i][j], scale)) };
+            for j in 0..N {
+                // SAFETY: every group begins with a line of scales.
+                let scale = unsafe { lanes.load(start.wrapping_add(j * stride).cast()) };
+                for i in 0..R {
+                    let total = memory[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
+                    // SAFETY: sixteen sums.
+                    let before = unsafe { lanes.load(total) };
+                    // SAFETY: as above.
+                    unsafe { lanes.store(total, lanes.fma(sums[i][j], scale, before)) };
+                }
             }
         }
     }
@@ -213,7 +227,7 @@ impl Multiply<'_> {
 /// # Safety
 /// `x` has R elements, and at `values` and each of the N - 1 places `stride` apart behind it there are sixteen bytes.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
+unsafe fn multiply<L: Lanes, T: Number, const R: usize, const N: usize>(
     lanes: L,
     x: *const f32,
     values: *const u8,
@@ -223,7 +237,7 @@ unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
     let mut w = [lanes.splat(0.0); N];
     for j in 0..N {
         // SAFETY: the caller's promise.
-        w[j] = unsafe { lanes.load_i8(values.wrapping_add(j * stride)) };
+        w[j] = unsafe { T::load(lanes, values.wrapping_add(j * stride)) };
     }
     for i in 0..R {
         // SAFETY: the caller's promise.
@@ -231,5 +245,31 @@ unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
         for j in 0..N {
             sums[i][j] = lanes.fma(x, w[j], sums[i][j]);
         }
+    }
+}
+
+/// How a byte is a number.
+trait Number {
+    /// # Safety
+    /// 16 bytes are readable at `at`.
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
+}
+
+struct Whole;
+struct E4m3;
+
+impl Number for Whole {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_i8(at) }
+    }
+}
+
+impl Number for E4m3 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_e4m3(at) }
     }
 }

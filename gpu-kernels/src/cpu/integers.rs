@@ -1,4 +1,4 @@
-//! Matrices of small integers as the products read them: `weight = scale · (value - zero)`.
+//! Matrices of small numbers as the products read them: `weight = scale · (value - zero)`.
 //!
 //! As in [`super::panels`], sixteen outputs are a panel, and lanes run along them. The elements of `in` fall into
 //! groups with a scale for each output; a group is a line with its scales and then its values, so that memory is one
@@ -8,13 +8,13 @@
 //! four bits    16 scales in f16, 16 zero points less 8 in i8, 16 bytes of nothing   64 bytes
 //!              8 elements of `in` in a word, in its low nibbles and then in its
 //!              high ones, 16 words                                                  64 bytes, group / 8 times
-//! eight bits   16 scales in f32                                                     64 bytes, once: one group
-//!              4 elements of `in`, 16 bytes each                                    64 bytes, in / 4 times
+//! eight bits   16 scales in f32                                                     64 bytes
+//!              4 elements of `in`, 16 bytes each                                    64 bytes, group / 4 times
 //! ```
 //!
 //! Checkpoints of AWQ (arXiv 2306.00978) and GPTQ (arXiv 2210.17323) keep their integers, scales and zero points
-//! exactly. Other matrices can be rounded: to eight bits with one scale for an output, to four with one for 128
-//! elements, both around zero.
+//! exactly, and those of E4M3 (arXiv 2209.05433) their bytes. Other matrices can be rounded: to eight bits with one
+//! scale for an output, to four with one for 128 elements, both around zero.
 
 use std::fmt;
 
@@ -25,9 +25,10 @@ use super::lanes::WIDTH;
 use super::out::SharedOut;
 use super::weight::widen;
 use super::workers::Workers;
-use crate::rounding::{GROUP, round_eight, round_four};
+use crate::fp8;
+use crate::rounding::{GROUP, round_eight, round_four, round_fp8};
 use crate::stored::Stored;
-use crate::{Dtype, Error, Int4Source, Rounding};
+use crate::{Dtype, Error, Fp8Source, Int4Source, Rounding};
 
 /// Bytes of a line.
 pub(crate) const LINE: usize = 64;
@@ -41,6 +42,8 @@ pub(crate) enum Form {
     Four,
     /// Eight bits, zero points 0.
     Eight,
+    /// E4M3 numbers times [`fp8::SCALE`], which their scales have in them.
+    E4m3,
 }
 
 impl Form {
@@ -48,7 +51,7 @@ impl Form {
     pub(crate) fn elements(self) -> usize {
         match self {
             Self::Four => 8,
-            Self::Eight => 4,
+            Self::Eight | Self::E4m3 => 4,
         }
     }
 }
@@ -83,7 +86,7 @@ pub(crate) struct Product<'a> {
 
 /// A panel before it is packed.
 struct Panel {
-    /// `[16][in]`, less their usual zero point: -8..=7 or -127..=127.
+    /// `[16][in]`, less their usual zero point: -8..=7 or -127..=127; or the codes of E4M3.
     values: Vec<i8>,
     /// `[groups][16]`
     scales: Vec<f32>,
@@ -103,6 +106,7 @@ impl Integers {
         let (form, group) = match rounding {
             Rounding::Int8 => (Form::Eight, cols.next_multiple_of(STEP).max(STEP)),
             Rounding::Int4 => (Form::Four, GROUP),
+            Rounding::Fp8 => (Form::E4m3, cols.next_multiple_of(STEP).max(STEP)),
         };
         let row_bytes = cols * dtype.bytes();
         Self::pack(with, form, (rows, cols, group), &|first, there, panel| {
@@ -113,6 +117,7 @@ impl Integers {
                     panel.scales[index * WIDTH + lane] = match rounding {
                         Rounding::Int8 => round_eight(from, to),
                         Rounding::Int4 => round_four(from, to).to_f32(),
+                        Rounding::Fp8 => round_fp8(from, to) * fp8::SCALE,
                     };
                 }
             }
@@ -140,6 +145,24 @@ impl Integers {
                 for index in 0..cols / group {
                     panel.scales[index * WIDTH + lane] = stored.scale(row, index).to_f32();
                     panel.zeros[index * WIDTH + lane] = stored.zero(row, index).cast_signed() - 8;
+                }
+            }
+        })
+    }
+
+    /// Takes a matrix of E4M3 of a checkpoint, byte for byte. Cost: one pass to check them, and one on all threads.
+    pub(crate) fn fp8(with: (&Workers, &Arena), source: &Fp8Source) -> Result<Self, Error> {
+        let elements = fp8::checked(source)?;
+        let &Fp8Source { rows, cols, block, .. } = source;
+        let group = if block.1 < cols { block.1 } else { cols.next_multiple_of(STEP) };
+        let groups = cols.div_ceil(group);
+        Self::pack(with, Form::E4m3, (rows, cols, group), &|first, there, panel| {
+            for lane in 0..there {
+                let row = first + lane;
+                let codes = elements[row * cols..][..cols].iter().map(|code| code.cast_signed());
+                panel.values[lane * cols..][..cols].iter_mut().zip(codes).for_each(|(to, code)| *to = code);
+                for (index, scale) in source.scales[row / block.0 * groups..][..groups].iter().enumerate() {
+                    panel.scales[index * WIDTH + lane] = scale * fp8::SCALE;
                 }
             }
         })
@@ -188,7 +211,9 @@ impl Integers {
             let scales = &panel.scales[index * WIDTH..][..WIDTH];
             for (lane, (&scale, &zero)) in scales.iter().zip(&panel.zeros[index * WIDTH..]).enumerate() {
                 match self.form {
-                    Form::Eight => header.as_chunks_mut::<4>().0[lane] = scale.to_le_bytes(),
+                    Form::Eight | Form::E4m3 => {
+                        header.as_chunks_mut::<4>().0[lane] = scale.to_le_bytes();
+                    }
                     Form::Four => {
                         header.as_chunks_mut::<2>().0[lane] = f16::from_f32(scale).to_le_bytes();
                         header[2 * WIDTH + lane] = zero.cast_unsigned();
@@ -201,7 +226,9 @@ impl Integers {
                 for lane in 0..WIDTH {
                     let value = panel.values[lane * self.cols + col];
                     match self.form {
-                        Form::Eight => lines[line][place * WIDTH + lane] = value.cast_unsigned(),
+                        Form::Eight | Form::E4m3 => {
+                            lines[line][place * WIDTH + lane] = value.cast_unsigned();
+                        }
                         Form::Four => {
                             let nibble = (value + 8).cast_unsigned() << (place / 4 * 4);
                             lines[line][lane * 4 + place % 4] |= nibble;
@@ -258,20 +285,22 @@ impl Integers {
             let (header, lines) = bytes.split_at(LINE);
             let lines = lines.as_chunks::<LINE>().0;
             let scale = match self.form {
-                Form::Eight => f32::from_le_bytes(header.as_chunks::<4>().0[lane]),
+                Form::Eight | Form::E4m3 => f32::from_le_bytes(header.as_chunks::<4>().0[lane]),
                 Form::Four => f16::from_le_bytes(header.as_chunks::<2>().0[lane]).to_f32(),
             };
             let zero = match self.form {
                 Form::Four => header[2 * WIDTH + lane].cast_signed(),
-                Form::Eight => 0,
+                Form::Eight | Form::E4m3 => 0,
             };
             for (element, out) in out.iter_mut().enumerate() {
                 let (line, place) = (&lines[element / self.form.elements()], element % self.form.elements());
+                let four = || (line[lane * 4 + place % 4] >> (place / 4 * 4) & 15).cast_signed() - 8;
                 let value = match self.form {
-                    Form::Eight => line[place * WIDTH + lane].cast_signed(),
-                    Form::Four => (line[lane * 4 + place % 4] >> (place / 4 * 4) & 15).cast_signed() - 8,
+                    Form::Eight => f32::from(line[place * WIDTH + lane].cast_signed()),
+                    Form::E4m3 => fp8::small(line[place * WIDTH + lane]),
+                    Form::Four => f32::from(four() - zero),
                 };
-                *out = f32::from(value - zero) * scale;
+                *out = value * scale;
             }
         }
     }

@@ -44,8 +44,8 @@ pub use workers::Workers;
 use crate::door;
 use crate::error::same;
 use crate::{
-    Attention, BatchInput, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, Ops,
-    Projection, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, BatchInput, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm,
+    Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 use arena::Arena;
 use attention::{Shaping, Step};
@@ -171,6 +171,10 @@ impl Ops for Cpu {
         Weight::int4((&self.workers, &self.arena), source)
     }
 
+    fn weight_fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
+        Weight::fp8((&self.workers, &self.arena), source)
+    }
+
     fn table(&self, source: WeightSource) -> Result<Weight, Error> {
         Weight::table(source)
     }
@@ -256,7 +260,7 @@ impl Ops for Cpu {
             match matrix {
                 Matrix::Floats(weight) => floats.push(Product { weight, bias, out }),
                 Matrix::Integers(weight) => match weight.form {
-                    Form::Eight => eights.push(integers::Product { weight, bias, out }),
+                    Form::Eight | Form::E4m3 => eights.push(integers::Product { weight, bias, out }),
                     Form::Four => fours.push(integers::Product { weight, bias, out }),
                 },
             }

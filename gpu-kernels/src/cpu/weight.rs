@@ -10,7 +10,7 @@ use super::integers::Integers;
 use super::panels::Panels;
 use super::workers::Workers;
 use crate::error::same;
-use crate::{Dtype, Error, Int4Source, Rounding, WeightBytes, WeightSource};
+use crate::{Dtype, Error, Fp8Source, Int4Source, Rounding, WeightBytes, WeightSource};
 
 /// A weight: a matrix `[out, in]` of floats or of small integers, packed for [`linear`](crate::Ops::linear); a table
 /// whose rows are used where they lie; or a vector `[n]` widened to f32.
@@ -104,7 +104,7 @@ impl Weight {
         }
     }
 
-    /// A matrix of floats, rounded to integers; a vector is kept as it is.
+    /// A matrix of floats, rounded to eight bits or four; a vector is kept as it is.
     pub(crate) fn rounded(
         (workers, isa, arena): (&Workers, Isa, &Arena),
         source: &WeightSource,
@@ -119,6 +119,11 @@ impl Weight {
     /// A matrix of integers of a checkpoint.
     pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
         Integers::int4(with, source).map(|integers| Self(Kind::Integers(integers)))
+    }
+
+    /// A matrix of E4M3 of a checkpoint.
+    pub(crate) fn fp8(with: (&Workers, &Arena), source: &Fp8Source) -> Result<Self, Error> {
+        Integers::fp8(with, source).map(|numbers| Self(Kind::Integers(numbers)))
     }
 
     /// A table that stays where it lies.

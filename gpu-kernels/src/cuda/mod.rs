@@ -67,8 +67,8 @@ use tensor::Matrix;
 use crate::door;
 use crate::error::at_most;
 use crate::{
-    Attention, BatchInput, Dtype, Error, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, Ops,
-    Projection, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, BatchInput, Dtype, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage,
+    Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 
 /// The operators, on a device.
@@ -245,6 +245,10 @@ impl Ops for Cuda {
 
     fn weight_int4(&self, source: &Int4Source) -> Result<Weight, Error> {
         self.stored(source).map(Weight::of_integers)
+    }
+
+    fn weight_fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
+        self.fp8(source)
     }
 
     fn rope_table(

@@ -3,6 +3,8 @@
 //! A weight is read in the form of its checkpoint (GPTQ, AWQ, or one byte per element), or rounded, and packed once for
 //! the kernel.
 
+use std::sync::Arc;
+
 use half::f16;
 
 use super::device::Address;
@@ -11,9 +13,10 @@ use super::memory::Memory;
 use super::tensor::{Tensor, Weight, weight_bytes, widen_row};
 use super::{Cuda, count, divide};
 use crate::error::{multiple, same};
-use crate::rounding::{GROUP, round_eight, round_four};
+use crate::fp8;
+use crate::rounding::{GROUP, round_eight, round_four, round_fp8};
 use crate::stored::Stored;
-use crate::{Dtype, Error, Int4Source, Rounding, WeightSource};
+use crate::{Dtype, Error, Fp8Source, Int4Source, Ops, Rounding, WeightSource};
 
 /// A matrix `[out, in]` of a quantised checkpoint, of one byte for an element. Those of four bits are
 /// [`Int4Source`](crate::Int4Source)s.
@@ -179,13 +182,35 @@ impl Cuda {
         )
     }
 
+    /// A matrix of E4M3 of a checkpoint. The kernels know one scale for an output: with several for a row, it is kept in
+    /// the activations' type.
+    pub(super) fn fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
+        let elements = fp8::checked(source)?;
+        let &Fp8Source { rows, cols, block, .. } = source;
+        let groups = cols.div_ceil(block.1);
+        let scale = |row: usize, col: usize| source.scales[row / block.0 * groups + col / block.1];
+        if groups == 1 {
+            let outputs = if block.0 < rows { rows } else { 1 };
+            let scales: Vec<f32> = (0..outputs).map(|row| scale(row, 0)).collect();
+            return self.eight(Format::Fp8, (rows, cols), elements, &scales).map(Weight::of_integers);
+        }
+        let worth = |(at, &code): (usize, &u8)| fp8::small(code) * (scale(at / cols, at % cols) * fp8::SCALE);
+        let floats: Vec<u8> = elements.iter().enumerate().flat_map(|at| worth(at).to_le_bytes()).collect();
+        self.weight(WeightSource {
+            range: 0..floats.len(),
+            bytes: Arc::new(floats),
+            dtype: Dtype::F32,
+            shape: vec![rows, cols],
+        })
+    }
+
     /// A matrix of floats, rounded. Cost: one pass over the bytes.
     pub(super) fn rounded(&self, source: &WeightSource, rounding: Rounding) -> Result<QuantWeight, Error> {
         let bytes = weight_bytes(source)?;
         let [rows, cols] = source.shape[..] else { unreachable!("a matrix") };
         multiple("weight_rounded", "out", rows, 1)?;
         multiple("weight_rounded", "in", cols, 1)?;
-        let group = if rounding == Rounding::Int8 { cols } else { GROUP };
+        let group = if rounding == Rounding::Int4 { GROUP } else { cols };
         let groups = cols.div_ceil(group);
         let (mut values, mut eight, mut four) = (vec![0_i8; rows * cols], Vec::new(), Vec::new());
         for (row, to) in bytes.chunks(cols * source.dtype.bytes()).zip(values.chunks_mut(cols)) {
@@ -194,11 +219,13 @@ impl Cuda {
                 match rounding {
                     Rounding::Int8 => eight.push(round_eight(from, to)),
                     Rounding::Int4 => four.push(round_four(from, to)),
+                    Rounding::Fp8 => eight.push(round_fp8(from, to)),
                 }
             }
         }
         match rounding {
             Rounding::Int8 => self.eight(Format::Int8, (rows, cols), bytemuck::cast_slice(&values), &eight),
+            Rounding::Fp8 => self.eight(Format::Fp8, (rows, cols), bytemuck::cast_slice(&values), &eight),
             Rounding::Int4 => self.four(
                 (rows, cols, group),
                 |row, column| (values[row * cols + column] + 8).cast_unsigned(),

@@ -126,9 +126,8 @@ def store(model, directory, dtype="bfloat16", shard="1GB", old_config=False, mix
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def reference(directory, prompt):
+def reference(model, prompt):
     """Greedy tokens and logits at every position, or None when a choice is too close."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     tokens = list(prompt)
     for _ in range(GENERATED):
         logits = model(torch.tensor([tokens])).logits[0, -1]
@@ -153,20 +152,23 @@ def make(name):
         directory = HERE / name
         store(model, directory, **stored)
         prompt = torch.randint(4, VOCAB, (PROMPT,), generator=generator).tolist()
-        found = reference(directory, prompt)
+        as_stored = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        found = reference(as_stored, prompt)
         if found:
-            break
-    else:
-        sys.exit(f"{name}: no seed below 1000 leaves a margin of {MARGIN}")
-    greedy, logits = found
+            return golden(name, seed, prompt, *found)
+    sys.exit(f"{name}: no seed below 1000 leaves a margin of {MARGIN}")
+
+
+def golden(name, seed, prompt, greedy, logits):
+    """Writes golden.safetensors beside the checkpoint."""
     rows = [0, 1, 2, 15, 16, 17, 31, 32, PROMPT - 1, PROMPT + GENERATED - 1]
-    golden = dict(
+    tensors = dict(
         prompt=torch.tensor(prompt, dtype=torch.int32),
         greedy=torch.tensor(greedy, dtype=torch.int32),
         rows=torch.tensor(rows, dtype=torch.int32),
         logits=logits[rows].detach().contiguous(),
     )
-    save_file(golden, directory / "golden.safetensors")
+    save_file(tensors, HERE / name / "golden.safetensors")
     print(f"{name}: seed {seed}, logits std {logits.std():.2f}, distinct greedy {len(set(greedy))}", flush=True)
 
 

@@ -277,6 +277,19 @@ impl Lanes for Avx2 {
             ]
         }
     }
+    /// Sign and number of a byte, widened with its sign, are seven bits below their places in an f16.
+    #[inline(always)]
+    unsafe fn load_e4m3(self, at: *const u8) -> Pair {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let words = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())));
+            let halves = _mm256_and_si256(words, _mm256_set1_epi16(!0x4000));
+            [
+                _mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves)),
+            ]
+        }
+    }
     #[inline(always)]
     unsafe fn load_nibbles(self, at: *const u8) -> [__m256i; 2] {
         // SAFETY: the caller's promise, and the token proves the feature.

@@ -239,6 +239,15 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
     }
+    /// Sign and number of a byte, widened with its sign, are seven bits below their places in an f16.
+    #[inline(always)]
+    unsafe fn load_e4m3(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let words = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())));
+            _mm512_cvtph_ps(_mm256_and_si256(words, _mm256_set1_epi16(!0x4000)))
+        }
+    }
     #[inline(always)]
     unsafe fn load_nibbles(self, at: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise, and the token proves the feature.

@@ -129,6 +129,10 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// 16 signed bytes are readable at `at`.
     unsafe fn load_i8(self, at: *const u8) -> Self::F;
+    /// E4M3 numbers times 2^-8 ([`fp8::small`](crate::fp8::small)), none of which is none.
+    /// # Safety
+    /// 16 bytes are readable at `at`.
+    unsafe fn load_e4m3(self, at: *const u8) -> Self::F;
     /// The low and the high nibbles of a register of bytes.
     /// # Safety
     /// `64 / PARTS` bytes are readable at `at`, at any alignment.

@@ -283,6 +283,23 @@ impl Lanes for Neon {
             ]
         }
     }
+    /// Sign and number of a byte, widened with its sign, are seven bits below their places in an f16.
+    #[inline(always)]
+    unsafe fn load_e4m3(self, at: *const u8) -> Four {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let bytes = vreinterpretq_s8_u8(vld1q_u8(at));
+            let keep = vdupq_n_s16(!0x4000);
+            let low = vandq_s16(vshlq_n_s16::<7>(vmovl_s8(vget_low_s8(bytes))), keep);
+            let high = vandq_s16(vshlq_n_s16::<7>(vmovl_high_s8(bytes)), keep);
+            [
+                vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(low))),
+                vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(low))),
+                vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(high))),
+                vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(high))),
+            ]
+        }
+    }
     #[inline(always)]
     unsafe fn load_nibbles(self, at: *const u8) -> [uint8x16_t; 2] {
         // SAFETY: the caller's promise, and the token proves the feature.

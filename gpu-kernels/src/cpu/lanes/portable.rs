@@ -178,6 +178,12 @@ impl Lanes for Portable {
         each(|i| f32::from(bytes[i]))
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { at.cast::<[u8; WIDTH]>().read_unaligned() };
+        each(|i| crate::fp8::small(codes[i]))
+    }
+    #[inline(always)]
     unsafe fn load_nibbles(self, at: *const u8) -> [Self::B; 2] {
         // SAFETY: the caller's promise.
         let words = unsafe { at.cast::<[u32; 4]>().read_unaligned() }.map(u32::from_le);

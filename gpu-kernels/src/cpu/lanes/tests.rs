@@ -63,6 +63,7 @@ impl Kernel for All<'_> {
             unsafe {
                 out.extend([lanes.load(at.add(n).cast()), lanes.load_first(at.add(n).cast(), n)]);
                 out.extend([lanes.load_bf16(at.add(n)), lanes.load_f16(at.add(n)), lanes.load_i8(at.add(n))]);
+                out.push(lanes.load_e4m3(at.add(n)));
                 out.extend([lanes.load_firsts_bf16(at.add(n)), lanes.load_seconds_bf16(at.add(n))]);
             }
             let mut some = [0.5; WIDTH];
