@@ -224,7 +224,28 @@ fn what_is_not_computed_is_refused_by_name() {
     let cases = [
         ("architectures", json!(["GPTNeoXForCausalLM"]), "GPTNeoXForCausalLM is not supported"),
         ("architectures", json!("LlamaForCausalLM"), "architecture LlamaForCausalLM"),
-        ("quantization_config", json!({"quant_method": "fp8"}), "a quantised checkpoint"),
+        ("quantization_config", json!({"quant_method": "mxfp4"}), "a quantised checkpoint"),
+        (
+            "quantization_config",
+            json!({"quant_method": "fp8", "fmt": "e5m2"}),
+            "quantization_config.fmt is e5m2: a form of eight-bit floats other than e4m3",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "fp8", "weight_block_size": [128, 0]}),
+            "quantization_config.weight_block_size is [128,0], expected",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+            "quantization_config.format is pack-quantized",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups":
+                {"group_0": {"weights": {"type": "float", "num_bits": 4, "strategy": "tensor"}}}}),
+            "quantization_config.config_groups.group_0.weights.num_bits is 4",
+        ),
         ("quantization_config", json!({"quant_method": "awq", "bits": 3}), "quantization_config.bits is 3"),
         (
             "quantization_config",
