@@ -116,8 +116,8 @@ pub trait Ops {
         Err(no_integers("weight_int4", format!("{:?}", source.layout)))
     }
 
-    /// Takes a matrix of E4M3 numbers from its bytes. Products have the sums that numbers and scales say, without rounding
-    /// activations.
+    /// Takes a matrix of E4M3 numbers from its bytes. Products have the sums that numbers and scales say, without
+    /// rounding activations.
     ///
     /// # Errors
     /// When elements or scales do not hold exactly what the shape and the blocks need, one of them is no number, the

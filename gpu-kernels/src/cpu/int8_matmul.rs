@@ -1,8 +1,8 @@
 //! `out = x · wᵀ + bias`, with `w` in eight bits.
 //!
 //! As in [`super::matmul`], lanes run along outputs, and no sum knows how many rows there are. An output is one chain
-//! of multiply-adds of activations and numbers of eight bits, which are exact in f32, times its scale; where inputs fall
-//! into groups, a second chain adds these in ascending order. Numbers are widened in registers, integers by two
+//! of multiply-adds of activations and numbers of eight bits, which are exact in f32, times its scale; where inputs
+//! fall into groups, a second chain adds these in ascending order. Numbers are widened in registers, integers by two
 //! instructions, E4M3 by four.
 
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]

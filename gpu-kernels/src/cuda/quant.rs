@@ -182,8 +182,8 @@ impl Cuda {
         )
     }
 
-    /// A matrix of E4M3 of a checkpoint. The kernels know one scale for an output: with several for a row, it is kept in
-    /// the activations' type.
+    /// A matrix of E4M3 of a checkpoint. The kernels know one scale for an output: with several for a row, it is kept
+    /// in the activations' type.
     pub(super) fn fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
         let elements = fp8::checked(source)?;
         let &Fp8Source { rows, cols, block, .. } = source;
