@@ -1,4 +1,5 @@
-//! E4M3, the eight-bit float of weights (arXiv 2209.05433): a sign, four bits of exponent and three of fraction.
+//! E4M3, the eight-bit float of weights and caches (arXiv 2209.05433): a sign, four bits of exponent and three of
+//! fraction.
 //!
 //! ```text
 //! s eeee fff    ±2^(e - 7) · 1.fff, for e = 0 ±2^-6 · 0.fff; the largest is 448
@@ -23,12 +24,12 @@ pub(crate) fn small(bits: u8) -> f32 {
     f16::from_bits(u16::from(bits & 0x80) << 8 | u16::from(bits & 0x7f) << 7).to_f32()
 }
 
-/// The nearest number, ties to even; beyond the largest, that one. What is no number becomes 0.
+/// The nearest number, ties to even; beyond the largest, that one. What is no number stays none.
 pub(crate) fn nearest(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let size = x.abs().min(MAX);
     if x.is_nan() {
-        return 0;
+        return sign | NO_NUMBER;
     }
     // Below the smallest power of two with a bit of its own for it, steps are 2^-9.
     if size < 1.0 / 64.0 {
@@ -105,6 +106,6 @@ mod tests {
             assert_eq!(nearest(middle.next_down()), low, "{low:#x}");
             assert_eq!(nearest(-middle.next_up()), 0x80 | (low + 1), "{low:#x}");
         }
-        assert_eq!([f32::INFINITY, -1e9, f32::NAN].map(nearest), [0x7e, 0xfe, 0]);
+        assert_eq!([f32::INFINITY, -1e9, f32::NAN].map(nearest), [0x7e, 0xfe, NO_NUMBER]);
     }
 }

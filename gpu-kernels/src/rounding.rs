@@ -28,7 +28,9 @@ pub(crate) fn round_fp8(from: &[f32], to: &mut [i8]) -> f32 {
     let scale = largest(from).abs() / fp8::MAX;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     for (to, from) in to.iter_mut().zip(from) {
-        *to = fp8::nearest(from * inverse).cast_signed();
+        let number = from * inverse;
+        // As with whole numbers, what is none becomes 0.
+        *to = fp8::nearest(if number.is_nan() { 0.0 } else { number }).cast_signed();
     }
     scale
 }

@@ -121,7 +121,7 @@ impl Engine {
         let workers = place.workers(options)?;
         let memory = place.memory_use()?;
         let room = memory.map(|memory| GpuRoom::new(options, &config, memory, bytes));
-        let sizes = Sizes::new(options, &config, place.kv_dtype(options.kv_dtype, weights)?, room)?;
+        let sizes = Sizes::new(options, &config, place.kv_dtype(options, weights)?, room)?;
         let limits = sizes.step_limits(options, config.vocab, place.device());
         let machine = place.load(files, options, &sizes, limits)?;
         let block_size = options.block_size.get();

@@ -2,6 +2,7 @@
 
 mod active;
 mod adapt;
+mod agreement;
 mod ahead;
 mod beam;
 mod block_file;
@@ -67,7 +68,7 @@ pub use options::{
 };
 pub use output::{Finish, FinishReason, Logprobs, Output, SampledToken, StopReason, TokenLogprob};
 pub use quayline_batching::{Fair, Policy, Targets, TenantId, WeightError};
-pub use quayline_gpu_kernels::Rounding;
+pub use quayline_gpu_kernels::{Dtype, Rounding};
 pub use reasons::{Outcome, ReasonCount, TurnedAway};
 pub use request::{Beams, Request, RequestId, Sampling, Tick};
 pub use rope::{CosSin, Rope};

@@ -9,6 +9,7 @@ use quayline_gpu_kernels::cpu::Workers;
 use quayline_gpu_kernels::cuda::{self, Draw, MemoryUse, Sampled};
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
 
+use crate::agreement;
 use crate::config::ModelConfig;
 use crate::error::LoadError;
 use crate::files::ModelFiles;
@@ -172,15 +173,20 @@ impl Place {
     }
 
     /// How keys and values are cached: a GPU takes its own format alone.
-    pub(crate) fn kv_dtype(&self, wanted: KvDtype, weights: Dtype) -> Result<Dtype, LoadError> {
-        let asked = match wanted {
+    pub(crate) fn kv_dtype(&self, options: &Options, weights: Dtype) -> Result<Dtype, LoadError> {
+        let computed = match self {
+            Self::Cpu(_) => Dtype::F32,
+            Self::Cuda(cuda) => cuda.dtype(),
+        };
+        agreement::dtype(options.dtype, weights, computed)?;
+        let asked = match options.kv_dtype {
             KvDtype::Auto => None,
             KvDtype::F32 => Some(Dtype::F32),
             KvDtype::Bf16 => Some(Dtype::Bf16),
             KvDtype::F16 => Some(Dtype::F16),
         };
         match self {
-            Self::Cpu(_) => Ok(asked.unwrap_or(weights)),
+            Self::Cpu(_) => Ok(asked.or(options.dtype).unwrap_or(weights)),
             Self::Cuda(cuda) => match asked {
                 Some(asked) if asked != cuda.dtype() => {
                     let problem = format!("{asked} on a GPU that computes in {}", cuda.dtype());
@@ -200,13 +206,14 @@ impl Place {
         limits: StepLimits,
     ) -> Result<Box<dyn Machine>, LoadError> {
         let (blocks, block_size) = (sizes.blocks as usize + 1, options.block_size.get() as usize);
+        let rounding = agreement::rounding(options, &files.config()?)?;
         Ok(match self {
             Self::Cpu(cpu) => {
-                let model = Model::load_rounded(cpu, files, limits, options.quantization)?;
+                let model = Model::load_rounded(cpu, files, limits, rounding)?;
                 Box::new(Hosted::new(model, (blocks, block_size, sizes.dtype), Device::Cpu, ())?)
             }
             Self::Cuda(cuda) => {
-                let model = Model::load_rounded(cuda, files, limits, options.quantization)?;
+                let model = Model::load_rounded(cuda, files, limits, rounding)?;
                 let graphs = Graphs::new(model.pass(), model.limits(), options.max_num_seqs, block_size)?;
                 Box::new(Hosted::new(model, (blocks, block_size, sizes.dtype), Device::Cuda, graphs)?)
             }

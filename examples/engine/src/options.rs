@@ -5,9 +5,10 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use quayline_batching::Policy;
-use quayline_gpu_kernels::Rounding;
+use quayline_gpu_kernels::{Dtype, Rounding};
 use quayline_kv_cache::hash::{Algorithm, AnyHasher, Encoding, Vllm};
 
+use crate::config::QuantizationMethod;
 use crate::drafts::Speculation;
 
 /// How an engine is set up. The defaults serve a laptop.
@@ -19,8 +20,14 @@ pub struct Options {
     pub kv: KvSize,
     /// Number format of cached keys and values.
     pub kv_dtype: KvDtype,
-    /// Integers to which matrices of floats are rounded when they are loaded; `None` keeps them.
+    /// What matrices of floats are rounded to when they are loaded; `None` keeps them. [`Rounding::Fp8`] leaves a
+    /// checkpoint that comes in it as it is, and refuses those that come in four bits.
     pub quantization: Option<Rounding>,
+    /// How the checkpoint must be quantised: another is not loaded.
+    pub quantization_method: Option<QuantizationMethod>,
+    /// The number format that the weights or the arithmetic must have: else loading fails. On the CPU the arithmetic is
+    /// f32, and who asks for that gets a cache of f32 where [`KvDtype::Auto`] leaves it open.
+    pub dtype: Option<Dtype>,
     /// Longest sequence, prompt and output together; `None` is the model's own limit.
     pub max_model_len: Option<u32>,
     /// Most requests in one step.
@@ -104,6 +111,8 @@ impl Default for Options {
             kv: KvSize::Auto,
             kv_dtype: KvDtype::Auto,
             quantization: None,
+            quantization_method: None,
+            dtype: None,
             max_model_len: None,
             max_num_seqs: 64,
             max_num_batched_tokens: 256,

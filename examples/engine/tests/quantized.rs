@@ -15,7 +15,9 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use half::{bf16, f16};
-use quayline_engine::{Model, ModelFiles, Rounding, StepInput, StepLimits, Text};
+use quayline_engine::{
+    Engine, Model, ModelFiles, Options, QuantizationMethod, Rounding, StepInput, StepLimits, Text,
+};
 use quayline_gpu_kernels::{BatchInput, Cpu, Dtype, Span};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -231,6 +233,40 @@ fn a_matrix_with_reordered_inputs_is_refused_by_name() {
     let (_directory, files) = checkpoint("reordered", &integers, how);
     let message = Model::load(Cpu::detect().unwrap(), &files, LIMITS).unwrap_err().to_string();
     assert!(message.contains(&format!("tensor {name} puts input 2 into group 3")), "{message}");
+}
+
+#[test]
+fn what_is_asked_of_a_checkpoint_must_be_so() {
+    let how = json!({"quant_method": "awq", "bits": 4, "group_size": GROUP});
+    let (_directory, awq) = checkpoint("asked", &pair("awq")[0], how);
+    let says = |files: &ModelFiles, options| match Engine::load(files, &options) {
+        Ok(_) => "loaded".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let method = |method| Options { quantization_method: Some(method), ..Options::default() };
+    let rounded = |to| Options { quantization: Some(to), ..Options::default() };
+    assert_eq!(says(&awq, method(QuantizationMethod::Awq)), "loaded");
+    assert_eq!(
+        says(&awq, method(QuantizationMethod::Gptq)),
+        "option quantization_method: gptq is asked for, the checkpoint is awq"
+    );
+    assert_eq!(
+        says(&awq, rounded(Rounding::Fp8)),
+        "option quantization: fp8 is asked for, the checkpoint is awq"
+    );
+    let bundled = ModelFiles::bundled();
+    assert_eq!(says(&bundled, rounded(Rounding::Fp8)), "loaded");
+    assert_eq!(
+        says(&bundled, method(QuantizationMethod::CompressedTensors)),
+        "option quantization_method: compressed-tensors is asked for, the checkpoint is not quantised"
+    );
+    let dtype = |dtype| Options { dtype: Some(dtype), ..Options::default() };
+    assert_eq!(says(&bundled, dtype(Dtype::Bf16)), "loaded");
+    assert_eq!(says(&bundled, dtype(Dtype::F32)), "loaded");
+    assert_eq!(
+        says(&bundled, dtype(Dtype::F16)),
+        "option dtype: f16 is asked for, the weights are bf16 and computed with in f32"
+    );
 }
 
 /// Nats per token over windows, of which the second half is scored.

@@ -22,8 +22,8 @@ struct Arguments {
     /// A checkpoint directory in Hugging Face form; without it, the model inside this program.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Integers to which the matrices are rounded when they are loaded: a half or a quarter of the bytes to read for
-    /// each token. Checkpoints of AWQ and GPTQ bring theirs.
+    /// What the matrices are rounded to when they are loaded: a half or a quarter of the bytes to read for each token.
+    /// Checkpoints of AWQ, GPTQ and FP8 bring theirs.
     #[arg(long)]
     quantization: Option<Quantization>,
     /// The prompt is a message to answer, by the model's chat template.
@@ -62,6 +62,7 @@ struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Quantization {
     Int8,
+    Fp8,
     Int4,
 }
 
@@ -94,6 +95,7 @@ fn generate(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let options = Options {
         quantization: arguments.quantization.map(|to| match to {
             Quantization::Int8 => Rounding::Int8,
+            Quantization::Fp8 => Rounding::Fp8,
             Quantization::Int4 => Rounding::Int4,
         }),
         max_model_len: arguments.max_model_len,

@@ -144,7 +144,7 @@ fn with_dashes(argument: OsString) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use quayline_engine::{CublasLtPlace, HashAlgorithm, KvSize, Policy};
+    use quayline_engine::{CublasLtPlace, HashAlgorithm, KvSize, Policy, Rounding};
 
     use super::*;
 
@@ -196,6 +196,20 @@ mod tests {
     }
 
     #[test]
+    fn number_formats_have_vllms_names() {
+        let options = |line: &str| parse(line).unwrap().options();
+        assert_eq!(options("--quantization fp8").quantization, Some(Rounding::Fp8));
+        let methods = ["awq", "awq_marlin", "gptq", "compressed-tensors"].map(|name| {
+            options(&format!("--quantization {name}")).quantization_method.map(|method| method.name())
+        });
+        assert_eq!(methods, ["awq", "awq", "gptq", "compressed-tensors"].map(Some));
+        assert_eq!(options("--dtype auto").dtype, None);
+        let types = ["half", "float16", "bfloat16", "float", "float32"]
+            .map(|name| options(&format!("--dtype {name}")).dtype.unwrap().to_string());
+        assert_eq!(types, ["f16", "f16", "bf16", "f32", "f32"]);
+    }
+
+    #[test]
     fn the_later_of_a_switch_and_its_opposite_wins() {
         let on = parse("--no-enable-chunked-prefill --enable-chunked-prefill").unwrap();
         assert!(on.options().chunked_prefill);
@@ -236,8 +250,8 @@ mod tests {
     fn impossible_values_are_refused() {
         for line in [
             "--tensor-parallel-size 2",
-            "--quantization awq",
-            "--dtype float16",
+            "--quantization gguf",
+            "--dtype float8",
             "--device tpu",
             "--port 70000",
             "--block-size 0",

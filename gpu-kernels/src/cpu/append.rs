@@ -3,13 +3,13 @@
 use half::f16;
 
 use super::Isa;
-use super::eight_bits::{E4M3_MOST, INT8_MOST, to_e4m3, to_int8};
+use super::eight_bits::{INT8_MOST, to_int8};
 use super::lanes::{Kernel, Lanes, dispatch, round_bf16};
 use super::out::SharedOut;
 use super::pool::{Form, KvPool, OfPlane};
 use super::workers::Workers;
-use crate::KvShape;
 use crate::shape::HEAD_DIM_MAX;
+use crate::{KvShape, fp8};
 
 /// Writes `k` and `v`, `[tokens, kv_heads * head_dim]`, into a layer of the pool.
 ///
@@ -87,7 +87,7 @@ impl Append<'_> {
             Scale::None => return from,
             Scale::One(scale) => scale,
             Scale::Each(scales) => {
-                let most = if self.pool.form == Form::Int8 { INT8_MOST } else { E4M3_MOST };
+                let most = if self.pool.form == Form::Int8 { INT8_MOST } else { fp8::MAX };
                 let size = from.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
                 let scale = if size > 0.0 { size / most } else { 1.0 };
                 // SAFETY: only this thread writes this head.
@@ -150,7 +150,9 @@ fn into_panel(form: Form, from: &[f32], (lane, lanes): (usize, usize), to: &mut 
                 line.as_chunks_mut::<2>().0[lane] = f16::from_f32(from).to_ne_bytes();
             }
         }
-        Form::E4m3 => to.chunks_exact_mut(lanes).zip(from).for_each(|(line, &x)| line[lane] = to_e4m3(x)),
+        Form::E4m3 => {
+            to.chunks_exact_mut(lanes).zip(from).for_each(|(line, &x)| line[lane] = fp8::nearest(x))
+        }
         Form::Int8 => to.chunks_exact_mut(lanes).zip(from).for_each(|(line, &x)| line[lane] = to_int8(x)),
     }
 }
@@ -174,7 +176,7 @@ fn narrow(form: Form, from: &[f32], to: &mut [u8]) {
                 *to = f16::from_f32(from).to_ne_bytes();
             }
         }
-        Form::E4m3 => to.iter_mut().zip(from).for_each(|(to, &x)| *to = to_e4m3(x)),
+        Form::E4m3 => to.iter_mut().zip(from).for_each(|(to, &x)| *to = fp8::nearest(x)),
         Form::Int8 => to.iter_mut().zip(from).for_each(|(to, &x)| *to = to_int8(x)),
     }
 }

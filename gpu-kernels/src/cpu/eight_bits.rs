@@ -1,27 +1,10 @@
-//! Numbers of one byte: E4M3 (OCP 8-bit floating point: 4 bits of exponent, 3 of fraction, largest 448) and whole
-//! numbers.
+//! Cached numbers of one byte: E4M3 and whole numbers.
 
-use super::lanes::{Element, Lanes, WIDTH};
+use super::lanes::{Element, Lanes};
+use crate::fp8;
 
-/// The largest E4M3.
-pub(crate) const E4M3_MOST: f32 = 448.0;
 /// The largest whole number.
 pub(crate) const INT8_MOST: f32 = 127.0;
-
-/// To nearest, ties to even, cut at 448. What is no number becomes E4M3's.
-pub(crate) fn to_e4m3(x: f32) -> u8 {
-    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
-    if x.is_nan() {
-        return sign | 0x7f;
-    }
-    let size = x.abs().min(E4M3_MOST);
-    // The spacing of numbers around `size` is an eighth of its power of two, and 2^-9 below 2^-6.
-    let exponent = (size.to_bits() >> 23).max(127 - 6);
-    let steps = (size * f32::from_bits((127 + 127 + 3 - exponent) << 23)).round_ties_even();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 16, and 126 in all")]
-    let bits = ((exponent - 121) * 8 + steps as u32) as u8;
-    sign | bits
-}
 
 /// To nearest, ties to even, cut at 127. What is no number becomes 0.
 pub(crate) fn to_int8(x: f32) -> u8 {
@@ -37,15 +20,11 @@ pub(crate) struct AsInt8;
 
 impl Element for AsE4m3 {
     const BYTES: usize = 1;
-    /// The bits of E4M3 in the place of an f16's are the number times 2^-8; subnormals come out right.
     #[inline(always)]
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
-        // SAFETY: the caller's promise; any alignment will do.
-        let bytes = unsafe { at.cast::<[u8; WIDTH]>().read_unaligned() };
-        let halves = bytes.map(|x| u16::from(x & 0x80) << 8 | u16::from(x & 0x7f) << 7);
-        // SAFETY: sixteen f16.
-        let small = unsafe { lanes.load_f16(halves.as_ptr().cast()) };
-        lanes.mul(small, lanes.splat(256.0))
+        // SAFETY: the caller's promise.
+        let small = unsafe { lanes.load_e4m3(at) };
+        lanes.mul(small, lanes.splat(fp8::SCALE))
     }
 }
 
@@ -61,7 +40,7 @@ impl Element for AsInt8 {
 #[cfg(test)]
 mod tests {
     use super::super::Isa;
-    use super::super::lanes::{Kernel, dispatch};
+    use super::super::lanes::{Kernel, WIDTH, dispatch};
     use super::*;
 
     struct Widen<'a>(&'a [u8; WIDTH], &'a mut [f32; WIDTH]);
@@ -76,16 +55,6 @@ mod tests {
         }
     }
 
-    /// What the bits say (OCP 8-bit floating point, section 5.3).
-    fn worth(bits: u8) -> f32 {
-        let fraction = f32::from(bits & 7) / 8.0;
-        let size = match i32::from(bits >> 3 & 15) {
-            0 => fraction * 2.0_f32.powi(-6),
-            exponent => (1.0 + fraction) * 2.0_f32.powi(exponent - 7),
-        };
-        if bits < 128 { size } else { -size }
-    }
-
     #[test]
     fn every_e4m3_is_widened_and_found_again() {
         for isa in Isa::ALL.iter().copied().filter(|isa| isa.available()) {
@@ -94,22 +63,14 @@ mod tests {
                 let mut wide = [0.0; WIDTH];
                 dispatch(isa, Widen(&bytes, &mut wide));
                 for (bits, wide) in bytes.into_iter().zip(wide).filter(|(bits, _)| bits & 0x7f != 0x7f) {
-                    assert_eq!(wide.to_bits(), worth(bits).to_bits(), "{isa}: {bits:#x}");
-                    assert_eq!(to_e4m3(wide), bits, "{wide}");
+                    assert_eq!(fp8::nearest(wide), bits, "{isa}: {bits:#x} became {wide}");
                 }
             }
         }
     }
 
     #[test]
-    fn what_lies_between_goes_to_the_nearest_and_ties_to_even() {
-        for bits in 0..0x7e_u8 {
-            let (low, high) = (worth(bits), worth(bits + 1));
-            let middle = low + (high - low) / 2.0;
-            assert_eq!(to_e4m3(middle), if bits % 2 == 0 { bits } else { bits + 1 }, "{middle}");
-            assert_eq!((to_e4m3(middle.next_down()), to_e4m3(-middle.next_up())), (bits, bits + 0x81));
-        }
-        assert_eq!([1e9, -1e9, f32::NAN].map(to_e4m3), [0x7e, 0xfe, 0x7f]);
+    fn whole_numbers_are_cut_and_ties_are_even() {
         assert_eq!([0.5, 1.5, -2.5, 300.0, -300.0, f32::NAN].map(to_int8), [0, 2, 254, 127, 129, 0]);
     }
 }

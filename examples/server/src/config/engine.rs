@@ -4,7 +4,9 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use quayline_engine::{CublasLtPlace, Device, HashAlgorithm, KvDtype, KvSize, Options, Rounding};
+use quayline_engine::{
+    CublasLtPlace, Device, HashAlgorithm, KvDtype, KvSize, Options, QuantizationMethod, Rounding,
+};
 
 use super::parse::{count_u32, count_u64, json, positive_u32, positive_usize};
 use crate::speculative::SpeculativeConfig;
@@ -50,7 +52,7 @@ pub(crate) struct EngineFlags {
     /// Tokens per cache block
     #[arg(long, value_parser = positive_u32)]
     block_size: Option<NonZeroU32>,
-    /// Integers to which the matrices are rounded when they are loaded; checkpoints of AWQ and GPTQ bring theirs
+    /// What the matrices are rounded to when they are loaded, or how the checkpoint is quantised: another is refused
     #[arg(long, short = 'q', value_enum)]
     quantization: Option<Quantization>,
     /// Number format of cached keys and values
@@ -92,7 +94,7 @@ pub(crate) struct EngineFlags {
     /// The share of the GPU's memory that weights, activations and cache may have
     #[arg(long, default_value_t = Options::default().gpu_memory_utilization)]
     gpu_memory_utilization: f64,
-    /// Number format of the arithmetic: the weights decide
+    /// Number format of the weights: another than theirs is refused, but for float32 on the CPU, whose arithmetic it is
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// Devices to spread the model over: one
@@ -106,6 +108,38 @@ enum Quantization {
     Int8,
     /// A quarter of the bytes, at some.
     Int4,
+    /// E4M3: as many bytes as int8. A checkpoint that comes in it stays as it is.
+    Fp8,
+    /// The checkpoint is of AWQ.
+    #[value(alias = "awq_marlin")]
+    Awq,
+    /// The checkpoint is of GPTQ.
+    #[value(alias = "gptq_marlin")]
+    Gptq,
+    /// The checkpoint is of compressed-tensors.
+    CompressedTensors,
+}
+
+impl Quantization {
+    /// What matrices are rounded to.
+    fn rounding(self) -> Option<Rounding> {
+        match self {
+            Self::Int8 => Some(Rounding::Int8),
+            Self::Int4 => Some(Rounding::Int4),
+            Self::Fp8 => Some(Rounding::Fp8),
+            Self::Awq | Self::Gptq | Self::CompressedTensors => None,
+        }
+    }
+
+    /// What the checkpoint must be.
+    fn method(self) -> Option<QuantizationMethod> {
+        match self {
+            Self::Int8 | Self::Int4 | Self::Fp8 => None,
+            Self::Awq => Some(QuantizationMethod::Awq),
+            Self::Gptq => Some(QuantizationMethod::Gptq),
+            Self::CompressedTensors => Some(QuantizationMethod::CompressedTensors),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,6 +163,12 @@ enum DeviceName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Dtype {
     Auto,
+    #[value(name = "bfloat16", alias = "bf16")]
+    Bf16,
+    #[value(name = "float16", aliases = ["half", "f16"])]
+    F16,
+    #[value(name = "float32", aliases = ["float", "f32"])]
+    F32,
 }
 
 impl EngineFlags {
@@ -143,10 +183,14 @@ impl EngineFlags {
         };
         Options {
             block_size: self.block_size.unwrap_or(base.block_size),
-            quantization: self.quantization.map(|to| match to {
-                Quantization::Int8 => Rounding::Int8,
-                Quantization::Int4 => Rounding::Int4,
-            }),
+            quantization: self.quantization.and_then(Quantization::rounding),
+            quantization_method: self.quantization.and_then(Quantization::method),
+            dtype: match self.dtype {
+                Dtype::Auto => None,
+                Dtype::Bf16 => Some(quayline_engine::Dtype::Bf16),
+                Dtype::F16 => Some(quayline_engine::Dtype::F16),
+                Dtype::F32 => Some(quayline_engine::Dtype::F32),
+            },
             kv,
             kv_dtype: match self.kv_cache_dtype {
                 CacheDtype::Auto => KvDtype::Auto,
