@@ -325,6 +325,20 @@ fn e4m3(x: f32) -> f32 {
     ALL[nearest].copysign(x)
 }
 
+/// The rows of a sequence that are compared: all queries and heads, or where that takes long as many as there is time for,
+/// of the edges and in between, head after head.
+fn looked_at(queries: usize, heads: usize, cost: usize, random: &mut Random) -> Vec<(usize, usize)> {
+    /// Multiplications of the reference for one sequence.
+    const WORK: usize = 2_000_000;
+    let count = (WORK / cost.max(1)).max(6);
+    if queries * heads <= count {
+        return (0..queries).flat_map(|query| (0..heads).map(move |head| (query, head))).collect();
+    }
+    let first = random.below(heads);
+    let query = |i: usize, random: &mut Random| [0, queries - 1, random.below(queries)][(i + i / heads) % 3];
+    (0..count).map(|i| (query(i, random), (first + i) % heads)).collect()
+}
+
 pub(crate) fn compare(
     name: &str,
     case: &Case,
@@ -336,11 +350,7 @@ pub(crate) fn compare(
     let Heads { query: heads, dim, .. } = case.heads;
     let (mut worst, mut plain_worst, mut start) = (0.0_f64, 0.0_f64, 0);
     for (index, sequence) in sequences.iter().enumerate() {
-        // The edges of each sequence, and some rows in between.
-        let samples = if sequence.queries == 0 { 0 } else { 6 };
-        for sample in 0..samples {
-            let query = [0, sequence.queries - 1, random.below(sequence.queries)][sample % 3];
-            let head = [0, heads - 1, random.below(heads)][random.below(3)];
+        for (query, head) in looked_at(sequence.queries, heads, sequence.context * dim, random) {
             let Row { exact, lse: exact_lse, plain } = row(case, sequence, query, head);
             let found = &out[((start + query) * heads + head) * dim..][..dim];
             let what =
