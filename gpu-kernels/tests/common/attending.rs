@@ -325,8 +325,8 @@ fn e4m3(x: f32) -> f32 {
     ALL[nearest].copysign(x)
 }
 
-/// The rows of a sequence that are compared: all queries and heads, or where that takes long as many as there is time for,
-/// of the edges and in between, head after head.
+/// The rows of a sequence that are compared: all queries and heads, or where that takes long as many as there is time
+/// for, of the edges and in between, head after head.
 fn looked_at(queries: usize, heads: usize, cost: usize, random: &mut Random) -> Vec<(usize, usize)> {
     /// Multiplications of the reference for one sequence.
     const WORK: usize = 2_000_000;
