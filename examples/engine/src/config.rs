@@ -4,13 +4,19 @@
 //! transformers 5 (`rope_parameters`, `dtype`) are understood. Whatever would change the arithmetic and is
 //! not computed here is refused by name: a wrong answer without a word is worse than none.
 
+mod fields;
+mod generation;
 mod quantization;
-
-use std::fmt;
+mod rope;
 
 use serde_json::{Map, Value};
 
+pub use generation::GenerationConfig;
 pub use quantization::{Fp8Scales, Quantization, QuantizationMethod};
+pub use rope::{RopeConfig, RopeScaling};
+
+use fields::{Fields, narrow, short};
+use rope::{positions_max, rope};
 
 /// The architectures that have a forward pass, as `config.json` spells them.
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
@@ -74,60 +80,6 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: normalised q and k heads, a head width of its own.
     Qwen3,
-}
-
-/// How rotary frequencies are stretched for long contexts. Formulas in `rope.rs`.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// As trained.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// How much longer the context is than in training.
-        factor: f64,
-    },
-    /// The base grows with the length, beyond `max_position_embeddings`; within it nothing changes, and the
-    /// engine does not go beyond it.
-    Dynamic {
-        /// How much longer the context could be.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high ones kept, a smooth passage between.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are high frequencies.
-        high_freq_factor: f64,
-        /// Context length in training.
-        original_positions: u32,
-    },
-    /// `YaRN` (arXiv 2309.00071): interpolation by parts, and a factor on q·k.
-    Yarn {
-        /// How much longer the context is than in training.
-        factor: f64,
-        /// Context length in training.
-        original_positions: u32,
-        /// Rotations over the original context above which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations below which it is divided.
-        beta_slow: f64,
-        /// Factor on cos and sin.
-        attention_factor: f64,
-        /// Whether the two bounds are rounded to whole dimensions.
-        truncate: bool,
-    },
-}
-
-/// Rotary position embedding (arXiv 2104.09864) of one model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the geometric row of wavelengths.
-    pub theta: f64,
-    /// How they are stretched.
-    pub scaling: RopeScaling,
 }
 
 /// A decoder's sizes and switches, checked: every later product of them fits, every division is exact.
@@ -224,48 +176,6 @@ impl ModelConfig {
             quantization: Quantization::from_fields(fields)?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
-        })
-    }
-}
-
-/// The defaults for sampling that a checkpoint asks for in `generation_config.json`. `None` where it is silent.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerationConfig {
-    /// Tokens that end a sequence, beside those of `config.json`.
-    pub eos_token_ids: Vec<u32>,
-    /// Softmax temperature.
-    pub temperature: Option<f32>,
-    /// Keep this many of the likeliest tokens.
-    pub top_k: Option<u32>,
-    /// Keep the likeliest tokens up to this probability in sum.
-    pub top_p: Option<f32>,
-    /// Keep tokens at least this likely relative to the likeliest.
-    pub min_p: Option<f32>,
-    /// Divides the logits of tokens that have occurred.
-    pub repetition_penalty: Option<f32>,
-    /// How many tokens to generate at most.
-    pub max_new_tokens: Option<u32>,
-}
-
-impl GenerationConfig {
-    /// The fields that are read.
-    pub const FIELDS: [&str; 7] =
-        ["eos_token_id", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"];
-
-    /// Reads the fields of a `generation_config.json`.
-    ///
-    /// # Errors
-    /// When a field that it uses is of the wrong kind.
-    pub fn from_json(values: &Map<String, Value>) -> Result<Self, ConfigError> {
-        let fields = Fields { values, path: String::new() };
-        Ok(Self {
-            eos_token_ids: fields.token_ids("eos_token_id")?,
-            temperature: fields.number("temperature")?.map(narrow),
-            top_k: fields.count("top_k")?,
-            top_p: fields.number("top_p")?.map(narrow),
-            min_p: fields.number("min_p")?.map(narrow),
-            repetition_penalty: fields.number("repetition_penalty")?.map(narrow),
-            max_new_tokens: fields.count("max_new_tokens")?,
         })
     }
 }
@@ -459,251 +369,4 @@ fn qwen_windows(
             _ => Err(fields.wrong("layer_types", expected())),
         })
         .collect()
-}
-
-/// The longest sequence: what the model says, or what `YaRN` stretches the training length to.
-fn positions_max(positions: usize, rope: &RopeConfig) -> usize {
-    match rope.scaling {
-        RopeScaling::Yarn { factor, original_positions, .. } => {
-            let stretched = factor * f64::from(original_positions);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "clamped to the bound"
-            )]
-            let stretched = stretched.clamp(0.0, 67_108_864.0) as usize;
-            positions.max(stretched)
-        }
-        _ => positions,
-    }
-}
-
-fn rope(fields: &Fields<'_>, positions: usize) -> Result<RopeConfig, ConfigError> {
-    let outer_theta = fields.number("rope_theta")?;
-    let (name, scaling) = match (fields.get("rope_scaling"), fields.get("rope_parameters")) {
-        (Some(scaling), _) => ("rope_scaling", scaling),
-        (None, Some(parameters)) => ("rope_parameters", parameters),
-        (None, None) => {
-            return Ok(RopeConfig {
-                theta: checked_theta(outer_theta, "rope_theta")?,
-                scaling: RopeScaling::None,
-            });
-        }
-    };
-    let expected = || ConfigError::Value {
-        field: name.into(),
-        found: short(scaling),
-        expected: "an object with rope_type".into(),
-    };
-    let inner = Fields { values: scaling.as_object().ok_or_else(expected)?, path: format!("{name}.") };
-    let theta = checked_theta(inner.number("rope_theta")?.or(outer_theta), "rope_theta")?;
-    if inner.number("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
-        return Err(ConfigError::Unsupported {
-            field: inner.name("partial_rotary_factor"),
-            found: inner.get("partial_rotary_factor").map(short).unwrap_or_default(),
-            what: "rotating a part of each head",
-        });
-    }
-    Ok(RopeConfig { theta, scaling: rope_scaling(&inner, fields, positions)? })
-}
-
-fn checked_theta(theta: Option<f64>, field: &str) -> Result<f64, ConfigError> {
-    let theta = theta.unwrap_or(10_000.0);
-    if theta > 1.0 && theta <= 1e15 {
-        return Ok(theta);
-    }
-    Err(ConfigError::Value {
-        field: field.into(),
-        found: theta.to_string(),
-        expected: "between 1 and 1e15".into(),
-    })
-}
-
-fn rope_scaling(
-    inner: &Fields<'_>,
-    outer: &Fields<'_>,
-    positions: usize,
-) -> Result<RopeScaling, ConfigError> {
-    let kind = match inner.get("rope_type").or_else(|| inner.get("type")) {
-        None => "default",
-        Some(Value::String(kind)) => kind,
-        Some(_) => return Err(inner.wrong("rope_type", "a string")),
-    };
-    let original = || -> Result<u32, ConfigError> {
-        let from = if outer.has("original_max_position_embeddings") { outer } else { inner };
-        let original = from.size_or("original_max_position_embeddings", POSITIONS_MAX, positions)?;
-        u32::try_from(original).map_err(|_| from.wrong("original_max_position_embeddings", "a 32-bit number"))
-    };
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: inner.factor()? }),
-        "dynamic" => Ok(RopeScaling::Dynamic { factor: inner.factor()? }),
-        "llama3" => {
-            let low_freq_factor = inner.positive("low_freq_factor")?;
-            let high_freq_factor = inner.positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(
-                    inner.wrong("high_freq_factor", format!("above low_freq_factor {low_freq_factor}"))
-                );
-            }
-            let (factor, original_positions) = (inner.factor()?, original()?);
-            Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions })
-        }
-        "yarn" => yarn(inner, original()?, positions),
-        other => Err(ConfigError::Unsupported {
-            field: inner.name("rope_type"),
-            found: other.to_owned(),
-            what: "rotary scaling other than default, linear, dynamic, llama3 and yarn",
-        }),
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "positions are below 2^26")]
-fn yarn(inner: &Fields<'_>, original_positions: u32, positions: usize) -> Result<RopeScaling, ConfigError> {
-    let factor = match inner.get("factor") {
-        Some(_) => inner.factor()?,
-        None => positions as f64 / f64::from(original_positions),
-    };
-    let beta_fast = inner.number("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0);
-    let beta_slow = inner.number("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0);
-    if beta_slow <= 0.0 || beta_fast < beta_slow {
-        return Err(inner.wrong("beta_fast", format!("at least beta_slow {beta_slow}, both positive")));
-    }
-    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-    let attention_factor = match inner.number("attention_factor")? {
-        Some(given) => given,
-        None => match (inner.number("mscale")?, inner.number("mscale_all_dim")?) {
-            (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => scale(mscale) / scale(all),
-            _ => scale(1.0),
-        },
-    };
-    if !(attention_factor > 0.0 && attention_factor < 1e3) {
-        return Err(ConfigError::Value {
-            field: inner.name("attention_factor"),
-            found: attention_factor.to_string(),
-            expected: "a positive number".into(),
-        });
-    }
-    let truncate = inner.flag("truncate", true)?;
-    Ok(RopeScaling::Yarn { factor, original_positions, beta_fast, beta_slow, attention_factor, truncate })
-}
-
-/// A JSON object whose fields are asked for by name and kind. Null counts as absent, except for [`Fields::has`].
-struct Fields<'a> {
-    values: &'a Map<String, Value>,
-    path: String,
-}
-
-impl Fields<'_> {
-    fn name(&self, field: &str) -> String {
-        format!("{}{field}", self.path)
-    }
-
-    fn wrong(&self, field: &str, expected: impl fmt::Display) -> ConfigError {
-        let found = self.values.get(field).map_or_else(|| "absent".into(), short);
-        ConfigError::Value { field: self.name(field), found, expected: expected.to_string() }
-    }
-
-    /// Whether the field is written down at all, be it as null.
-    fn has(&self, field: &str) -> bool {
-        self.values.contains_key(field)
-    }
-
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.values.get(field).filter(|value| !value.is_null())
-    }
-
-    fn flag(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
-        match self.get(field) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => Err(self.wrong(field, "true or false")),
-        }
-    }
-
-    /// A finite number.
-    fn number(&self, field: &str) -> Result<Option<f64>, ConfigError> {
-        match self.get(field) {
-            None => Ok(None),
-            Some(Value::Number(number)) => match number.as_f64().filter(|number| number.is_finite()) {
-                Some(number) => Ok(Some(number)),
-                None => Err(self.wrong(field, "a finite number")),
-            },
-            Some(_) => Err(self.wrong(field, "a number")),
-        }
-    }
-
-    fn positive(&self, field: &str) -> Result<f64, ConfigError> {
-        match self.number(field)? {
-            Some(number) if number > 0.0 => Ok(number),
-            Some(_) => Err(self.wrong(field, "a positive number")),
-            None => Err(ConfigError::Missing { field: self.name(field) }),
-        }
-    }
-
-    fn factor(&self) -> Result<f64, ConfigError> {
-        let factor = self.positive("factor")?;
-        if (1.0..=1e6).contains(&factor) {
-            Ok(factor)
-        } else {
-            Err(self.wrong("factor", "between 1 and 1e6"))
-        }
-    }
-
-    /// A whole number that fits 32 bits.
-    fn count(&self, field: &str) -> Result<Option<u32>, ConfigError> {
-        match self.get(field) {
-            None => Ok(None),
-            Some(value) => match value.as_u64().and_then(|count| u32::try_from(count).ok()) {
-                Some(count) => Ok(Some(count)),
-                None => Err(self.wrong(field, "a whole number")),
-            },
-        }
-    }
-
-    fn size(&self, field: &str, max: usize) -> Result<usize, ConfigError> {
-        match self.get(field) {
-            None => Err(ConfigError::Missing { field: self.name(field) }),
-            Some(value) => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
-                Some(size) if (1..=max).contains(&size) => Ok(size),
-                _ => Err(self.wrong(field, format!("a whole number from 1 to {max}"))),
-            },
-        }
-    }
-
-    fn size_or(&self, field: &str, max: usize, default: usize) -> Result<usize, ConfigError> {
-        if self.get(field).is_some() { self.size(field, max) } else { Ok(default) }
-    }
-
-    /// One token id or a list of them; absent is none.
-    fn token_ids(&self, field: &str) -> Result<Vec<u32>, ConfigError> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match self.get(field) {
-            None => return Ok(Vec::new()),
-            // Old Llama files write -1 for "none".
-            Some(Value::Number(number)) if number.as_i64() == Some(-1) => return Ok(Vec::new()),
-            Some(Value::Array(values)) => values.iter().map(id).collect::<Option<Vec<u32>>>(),
-            Some(value) => id(value).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| self.wrong(field, "a token id or a list of them"))
-    }
-}
-
-/// A value as one short piece of text.
-fn short(value: &Value) -> String {
-    const SHOWN_MAX: usize = 60;
-    let text = match value {
-        Value::Object(_) => "an object".into(),
-        Value::String(text) => text.replace(['\n', '\r'], " "),
-        other => other.to_string(),
-    };
-    if text.chars().count() <= SHOWN_MAX {
-        return text;
-    }
-    text.chars().take(SHOWN_MAX).chain("…".chars()).collect()
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "settings are used in f32")]
-fn narrow(number: f64) -> f32 {
-    number as f32
 }

@@ -4,7 +4,7 @@
 //! compiles; the run-time compiler (NVRTC), if the machine has it. What NVRTC made goes into the disk cache.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CString, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::panic::catch_unwind;
@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
-use cudarc::nvrtc::sys as nvrtc;
 
 use super::cache::Cache;
 use super::device::{
     Address, Device, EncodedTileMap, Launch, MemoryUse, Recording, Stream, TileElement, TileMap,
 };
-use super::source::{HEADERS, OPTIONS, SOURCES, Source};
+use super::nvrtc::compile;
+use super::source::SOURCES;
 use super::{Cuda, embedded};
 use crate::{Dtype, Error};
 
@@ -484,7 +484,7 @@ impl fmt::Debug for Gpu {
     }
 }
 
-fn failed(call: &'static str, reason: &str) -> Error {
+pub(super) fn failed(call: &'static str, reason: &str) -> Error {
     Error::Device { call, reason: reason.to_owned() }
 }
 
@@ -513,88 +513,6 @@ fn load_module(image: &[u8]) -> Result<sys::CUmodule, Error> {
     Ok(module)
 }
 
-/// Machine code of a program, made by the run-time compiler.
-fn compile(source: &Source, architecture: &str) -> Result<Vec<u8>, Error> {
-    // SAFETY: opens a library by name and closes it.
-    if !unsafe { nvrtc::is_culib_present() } {
-        return Err(failed("nvrtc", "no run-time compiler (libnvrtc) on this machine"));
-    }
-    let c_string = |text: &str| CString::new(text).map_err(|_| failed("nvrtc", "a zero in the source"));
-    let (text, name) = (c_string(source.text)?, c_string(source.name)?);
-    let headers = HEADERS.iter().map(|h| c_string(h.text)).collect::<Result<Vec<_>, _>>()?;
-    let names = HEADERS.iter().map(|h| c_string(h.name)).collect::<Result<Vec<_>, _>>()?;
-    let options = OPTIONS.iter().map(|&option| option.to_owned());
-    let options = options.chain([format!("--gpu-architecture={architecture}")]);
-    let options = options.map(|option| c_string(&option)).collect::<Result<Vec<_>, _>>()?;
-    let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-    let (headers, names, flags) = (pointers(&headers), pointers(&names), pointers(&options));
-    let count = |list: &[*const _]| i32::try_from(list.len()).unwrap_or(i32::MAX);
-
-    let mut program = Program(ptr::null_mut());
-    // SAFETY: C strings that live until the program is destroyed, and their numbers.
-    let created = unsafe {
-        nvrtc::nvrtcCreateProgram(
-            &raw mut program.0,
-            text.as_ptr(),
-            name.as_ptr(),
-            count(&headers),
-            headers.as_ptr(),
-            names.as_ptr(),
-        )
-    };
-    check_nvrtc("nvrtcCreateProgram", created)?;
-    // SAFETY: a program that was just made, and C strings.
-    let compiled = unsafe { nvrtc::nvrtcCompileProgram(program.0, count(&flags), flags.as_ptr()) };
-    if compiled != nvrtc::nvrtcResult::NVRTC_SUCCESS {
-        return Err(failed(
-            "nvrtc",
-            &format!("{} for {architecture}: {compiled:?}\n{}", source.name, program.log()),
-        ));
-    }
-    let mut size = 0;
-    // SAFETY: a compiled program, and a place for one number.
-    check_nvrtc("nvrtcGetCUBINSize", unsafe { nvrtc::nvrtcGetCUBINSize(program.0, &raw mut size) })?;
-    let mut cubin = vec![0_u8; size];
-    // SAFETY: as many bytes as it asked for.
-    check_nvrtc("nvrtcGetCUBIN", unsafe { nvrtc::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()) })?;
-    Ok(cubin)
-}
-
-/// A program under compilation.
-struct Program(nvrtc::nvrtcProgram);
-
-impl Program {
-    /// What the compiler said.
-    fn log(&self) -> String {
-        let mut size = 0;
-        // SAFETY: a live program, and a place for one number.
-        if unsafe { nvrtc::nvrtcGetProgramLogSize(self.0, &raw mut size) }
-            != nvrtc::nvrtcResult::NVRTC_SUCCESS
-        {
-            return String::new();
-        }
-        let mut log = vec![0_u8; size + 1];
-        // SAFETY: at least as many bytes as it asked for.
-        let _said = unsafe { nvrtc::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) };
-        CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // SAFETY: made by `nvrtcCreateProgram`, or null, which it refuses.
-        let _gone = unsafe { nvrtc::nvrtcDestroyProgram(&raw mut self.0) };
-    }
-}
-
-fn check_nvrtc(call: &'static str, result: nvrtc::nvrtcResult) -> Result<(), Error> {
-    if result == nvrtc::nvrtcResult::NVRTC_SUCCESS {
-        Ok(())
-    } else {
-        Err(failed(call, &format!("{result:?}")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -619,20 +537,5 @@ mod tests {
         assert!(new_enough(12_000).is_ok() && new_enough(13_010).is_ok());
         assert!(capable(0, (8, 0)).is_ok() && capable(0, (12, 0)).is_ok());
         assert!(SOURCES.iter().any(|source| source.name == FIRST));
-    }
-
-    #[test]
-    fn the_compiler_is_used_where_there_is_one() {
-        // SAFETY: opens a library by name and closes it.
-        if !unsafe { nvrtc::is_culib_present() } {
-            eprintln!("skipped: no libnvrtc on the library path");
-            return;
-        }
-        let source = SOURCES.iter().find(|source| source.name == "norm").unwrap();
-        assert!(compile(source, "sm_80").unwrap().starts_with(b"\x7fELF"));
-        let broken = Source { name: "broken", text: "#include \"prelude.cuh\"\nnot C++" };
-        assert!(
-            matches!(compile(&broken, "sm_80"), Err(Error::Device { reason, .. }) if reason.contains("broken"))
-        );
     }
 }

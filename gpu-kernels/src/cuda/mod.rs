@@ -24,6 +24,8 @@ mod latent;
 mod memory;
 mod moe;
 mod norm;
+#[cfg(feature = "cuda")]
+mod nvrtc;
 mod plan;
 mod pool;
 #[cfg(feature = "cuda")]

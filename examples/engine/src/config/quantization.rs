@@ -3,7 +3,8 @@
 use quayline_gpu_kernels::Int4Layout;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Fields, short};
+use super::ConfigError;
+use super::fields::{Fields, short};
 
 const FIELD: &str = "quantization_config";
 
