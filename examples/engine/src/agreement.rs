@@ -19,7 +19,7 @@ pub(crate) fn rounding(options: &Options, config: &ModelConfig) -> Result<Option
     if let Some(asked) = options.quantization_method
         && found != Some(asked)
     {
-        return refuse("quantization_method", asked.name());
+        return refuse("quantization", asked.name());
     }
     match (options.quantization, config.quantization) {
         (Some(Rounding::Fp8), Some(Quantization::Fp8 { .. })) => Ok(None),

@@ -248,7 +248,7 @@ fn what_is_asked_of_a_checkpoint_must_be_so() {
     assert_eq!(says(&awq, method(QuantizationMethod::Awq)), "loaded");
     assert_eq!(
         says(&awq, method(QuantizationMethod::Gptq)),
-        "option quantization_method: gptq is asked for, the checkpoint is awq"
+        "option quantization: gptq is asked for, the checkpoint is awq"
     );
     assert_eq!(
         says(&awq, rounded(Rounding::Fp8)),
@@ -258,7 +258,7 @@ fn what_is_asked_of_a_checkpoint_must_be_so() {
     assert_eq!(says(&bundled, rounded(Rounding::Fp8)), "loaded");
     assert_eq!(
         says(&bundled, method(QuantizationMethod::CompressedTensors)),
-        "option quantization_method: compressed-tensors is asked for, the checkpoint is not quantised"
+        "option quantization: compressed-tensors is asked for, the checkpoint is not quantised"
     );
     let dtype = |dtype| Options { dtype: Some(dtype), ..Options::default() };
     assert_eq!(says(&bundled, dtype(Dtype::Bf16)), "loaded");
