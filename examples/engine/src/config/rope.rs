@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::fields::{Fields, short};
 use super::{ConfigError, POSITIONS_MAX};
 
-/// How rotary frequencies are stretched for long contexts. Formulas in `rope.rs`.
+/// How rotary frequencies are stretched for long contexts. Formulas in `src/rope.rs`.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
