@@ -47,6 +47,7 @@ FN float square_root(float x) { return __fsqrt_rn(x); }
 FN float divide(float a, float b) { return __fdiv_rn(a, b); }
 FN float round_even(float x) { return rintf(x); }
 FN float log_2(float x) { return log2f(x); }
+FN float erfc_of(float x) { return erfcf(x); }
 // Within 1 unit in the last place.
 FN float reciprocal(float x) {
     float y;

@@ -381,7 +381,7 @@ pub trait Ops {
     /// `out = gate(x) · up`, element by element, `[rows, cols]` all three.
     ///
     /// # Errors
-    /// When shapes disagree, or this implementation lacks the gate.
+    /// When shapes disagree, or `alpha` is not finite or `limit` not above 0.
     fn gated(
         &self,
         gate: Gate,

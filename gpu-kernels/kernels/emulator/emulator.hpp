@@ -284,6 +284,7 @@ FN float square_root(float x) { return std::sqrt(x); }
 FN float divide(float a, float b) { return a / b; }
 FN float round_even(float x) { return std::nearbyint(x); }
 FN float log_2(float x) { return std::log2(x); }
+FN float erfc_of(float x) { return std::erfc(x); }
 FN float reciprocal(float x) { return 1.0f / x; }
 FN float exp_2(float x) {
     float y = std::exp2(x);

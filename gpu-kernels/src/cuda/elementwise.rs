@@ -5,7 +5,7 @@ use super::memory::Memory;
 use super::norm::QuantTensor;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
-use crate::Error;
+use crate::{Error, Gate};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -39,8 +39,8 @@ struct GatedArgument {
     out_stride: u64,
     rows: u32,
     cols: u32,
-    aligned: u32,
-    unused: u32,
+    alpha: f32,
+    limit: f32,
 }
 
 #[repr(C)]
@@ -168,15 +168,14 @@ impl Cuda {
         self.start("norm", &kernel, blocks, BLOCK, BLOCK / 32 * 4, argument)
     }
 
-    /// A gated activation whose kernel has the operator's name.
-    pub(super) fn gate(
-        &self,
-        operator: &'static str,
-        gate: &Tensor,
-        up: &Tensor,
-        out: &mut Tensor,
-    ) -> Result<(), Error> {
+    /// A gated activation, whose kernel has its name.
+    pub(super) fn gate(&self, act: Gate, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
         out.set_rows(gate.rows());
+        let operator = act.name();
+        let (alpha, limit) = match act {
+            Gate::SwigluOai { alpha, limit } => (alpha, limit),
+            Gate::Silu | Gate::GeluTanh | Gate::Gelu => (0.0, 0.0),
+        };
         let argument = GatedArgument {
             gate: gate.address(),
             up: up.address(),
@@ -186,8 +185,8 @@ impl Cuda {
             out_stride: out.stride() as u64,
             rows: count(operator, "rows", gate.rows())?,
             cols: count(operator, "width of gate", gate.cols())?,
-            aligned: 1,
-            unused: 0,
+            alpha,
+            limit,
         };
         let blocks = divide(operator, gate.rows() * gate.cols().div_ceil(8), BLOCK)?;
         self.launch("activation", operator, blocks, BLOCK, 0, &argument)

@@ -414,15 +414,7 @@ impl Ops for Cuda {
 
     fn gated(&self, gate: Gate, x: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<(), Error> {
         door::gated(gate, x.shape(), up.shape(), out.shape())?;
-        match gate {
-            Gate::Silu | Gate::GeluTanh => self.gate(gate.name(), x, up, out),
-            Gate::Gelu | Gate::SwigluOai { .. } => Err(Error::Unsupported {
-                operator: "gated",
-                what: "on CUDA the gate",
-                found: format!("{gate:?}"),
-                supported: "Silu and GeluTanh",
-            }),
-        }
+        self.gate(gate, x, up, out)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), Error> {
