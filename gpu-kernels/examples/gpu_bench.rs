@@ -17,10 +17,10 @@ use std::time::Instant;
 
 #[cfg(feature = "cuda")]
 use quayline_gpu_kernels::cuda::CublasLt;
-use quayline_gpu_kernels::cuda::{Draw, KvPool, Tensor, Weight};
+use quayline_gpu_kernels::cuda::{KvPool, Tensor, Weight};
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cuda, Dtype, Heads, KvShape, KvStorage, Ops, Projection, Scores, Span,
-    WeightSource,
+    Attention, BatchInput, Cuda, Draw, Dtype, Heads, KvShape, KvStorage, Ops, Projection, Sampling, Scores,
+    Span, WeightSource,
 };
 
 /// Launches of a chain, each of which reads what the one before wrote.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quayline_batching::{self as batching, StopRules, TokenId};
-use quayline_gpu_kernels::cuda::Draw;
+use quayline_gpu_kernels::Draw;
 
 use crate::detokenize::TextStream;
 use crate::drafts::Drafter;

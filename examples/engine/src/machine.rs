@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quayline_gpu_kernels::cpu::Workers;
-use quayline_gpu_kernels::cuda::{self, Draw, MemoryUse, Sampled};
-use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops};
+use quayline_gpu_kernels::cuda::{self, MemoryUse};
+use quayline_gpu_kernels::{Cpu, Cuda, Draw, Dtype, Error, Ops, Sampled, Sampling};
 
 use crate::agreement;
 use crate::config::ModelConfig;

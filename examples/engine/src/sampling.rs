@@ -16,7 +16,7 @@ mod rules;
 pub(crate) use draw::{Scratch, most_likely};
 pub(crate) use logprobs::logprobs;
 
-use quayline_gpu_kernels::cuda::Draw;
+use quayline_gpu_kernels::Draw;
 
 use crate::request::Sampling;
 use penalty::Penalties;

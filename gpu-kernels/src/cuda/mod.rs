@@ -56,10 +56,9 @@ pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, LatentShape};
 pub use quant::QuantSource;
 pub use rope::RopeTable;
-pub use sample::{Distributions, Draw, Sampled, Seen};
+pub use sample::Distributions;
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};
 pub use tensor::{Tensor, Weight};
-pub use verify::{Draft, Drafts, Verified};
 
 use attention::Call;
 use elementwise::NormBy;

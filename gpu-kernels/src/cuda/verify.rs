@@ -4,42 +4,8 @@ use super::device::Address;
 use super::memory::Memory;
 use super::sample::{BLOCK, Distributions, SHARED_BYTES};
 use super::{Cuda, count};
-use crate::Error;
-use crate::error::{at_most, below, same};
-
-/// The drafts of one request: a tree below its last token, or a chain, which is a tree without branches.
-#[derive(Clone, Copy, Debug)]
-pub struct Drafts<'a> {
-    /// Row of the target's distributions that follows the request's last token; the row after draft `i` is `row +
-    /// 1 + i`.
-    pub row: usize,
-    /// Each after its parent; of equal parents, in the order in which they are tried.
-    pub drafts: &'a [Draft],
-    /// Where draws fall, as fractions of 2^64: after the last token, then after each draft.
-    pub random: &'a [u64],
-}
-
-/// A drafted token.
-#[derive(Clone, Copy, Debug)]
-pub struct Draft {
-    /// Its number.
-    pub token: u32,
-    /// The draft that it follows, by its index; `None`: the request's last token.
-    pub parent: Option<u32>,
-    /// Row of the distribution that it was drawn from. Not used without those.
-    pub from: usize,
-    /// Where the draw falls that decides whether it stands, as a fraction of 2^64. Not used without distributions.
-    pub accept: u64,
-}
-
-/// What became of a request's drafts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
-    /// Indices of the drafts that stand, each the parent of the next.
-    pub accepted: Vec<u32>,
-    /// The token after them; `u32::MAX` when nothing is allowed there.
-    pub token: u32,
-}
+use crate::error::at_most;
+use crate::{Drafts, Error, Verified};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -85,30 +51,14 @@ struct VerifyArgument {
 }
 
 impl Cuda {
-    /// Walks down each request's drafts as far as they stand against the target's distributions, and draws the
-    /// token after them.
-    ///
-    /// Without `drafted`, the tokens are exactly those that [`Cuda::sample`] gives one at a time with the same
-    /// random numbers. With the distributions that the drafts were drawn from, a draft stands with probability
-    /// `p(x) / q(x)`, and what follows a refused one is drawn from what `p` has more than `q` (arXiv 2211.17192,
-    /// 2305.09781): more drafts stand, and the tokens are distributed as the target's all the same. At temperature
-    /// 0 both are greedy.
-    ///
-    /// # Errors
-    /// When a row, a token or a parent is not there, lengths disagree, or the device fails.
-    pub fn verify(
+    /// [`Sampling::verify`](crate::Sampling::verify), all checked, of some requests.
+    pub(super) fn walk(
         &self,
         target: &Distributions,
         drafted: Option<&Distributions>,
         requests: &[Drafts<'_>],
     ) -> Result<Vec<Verified>, Error> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        if let Some(drafted) = drafted {
-            same("verify", "vocabulary of the drafts", drafted.vocabulary, target.vocabulary)?;
-        }
-        let (nodes, places) = flatten(target, drafted, requests)?;
+        let (nodes, places) = flatten(drafted.is_some(), requests)?;
         let device = &self.device;
         let on_device = Memory::of(device, bytemuck::cast_slice(&nodes))?;
         let places_on_device = Memory::of(device, bytemuck::cast_slice(&places))?;
@@ -147,17 +97,11 @@ impl Cuda {
     }
 }
 
-/// All trees one after the other, checked, each with its root; and where each is.
-fn flatten(
-    target: &Distributions,
-    drafted: Option<&Distributions>,
-    requests: &[Drafts<'_>],
-) -> Result<(Vec<Node>, Vec<Request>), Error> {
+/// All trees one after the other, each with its root; and where each is. Rows of the drafts count if they were `drawn`
+/// from distributions that are known.
+fn flatten(drawn: bool, requests: &[Drafts<'_>]) -> Result<(Vec<Node>, Vec<Request>), Error> {
     let (mut nodes, mut places) = (Vec::new(), Vec::with_capacity(requests.len()));
     for request in requests {
-        let last = request.row.saturating_add(request.drafts.len());
-        below("verify", "row of the target", last, target.rows)?;
-        same("verify", "random numbers", request.random.len(), request.drafts.len() + 1)?;
         places.push(Request {
             node: count("verify", "drafts", nodes.len())?,
             count: count("verify", "drafts of a request", request.random.len())?,
@@ -165,16 +109,9 @@ fn flatten(
             unused: 0,
         });
         nodes.push(Node { random: request.random[0], ..bytemuck::Zeroable::zeroed() });
-        for (index, (draft, &random)) in request.drafts.iter().zip(&request.random[1..]).enumerate() {
-            below("verify", "drafted token", draft.token as usize, target.vocabulary)?;
-            if let Some(parent) = draft.parent {
-                below("verify", "parent of a draft", parent as usize, index)?;
-            }
-            if let Some(drafted) = drafted {
-                below("verify", "row of the drafts", draft.from, drafted.rows)?;
-            }
+        for (draft, &random) in request.drafts.iter().zip(&request.random[1..]) {
             let parent = draft.parent.map_or(0, |parent| parent + 1);
-            let from = if drafted.is_some() { count("verify", "row of the drafts", draft.from)? } else { 0 };
+            let from = if drawn { count("verify", "row of the drafts", draft.from)? } else { 0 };
             nodes.push(Node { token: draft.token, parent, from, unused: 0, accept: draft.accept, random });
         }
     }

@@ -1,6 +1,6 @@
 //! Penalties on tokens that came before.
 
-use quayline_gpu_kernels::cuda::{Draw, Seen};
+use quayline_gpu_kernels::{Draw, Seen};
 
 use crate::request::Sampling;
 

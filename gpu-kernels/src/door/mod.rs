@@ -1,6 +1,10 @@
 //! What operators ask of their arguments, on whatever machine. Behind the door nothing is checked.
 
+mod sampling;
+
 use std::collections::BTreeMap;
+
+pub(crate) use sampling::{sample, verify};
 
 use crate::cpu::Batch;
 use crate::error::{at_most, below, multiple, same};
