@@ -78,7 +78,9 @@ impl Flags {
     pub(crate) fn parse_from_command_line(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
-        let arguments: Vec<OsString> = arguments.into_iter().map(with_dashes).collect();
+        let idle = |argument: &OsString| argument.to_str().is_some_and(foreign::is_idle);
+        let arguments = arguments.into_iter().map(with_dashes).filter(|argument| !idle(argument));
+        let arguments: Vec<OsString> = arguments.collect();
         if let Some(flag) = arguments.iter().skip(1).find_map(|argument| foreign::flag(argument.to_str()?)) {
             let message =
                 format!("{flag} is an option of vLLM that this server does not have; leave it out\n");
@@ -243,6 +245,23 @@ mod tests {
         for line in ["--enable-lora", "--cpu_offload_gb 1", "--compilation-config=3"] {
             let error = parse(line).unwrap_err();
             assert!(error.contains("is an option of vLLM that this server does not have"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_turns_off_what_is_not_here_is_taken() {
+        for line in [
+            "--disable-log-requests",
+            "--disable_log_requests --port 9000",
+            "--no-enable-log-requests",
+            "--no-enable-log-outputs --no-enable-log-deltas",
+            "--disable-log-stats",
+            "--no-enable-lora",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for line in ["--enable-log-requests", "--no-enforce-eager", "--no-enable-thinking", "--port"] {
+            assert!(parse(line).is_err(), "{line}");
         }
     }
 

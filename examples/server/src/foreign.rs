@@ -7,6 +7,16 @@ pub(crate) fn flag(argument: &str) -> Option<&str> {
     NAMES.contains(&name.strip_prefix("no-").unwrap_or(name)).then_some(flag)
 }
 
+/// Whether `argument` asks for the absence of what is never here, in vLLM's words of today or of yesterday: it is as good
+/// as left out.
+pub(crate) fn is_idle(argument: &str) -> bool {
+    let absent = |name: &str| name.starts_with("enable-") && NAMES.contains(&name);
+    NEVER.contains(&argument) || argument.strip_prefix("--no-").is_some_and(absent)
+}
+
+/// Prompts and parameters are not logged, nor are statistics.
+const NEVER: [&str; 2] = ["--disable-log-requests", "--disable-log-stats"];
+
 const NAMES: &[&str] = &[
     "additional-config",
     "aggregate-engine-logging",
@@ -44,7 +54,6 @@ const NAMES: &[&str] = &[
     "disable-fastapi-docs",
     "disable-frontend-multiprocessing",
     "disable-hybrid-kv-cache-manager",
-    "disable-log-stats",
     "disable-sliding-window",
     "disable-uvicorn-access-log",
     "distributed-executor-backend",
@@ -54,6 +63,7 @@ const NAMES: &[&str] = &[
     "enable-dbo",
     "enable-eplb",
     "enable-expert-parallel",
+    "enable-log-deltas",
     "enable-log-outputs",
     "enable-log-requests",
     "enable-logging-iteration-details",

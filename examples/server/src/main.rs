@@ -5,6 +5,7 @@ mod api;
 mod app;
 mod auth;
 mod caller;
+mod complaint;
 mod config;
 mod connection;
 mod debug;

@@ -39,8 +39,8 @@ pub(crate) async fn startupz(State(app): State<Arc<App>>) -> Response {
     answer(app.loaded_model().is_some(), &app)
 }
 
-/// SageMaker's health check: as `/health`.
-#[utoipa::path(get, path = "/ping", tag = "Probes", responses(
+/// SageMaker's health check: as `/health`, by either method, as vLLM has it.
+#[utoipa::path(method(get, post), path = "/ping", tag = "Probes", responses(
     (status = 200, description = "Alive"), (status = 503, description = "The engine failed")))]
 pub(crate) async fn ping(state: State<Arc<App>>) -> Response {
     health(state).await

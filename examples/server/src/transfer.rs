@@ -31,6 +31,7 @@ use tokio::sync::oneshot;
 use crate::access::fresh_id;
 use crate::api::error::ApiError;
 use crate::app::App;
+use crate::complaint::complaint;
 
 /// `--kv-transfer-config`, in vLLM's form.
 #[derive(Debug, Clone, Deserialize)]
@@ -158,8 +159,13 @@ impl Transfers {
     /// # Errors
     /// 400 for what makes no sense, and for the half that this server does not do.
     pub(crate) fn half(&self, params: &Value) -> Result<Option<Half>, ApiError> {
-        let params: Params = serde_json::from_value(params.clone())
-            .map_err(|error| ApiError::field(FIELD, error.to_string()))?;
+        let params: Params = serde_path_to_error::deserialize(params).map_err(|error| {
+            let path = match error.path().to_string().as_str() {
+                "." => FIELD.to_owned(),
+                path => format!("{FIELD}.{path}"),
+            };
+            ApiError::value(path, complaint(error.inner()))
+        })?;
         match (params.do_remote_decode == Some(true), params.do_remote_prefill == Some(true)) {
             (false, false) => Ok(None),
             (true, true) => Err(ApiError::field(FIELD, "cannot leave both prefill and decode to others")),

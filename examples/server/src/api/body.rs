@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::api::error::ApiError;
 use crate::api::idle;
 use crate::app::App;
+use crate::complaint::complaint;
 
 /// Longest time a body may take to arrive.
 const ARRIVAL_MAX: Duration = Duration::from_secs(60);
@@ -119,9 +120,9 @@ pub(crate) fn known<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         if inner.is_syntax() || inner.is_eof() {
             ApiError::invalid(format!("the body is not valid JSON: {inner}"))
         } else if path == "." {
-            ApiError::invalid(inner.to_string())
+            ApiError::invalid(complaint(&inner))
         } else {
-            ApiError::field(path, format!("is wrong: {inner}"))
+            ApiError::value(path, complaint(&inner))
         }
     })?;
     json.end().map_err(|error| ApiError::invalid(format!("the body is not valid JSON: {error}")))?;
@@ -134,7 +135,7 @@ pub(crate) fn known<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 /// 400 when a field comes twice, or one value is too deep.
 pub(crate) fn rest(bytes: &[u8], names: &[&[&str]]) -> Result<BTreeMap<String, Value>, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    Rest { names }.deserialize(&mut json).map_err(|error| ApiError::invalid(error.to_string()))
+    Rest { names }.deserialize(&mut json).map_err(|error| ApiError::invalid(complaint(&error)))
 }
 
 /// Refuses every field of the body that `T` and `U` do not have, unless it asks for nothing.
@@ -265,6 +266,7 @@ mod tests {
     fn a_wrong_type_is_reported_with_its_path() {
         let error = known::<Some>(br#"{"b": [1, "x"]}"#).unwrap_err();
         assert_eq!(error.param.as_deref(), Option::Some("b[1]"));
+        assert_eq!(error.message, r#"b[1]: expected an integer, found "x""#);
         let value: Some = known(br#"{"a": 1e308, "b": [1]}"#).unwrap();
         assert_eq!((value.a, value.b), (Option::Some(f32::INFINITY), Option::Some(vec![1])));
     }

@@ -57,6 +57,12 @@ impl ApiError {
         Self { param: Some(param.clone()), ..Self::invalid(format!("{param} {problem}")) }
     }
 
+    /// 400: the value of one field is of the wrong kind.
+    pub(crate) fn value(param: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        Self { param: Some(param.clone()), ..Self::invalid(format!("{param}: {problem}")) }
+    }
+
     /// 400: prompt and answer do not fit the model's context.
     pub(crate) fn context(param: &'static str, message: String) -> Self {
         Self { param: Some(param.into()), code: Some("context_length_exceeded"), ..Self::invalid(message) }

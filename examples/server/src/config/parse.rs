@@ -4,6 +4,8 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use axum::http::HeaderValue;
 
+use crate::complaint::complaint;
+
 /// A count as vLLM reads it: `4096`, `4k` is 4000, `4K` is 4096, `1.5G`.
 pub(crate) fn count_u64(text: &str) -> Result<u64, String> {
     const UNITS: [(char, u64); 8] = [
@@ -48,11 +50,7 @@ pub(crate) fn positive_usize(text: &str) -> Result<NonZeroUsize, String> {
 
 pub(crate) fn json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| {
-        // A command line is one line, which nobody counts.
-        let place = format!(" at line {} column {}", error.line(), error.column());
-        let problem = error.to_string();
-        let problem = problem.strip_suffix(&place).unwrap_or(&problem);
-        format!("not the JSON expected here: {problem}, at character {}", error.column())
+        format!("not the JSON expected here: {}, at character {}", complaint(&error), error.column())
     })
 }
 
@@ -92,7 +90,7 @@ mod tests {
         assert_eq!(positive_u32("0").unwrap_err(), "at least 1");
         assert_eq!(positive_usize("2k").unwrap().get(), 2000);
         let error = json::<Vec<u32>>("[1, true]").unwrap_err();
-        assert!(error.ends_with("expected u32, at character 8"), "{error}");
+        assert!(error.ends_with("expected an integer, found true, at character 8"), "{error}");
         assert!(origins("[\"https://a.example\", \"*\"]").is_ok());
         assert_eq!(origins("[\"a\\nb\"]").unwrap_err(), r#""a\nb" is no origin"#);
     }

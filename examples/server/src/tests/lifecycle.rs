@@ -207,6 +207,7 @@ async fn a_dead_engine_fails_the_probes() {
     for path in ["/health", "/livez", "/readyz", "/ping"] {
         assert_eq!(server.get(path).await.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
     }
+    assert_eq!(server.post("/ping", &json!({})).await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(server.post(CHAT, &chat(1)).await.status, StatusCode::INTERNAL_SERVER_ERROR);
 }
 

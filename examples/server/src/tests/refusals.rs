@@ -305,5 +305,6 @@ async fn keys_guard_the_api_and_leave_probes_open() {
     {
         assert_eq!(server.get(path).await.status, StatusCode::OK, "{path}");
     }
+    assert_eq!(server.post("/ping", &json!({})).await.status, StatusCode::OK);
     server.stop();
 }
