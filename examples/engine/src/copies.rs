@@ -1,12 +1,35 @@
 //! Bytes that move before a step computes.
 
+use std::time::{Duration, Instant};
+
 use quayline_batching::{Admitted, Costs, Preemption, Source};
 use quayline_gpu_kernels as kernels;
 
 use crate::engine::Engine;
 use crate::failure::expected;
+use crate::host_tier::HostTier;
 use crate::options::Speeds;
 use crate::request::RequestId;
+
+/// Blocks that a step copied one after the other in one direction between the cache and host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Which way.
+    pub direction: Direction,
+    /// Of all of them.
+    pub bytes: u64,
+    /// As long as the engine's thread took.
+    pub elapsed: Duration,
+}
+
+/// A way between the cache and host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To host memory.
+    Store,
+    /// Back to the cache.
+    Load,
+}
 
 impl Engine {
     /// All copies that the plan asks for: what leaves the device and what comes back to it, in the order in which
@@ -49,6 +72,19 @@ impl Engine {
     pub fn exercise_copies(&mut self, times: u32) -> Option<u64> {
         let host = self.memory.host.as_ref()?;
         host.exercise(&mut *self.machine, times).ok()
+    }
+
+    /// From now on copies between the cache and host memory are timed with the caller's clock, for
+    /// [`drain_copies`](Engine::drain_copies). Nothing else looks at it.
+    pub fn time_copies(&mut self, clock: fn() -> Instant) {
+        if let Some(host) = &mut self.memory.host {
+            host.time_copies(clock);
+        }
+    }
+
+    /// The copies that were [timed](Engine::time_copies) since this was last asked; until then all of them are kept.
+    pub fn drain_copies(&mut self) -> impl Iterator<Item = Copied> + '_ {
+        self.memory.host.iter_mut().flat_map(HostTier::drain_copies)
     }
 
     /// How fast copies and prompts are, as the caller, who has a clock, measured it. From now on this decides who is

@@ -7,7 +7,9 @@ mod drive;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 use std::sync::Arc;
+use std::time::Instant;
 
 use quayline_gpu_kernels as kernels;
 use quayline_kv_cache::hash::AnyHash;
@@ -20,6 +22,7 @@ use quayline_kv_cache::{BlockCount, Event, SequenceId, Snapshot, Tick, TokenCoun
 use self::disk::{DISK, Disk};
 use crate::adapt::Cache;
 use crate::block_file::Opened;
+use crate::copies::{Copied, Direction};
 use crate::failure::expected;
 use crate::machine::Machine;
 use crate::options::{Offloading, OffloadingWrite};
@@ -49,6 +52,9 @@ pub(crate) struct HostTier {
     swapped: BTreeSet<SequenceId>,
     saved_blocks: u64,
     loaded_blocks: u64,
+    /// The caller's, if copies are to be timed, and what was timed.
+    clock: Option<fn() -> Instant>,
+    timed: Vec<Copied>,
 }
 
 /// One block to copy.
@@ -67,6 +73,17 @@ enum Move {
         bytes: Arc<[u8]>,
         slot: u32,
     },
+}
+
+impl Move {
+    /// Between device and host; what was read from the file is at hand.
+    fn direction(&self) -> Option<Direction> {
+        match self {
+            Self::Save { .. } => Some(Direction::Store),
+            Self::Load { .. } => Some(Direction::Load),
+            Self::Put { .. } => None,
+        }
+    }
 }
 
 /// The tier of the host.
@@ -117,7 +134,18 @@ impl HostTier {
             swapped: BTreeSet::new(),
             saved_blocks: 0,
             loaded_blocks: 0,
+            clock: None,
+            timed: Vec::new(),
         }
+    }
+
+    /// From now on copies are timed, until they are [drained](HostTier::drain_copies).
+    pub(crate) fn time_copies(&mut self, clock: fn() -> Instant) {
+        self.clock = Some(clock);
+    }
+
+    pub(crate) fn drain_copies(&mut self) -> impl Iterator<Item = Copied> + '_ {
+        self.timed.drain(..)
     }
 
     /// A sequence waits for the file until then, and no longer.
@@ -254,18 +282,31 @@ impl HostTier {
     }
 
     fn copy(&mut self, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
-        for step in self.moves.drain(..) {
-            match step {
-                Move::Save { block, slot } => {
-                    let bytes = own(&mut self.slots[slot as usize], self.block_bytes);
-                    expected(machine.save_block(block, bytes))?;
-                    self.saved_blocks += 1;
-                }
-                Move::Put { bytes, slot } => self.slots[slot as usize] = bytes,
-                Move::Load { slot, block } => {
-                    expected(machine.load_block(block, &self.slots[slot as usize]))?;
-                    self.loaded_blocks += 1;
-                }
+        let mut moves = std::mem::take(&mut self.moves);
+        for run in moves.chunk_by_mut(|one, next| discriminant(one) == discriminant(next)) {
+            let begun = self.clock.map(|now| now());
+            run.iter_mut().try_for_each(|step| self.copy_one(step, machine))?;
+            if let (Some(now), Some(begun)) = (self.clock, begun)
+                && let Some(direction) = run[0].direction()
+            {
+                let bytes = (run.len() * self.block_bytes) as u64;
+                self.timed.push(Copied { direction, bytes, elapsed: now() - begun });
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_one(&mut self, step: &mut Move, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
+        match step {
+            &mut Move::Save { block, slot } => {
+                let bytes = own(&mut self.slots[slot as usize], self.block_bytes);
+                expected(machine.save_block(block, bytes))?;
+                self.saved_blocks += 1;
+            }
+            Move::Put { bytes, slot } => std::mem::swap(&mut self.slots[*slot as usize], bytes),
+            &mut Move::Load { slot, block } => {
+                expected(machine.load_block(block, &self.slots[slot as usize]))?;
+                self.loaded_blocks += 1;
             }
         }
         Ok(())

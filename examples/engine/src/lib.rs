@@ -53,6 +53,7 @@ pub use config::{
     RopeConfig, RopeScaling,
 };
 pub use constraint::{Constraint, ConstraintError};
+pub use copies::{Copied, Direction};
 pub use detokenize::TextStream;
 pub use drafts::Speculation;
 pub use engine::Engine;

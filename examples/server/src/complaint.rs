@@ -10,7 +10,8 @@ pub(crate) fn complaint(error: &serde_json::Error) -> String {
     let text = text.strip_suffix(&place).unwrap_or(&text);
     let wrong_type = text.strip_prefix("invalid type: ").map(|rest| (rest, false));
     let wrong_value = || text.strip_prefix("invalid value: ").map(|rest| (rest, true));
-    match wrong_type.or_else(wrong_value).map(|(rest, is_range)| (rest.rsplit_once(", expected "), is_range)) {
+    match wrong_type.or_else(wrong_value).map(|(rest, is_range)| (rest.rsplit_once(", expected "), is_range))
+    {
         Some((Some((found, wanted)), is_range)) => {
             format!("expected {}, found {}", expected(wanted, is_range), shown(found))
         }
@@ -88,7 +89,10 @@ mod tests {
     #[test]
     fn a_number_out_of_range_is_told_the_range() {
         assert_eq!(of::<u32>("-1"), "expected an integer from 0 to 4294967295, found -1");
-        assert_eq!(of::<i32>("2147483648"), "expected an integer from -2147483648 to 2147483647, found 2147483648");
+        assert_eq!(
+            of::<i32>("2147483648"),
+            "expected an integer from -2147483648 to 2147483647, found 2147483648"
+        );
     }
 
     #[test]
@@ -100,7 +104,10 @@ mod tests {
     #[test]
     fn a_long_text_is_cut() {
         let found = of::<u32>(&format!("{:?}", "ä, expected u32".repeat(9)));
-        assert!(found.starts_with(r#"expected an integer, found "ä, expected"#) && found.ends_with('…'), "{found}");
+        assert!(
+            found.starts_with(r#"expected an integer, found "ä, expected"#) && found.ends_with('…'),
+            "{found}"
+        );
         assert!(found.chars().count() < 80, "{found}");
     }
 }

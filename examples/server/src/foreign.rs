@@ -7,8 +7,8 @@ pub(crate) fn flag(argument: &str) -> Option<&str> {
     NAMES.contains(&name.strip_prefix("no-").unwrap_or(name)).then_some(flag)
 }
 
-/// Whether `argument` asks for the absence of what is never here, in vLLM's words of today or of yesterday: it is as good
-/// as left out.
+/// Whether `argument` asks for the absence of what is never here, in vLLM's words of today or of yesterday: it is as
+/// good as left out.
 pub(crate) fn is_idle(argument: &str) -> bool {
     let absent = |name: &str| name.starts_with("enable-") && NAMES.contains(&name);
     NEVER.contains(&argument) || argument.strip_prefix("--no-").is_some_and(absent)

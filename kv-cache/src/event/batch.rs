@@ -126,8 +126,8 @@ impl EventBatch {
     }
 
     fn stored<D: Digest>(&mut self, stored: &Stored<'_, D>) {
-        // Of some blocks in tiers nothing is known but the name. vLLM tells of all its tiers' blocks so, with a size of 0
-        // (`take_events` of its offloading connector's scheduler).
+        // Of some blocks in tiers nothing is known but the name. vLLM tells of all its tiers' blocks so, with a size
+        // of 0 (`take_events` of its offloading connector's scheduler).
         let is_known = !stored.tokens.is_empty();
         let looks_ahead = is_known && !stored.lookahead.is_empty();
         self.count += 1;

@@ -82,6 +82,7 @@ impl EngineThread {
         audit: bool,
     ) -> Self {
         let speed = Speedometer::new(&mut engine);
+        engine.time_copies(Instant::now);
         let wake = commands.clone();
         // When this thread has ended, nobody needs to know.
         engine.wake_for_disk(move || drop(wake.send(Command::DiskDone)));
@@ -389,6 +390,7 @@ impl EngineThread {
 
     pub(super) fn publish(&mut self) {
         self.engine.drain_residency().for_each(|residency| self.metrics.block_lost(&residency));
+        self.engine.drain_copies().for_each(|copied| self.metrics.copied(&copied));
         let snapshot = Arc::new(self.engine.snapshot());
         let now = Instant::now();
         let totals = snapshot.totals;

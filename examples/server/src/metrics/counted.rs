@@ -1,16 +1,17 @@
 //! What the engine's thread counts as it happens: tokens, requests, and how long everything took.
 
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use quayline_engine::{FinishReason, Residency};
+use quayline_engine::{Copied, Direction, FinishReason, Residency};
 
 use super::Label;
 use super::buckets::{
-    BETWEEN_TOKENS, END_TO_END, ITERATION, PREEMPTIONS, RESIDENCY, TIME_TO_FIRST_TOKEN, one_two_five,
+    BETWEEN_TOKENS, COPIES, END_TO_END, ITERATION, PREEMPTIONS, RESIDENCY, TIME_TO_FIRST_TOKEN, one_two_five,
 };
 
 /// What the engine's thread counts itself.
@@ -40,6 +41,15 @@ pub(crate) struct EngineMetrics {
     request_prefill_kv_computed_tokens: Histogram,
     iteration_tokens: Histogram,
     residency: Option<ResidencyMetrics>,
+    loads: CopyMetrics,
+    stores: CopyMetrics,
+}
+
+/// Copies in one direction between the cache and host memory. All zero where there is none.
+#[derive(Debug, Clone)]
+struct CopyMetrics {
+    size: Histogram,
+    time: Counter<f64, AtomicU64>,
 }
 
 /// How long blocks kept their contents.
@@ -171,6 +181,8 @@ impl EngineMetrics {
             ),
             iteration_tokens: to.histogram("iteration_tokens_total", "Tokens per step", ITERATION),
             residency: residency.then(|| ResidencyMetrics::new(&mut to)),
+            loads: CopyMetrics::new(&mut to, "load", "from"),
+            stores: CopyMetrics::new(&mut to, "store", "to"),
         }
     }
 
@@ -181,6 +193,16 @@ impl EngineMetrics {
         metrics.lifetime.observe(seconds(residency.lifetime_ticks));
         metrics.idle_before_evict.observe(seconds(residency.idle_ticks));
         residency.gaps().iter().for_each(|&gap| metrics.reuse_gap.observe(seconds(gap)));
+    }
+
+    /// Blocks went to host memory or came from there.
+    pub(crate) fn copied(&self, copied: &Copied) {
+        let metrics = match copied.direction {
+            Direction::Load => &self.loads,
+            Direction::Store => &self.stores,
+        };
+        metrics.size.observe(copied.bytes as f64);
+        metrics.time.inc_by(copied.elapsed.as_secs_f64());
     }
 
     /// A step ran.
@@ -273,11 +295,28 @@ impl ResidencyMetrics {
     }
 }
 
+impl CopyMetrics {
+    fn new(to: &mut Register<'_>, name: &str, way: &str) -> Self {
+        let size = format!("Bytes of blocks that were copied {way} host memory one after the other");
+        let time = format!("Seconds of copying {way} host memory");
+        Self {
+            size: to.histogram(&format!("kv_offload_{name}_size"), &size, COPIES),
+            time: to.seconds(&format!("kv_offload_{name}_time"), &time),
+        }
+    }
+}
+
 /// Puts metrics under `vllm:`.
 struct Register<'a>(&'a mut Registry);
 
 impl Register<'_> {
     fn counter(&mut self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.0.register(format!("vllm:{name}"), help, counter.clone());
+        counter
+    }
+
+    fn seconds(&mut self, name: &str, help: &str) -> Counter<f64, AtomicU64> {
         let counter = Counter::default();
         self.0.register(format!("vllm:{name}"), help, counter.clone());
         counter

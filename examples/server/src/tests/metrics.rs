@@ -143,11 +143,13 @@ const BETWEEN_TOKENS: &str = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.7
 const END_TO_END: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680";
 const RESIDENCY: &str =
     "0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 30 60 120 300 600 1200 1800";
+const COPIES: &str =
+    "1000000 5000000 10000000 20000000 40000000 60000000 80000000 100000000 150000000 200000000";
 /// Up to the bundled model's context of 1024.
 const TOKENS: &str = "1 2 5 10 20 50 100 200 500 1000";
 
 /// vLLM 0.33's series that have a meaning here, by name; of histograms the bounds of the buckets.
-const SERIES: [(&str, &str); 41] = [
+const SERIES: [(&str, &str); 45] = [
     ("cache_config_info", "gauge"),
     ("engine_sleep_state", "gauge"),
     ("lora_requests_info", "gauge"),
@@ -160,7 +162,11 @@ const SERIES: [(&str, &str); 41] = [
     ("external_prefix_cache_queries_total", "counter"),
     ("kv_offload_cpu_cache_usage_perc", "gauge"),
     ("kv_offload_load_bytes_total", "counter"),
+    ("kv_offload_load_time_total", "counter"),
+    ("kv_offload_load_size", COPIES),
     ("kv_offload_store_bytes_total", "counter"),
+    ("kv_offload_store_time_total", "counter"),
+    ("kv_offload_store_size", COPIES),
     ("generation_tokens_total", "counter"),
     ("num_preemptions_total", "counter"),
     ("prefix_cache_hits_total", "counter"),
@@ -278,6 +284,13 @@ async fn what_comes_back_from_host_memory_is_counted() {
     assert_eq!(sample("vllm:prompt_tokens_by_source_total", ",source=\"external_kv_transfer\""), 96.0);
     assert_eq!(sample("vllm:prompt_tokens_cached_by_source_total", ",source=\"cpu\""), 96.0);
     assert_eq!(sample("vllm:kv_offload_load_bytes_total", ""), 96.0 * 1536.0);
+    assert_eq!(sample("vllm:kv_offload_load_size_sum", ""), 96.0 * 1536.0);
+    assert_eq!(sample("vllm:kv_offload_load_size_count", ""), 1.0, "one prompt came back");
+    for direction in ["load", "store"] {
+        let of = |what: &str| sample(&format!("vllm:kv_offload_{direction}_{what}"), "");
+        assert_eq!(of("size_sum"), of("bytes_total"));
+        assert!(of("time_total") > 0.0);
+    }
     assert!(sample("vllm:kv_offload_store_bytes_total", "") >= 4.0 * 96.0 * 1536.0);
     assert!(sample("vllm:kv_offload_cpu_cache_usage_perc", "") > 0.1);
     server.stop();
