@@ -8,6 +8,10 @@
 //! What was known is written down at once, and computed even for a request that is cancelled meanwhile: others may
 //! have been promised to find it.
 //!
+//! A thread is started for each step planned ahead: it borrows what it plans with, and is gone when the step is. That
+//! takes 35 µs of the engine's thread where handing all of it to a thread that waits would take 15 (2 vCPU of a Zen 5,
+//! beside 300 µs of other work): less than one percent of a step of 110 million weights.
+//!
 //! What goes to host memory or comes from it moves between two steps, in the order in which it was planned: a copy
 //! that is planned while a step computes finds what that step leaves.
 

@@ -7,20 +7,24 @@
 //!
 //! A header names the block, and carries a checksum of both. So a file that was cut, a slot that was half written when
 //! the power went, or one that a failing drive returns otherwise, is known for what it is when it is read; then the
-//! block is computed again. Blocks of another model, layout or seed are passed over, and written over in time.
+//! block is computed again. Blocks of another model, layout, seed or arithmetic are passed over, and written over in
+//! time.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use quayline_gpu_kernels as kernels;
 use quayline_kv_cache::hash::AnyHash;
 use quayline_kv_cache::tier::BlockKey;
 use quayline_kv_cache::{Digest, GroupId};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::LoadError;
+use crate::failure::expected;
 use crate::files::ModelFiles;
+use crate::input::{StepArrays, count};
 use crate::machine::Machine;
 use crate::options::{OffloadingDisk, Options};
 
@@ -33,7 +37,7 @@ pub(crate) struct BlockFile {
     file: File,
     slots: u32,
     block_bytes: usize,
-    /// What the bytes mean: a number that another model, layout or seed does not have.
+    /// What the bytes mean: a number that another model, layout, seed or arithmetic does not have.
     identity: u64,
     /// Counts the writes over all processes, so that the oldest is known.
     writes: u64,
@@ -169,7 +173,7 @@ pub(crate) fn open(
     files: &ModelFiles,
     options: &Options,
     disk: &OffloadingDisk,
-    machine: &dyn Machine,
+    machine: &mut dyn Machine,
 ) -> Result<Opened, LoadError> {
     let (block_bytes, device) = (machine.block_bytes(), machine.device());
     let slot_bytes = (HEADER + block_bytes) as u64;
@@ -183,15 +187,74 @@ pub(crate) fn open(
     let (config, weights) = (files.config()?, files.weights()?.fingerprint());
     let Options { block_size, hash, hash_seed, kv_dtype, quantization, seed, .. } = options;
     let (version, library) = (env!("CARGO_PKG_VERSION"), options.cublaslt.is_some());
+    let arithmetic = trial(machine, block_size.get())?;
     let meaning = format!(
         "{version} {config:?} {weights} {quantization:?} {block_size} {kv_dtype:?} {seed} {block_bytes} {device:?} \
-         {library} {hash} {hash_seed:?}"
+         {library} {hash} {hash_seed:?} {arithmetic}"
     );
     let opened = BlockFile::open(&disk.directory, slots, block_bytes, xxh3_64(meaning.as_bytes()));
     let (file, held) = opened.map_err(|source| LoadError::Read { path: disk.directory.clone(), source })?;
     Ok(Opened { file, slots, held })
 }
 
+/// What this machine makes of a few tokens: a number of the K and V that it computes for them, through all layers.
+/// Instruction sets, GPUs and builds whose results differ differ in it; those with equal bits share blocks.
+///
+/// It writes over the first blocks of the pool.
+fn trial(machine: &mut dyn Machine, block_size: u32) -> Result<u64, kernels::Error> {
+    /// Less than a second's work for a model of a billion weights, more than one panel of keys and one tile of rows.
+    const TOKENS: u32 = 32;
+    let blocks = (TOKENS / block_size).max(1);
+    // Where no sequence fills a block, none is kept.
+    let tokens = (blocks * block_size).min(count(machine.limits().positions));
+    let vocab = count(machine.config().vocab);
+    let prompt: Vec<u32> = (0..tokens).map(|position| (position * 7919 + 1) % vocab).collect();
+    let mut arrays = StepArrays::new(block_size as usize);
+    arrays.push(0, [&prompt, &[]], 1..=blocks);
+    expected(machine.run(&arrays.input()))?;
+    let (mut bytes, mut hash) = (vec![0; machine.block_bytes()], Xxh3::new());
+    for block in 1..=tokens / block_size {
+        expected(machine.save_block(block, &mut bytes))?;
+        hash.update(&bytes);
+    }
+    Ok(hash.digest())
+}
+
 fn number(header: &[u8; HEADER], at: usize) -> u64 {
     u64::from_le_bytes(*header[at..].first_chunk().expect("a header has eight bytes there"))
+}
+
+#[cfg(test)]
+mod tests {
+    use quayline_gpu_kernels::cpu::Isa;
+    use quayline_gpu_kernels::{Cpu, Dtype, Rounding};
+
+    use super::*;
+    use crate::machine::Place;
+    use crate::options::Device;
+    use crate::sizing::Sizes;
+
+    fn trial_on(isa: Isa, quantization: Option<Rounding>) -> u64 {
+        let (files, options) = (ModelFiles::bundled(), Options { quantization, ..Options::default() });
+        let config = files.config().unwrap();
+        let sizes = Sizes::new(&options, &config, Dtype::Bf16, None).unwrap();
+        let limits = sizes.step_limits(&options, config.vocab, Device::Cpu);
+        let place = Place::Cpu(Cpu::new(options.threads, Some(isa)).unwrap());
+        let mut machine = place.load(&files, &options, &sizes, limits).unwrap();
+        trial(&mut *machine, options.block_size.get()).unwrap()
+    }
+
+    /// Without fused multiply-adds products are rounded before they are added; AVX2 and AVX-512 have the same bits.
+    #[test]
+    #[cfg(all(target_arch = "x86_64", not(target_feature = "fma")))]
+    fn blocks_are_shared_between_instruction_sets_with_equal_bits_alone() {
+        let plain = trial_on(Isa::Portable, None);
+        assert_eq!(plain, trial_on(Isa::Portable, None), "it does not change by itself");
+        assert_ne!(plain, trial_on(Isa::Portable, Some(Rounding::Int8)));
+        if Isa::Avx2.available() {
+            let fused = trial_on(Isa::Avx2, None);
+            assert_ne!(fused, plain);
+            assert!(!Isa::Avx512.available() || trial_on(Isa::Avx512, None) == fused);
+        }
+    }
 }

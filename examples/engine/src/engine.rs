@@ -123,7 +123,7 @@ impl Engine {
         let room = memory.map(|memory| GpuRoom::new(options, &config, memory, bytes));
         let sizes = Sizes::new(options, &config, place.kv_dtype(options, weights)?, room)?;
         let limits = sizes.step_limits(options, config.vocab, place.device());
-        let machine = place.load(files, options, &sizes, limits)?;
+        let mut machine = place.load(files, options, &sizes, limits)?;
         let block_size = options.block_size.get();
         let refused =
             |option, error: &dyn std::fmt::Display| LoadError::Options { option, problem: error.to_string() };
@@ -143,7 +143,7 @@ impl Engine {
         let block_bytes = machine.block_bytes();
         let host = sizes.host_blocks(options, block_bytes)?;
         let disk = match (&options.offloading_disk, &host) {
-            (Some(disk), Some(_)) => Some(block_file::open(files, options, disk, &*machine)?),
+            (Some(disk), Some(_)) => Some(block_file::open(files, options, disk, &mut *machine)?),
             (Some(_), None) => {
                 return Err(refused("kv_offloading_disk_size", &"needs host memory in front of it"));
             }
