@@ -1,15 +1,16 @@
 //! The operators on this machine's CPU: matrix products from one token to a whole prompt, paged attention, and what
-//! lies between them. Names read `gpu-kernels/operator/shape/backend`; above every operator stand the machine's
-//! limits, measured in the same moment. Weights take turns, so that they come from memory and not from a cache.
+//! lies between them. Names read `gpu-kernels/operator/shape/backend`; behind each stands its rate beside what the
+//! machine can do at most, measured in the same run: reading from where the bytes lie, or multiply-adds in registers.
+//! Weights take turns, so that they come from memory and not from a cache.
 #![expect(clippy::unwrap_used, reason = "a bench whose setup fails has no figure")]
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use quayline_benches::bandwidth::read_gigabytes_per_second;
-use quayline_benches::beside::beside;
+use quayline_benches::beside::{Work, beside};
 use quayline_benches::random::Random;
 use quayline_gpu_kernels::cpu::{Tensor, Weight};
 use quayline_gpu_kernels::{
@@ -75,31 +76,73 @@ fn assert_product(cpu: &Cpu, out: &Tensor, x: &[f32], weight: &[f32], inputs: us
     }
 }
 
+/// Samples of each figure; their median counts.
+const SAMPLES: usize = 10;
+
+/// Gigabytes a second that this CPU's threads read where each has so many of its own.
+fn read_limit(cpu: &Cpu, bytes: usize) -> f64 {
+    read_gigabytes_per_second(cpu.threads(), bytes)
+}
+
+/// Billions of operations a second that products with such weights could do, were there nothing but multiply-adds.
+fn flop_limit(cpu: &Cpu, _weights: Dtype) -> f64 {
+    let rate = |_| {
+        let start = Instant::now();
+        let flop = cpu.multiply_add(400_000);
+        flop as f64 / start.elapsed().as_secs_f64() / 1e9
+    };
+    median((0..9).map(rate).collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Prints what the machine can do at this moment, above the figures of an operator.
-fn limits(cpu: &Cpu, operator: &str, peer: &str) {
-    let bytes = read_gigabytes_per_second(cpu.threads(), 128 << 20);
-    let mut rates: Vec<f64> = (0..9)
-        .map(|_| {
+fn limits(operator: &str, limit: &str, peer: &str) {
+    beside(&format!("gpu-kernels/{operator}/*"), limit, peer);
+}
+
+/// Times `run` as `gpu-kernels/operator/shape/backend`, and prints its rate beside the limit.
+#[expect(clippy::print_stdout, reason = "a bench prints")]
+fn bench(
+    criterion: &mut Criterion,
+    cpu: &Cpu,
+    (operator, shape): (&str, &str),
+    (work, limit): (Work, f64),
+    run: &mut dyn FnMut(),
+) {
+    let mut seconds: Vec<f64> = Vec::new();
+    let name = format!("{shape}/{}", cpu.isa());
+    let mut group = criterion.benchmark_group(format!("gpu-kernels/{operator}"));
+    group.sample_size(SAMPLES);
+    group.bench_function(&name, |bencher| {
+        bencher.iter_custom(|times| {
             let start = Instant::now();
-            let flop = cpu.multiply_add(400_000);
-            flop as f64 / start.elapsed().as_secs_f64() / 1e9
-        })
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    let limit =
-        format!("{bytes:.1} GB/s read, {:.0} GFLOP/s, {} threads", rates[rates.len() / 2], cpu.threads());
-    beside(&format!("gpu-kernels/{operator}/*"), &limit, peer);
+            (0..times).for_each(|_| run());
+            let elapsed = start.elapsed();
+            seconds.push(elapsed.as_secs_f64() / times as f64);
+            elapsed
+        });
+    });
+    group.finish();
+    // Those before were for warming up.
+    let counted = seconds.split_off(seconds.len().saturating_sub(SAMPLES));
+    if !counted.is_empty() {
+        println!("gpu-kernels/{operator}/{name}: {}", work.beside(median(counted), limit));
+    }
 }
 
 fn linear(criterion: &mut Criterion) {
     let cpu = cpu();
+    let read = read_limit(&cpu, 128 << 20);
+    let [f32, bf16] = [Dtype::F32, Dtype::Bf16].map(|dtype| flop_limit(&cpu, dtype));
     limits(
-        &cpu,
         "linear",
+        &format!("{read:.1} GB/s, {f32:.0} GFLOP/s of f32, {bf16:.0} of bf16, {} threads", cpu.threads()),
         "oneDNN through PyTorch reached 10 to 23 GB/s of 28 to 36 GB/s on 2 vCPU Sapphire Rapids",
     );
-    let mut group = criterion.benchmark_group("gpu-kernels/linear");
-    group.sample_size(10);
     for (inputs, outputs) in [(768, 2048), (896, 4864), (2048, 5632)] {
         for rounding in [None, Some(Rounding::Int8), Some(Rounding::Fp8), Some(Rounding::Int4)] {
             let (values, weights) = weights(&cpu, outputs, inputs, rounding);
@@ -118,24 +161,21 @@ fn linear(criterion: &mut Criterion) {
                     assert_product(&cpu, &out, &x, &values, inputs, rows);
                 }
                 // Up to some eight rows bytes are the limit, then arithmetic.
-                let flop = 2 * rows * inputs * outputs;
-                let bytes = outputs * inputs * bits / 8;
-                group.throughput(if rows <= 8 {
-                    Throughput::BytesDecimal(bytes as u64)
-                } else {
-                    Throughput::Elements(flop as u64)
-                });
+                let (work, limit) = match rows {
+                    ..=8 => (Work::Bytes(outputs * inputs * bits / 8), read),
+                    _ => {
+                        let flop = Work::Flop(2 * rows * inputs * outputs);
+                        (flop, if rounding.is_none() { bf16 } else { f32 })
+                    }
+                };
                 let mut turn = weights.iter().cycle();
-                group.bench_function(
-                    format!("{rows}x{inputs}x{outputs}-{stored}/{}", cpu.isa()),
-                    |bencher| {
-                        bencher.iter(|| product(&cpu, black_box(&tensor), turn.next().unwrap(), &mut out));
-                    },
-                );
+                let shape = format!("{rows}x{inputs}x{outputs}-{stored}");
+                bench(criterion, &cpu, ("linear", &shape), (work, limit), &mut || {
+                    product(&cpu, black_box(&tensor), turn.next().unwrap(), &mut out);
+                });
             }
         }
     }
-    group.finish();
 }
 
 /// The operators whose limit is bytes, on rows that lie in the caches, as they do between products.
@@ -159,11 +199,6 @@ fn rows(criterion: &mut Criterion) {
     };
     let mut pool = cpu.kv_pool(shape).unwrap();
     let (norm, head_norm) = (vector(WIDTH), vector(DIM));
-    limits(
-        &cpu,
-        "{embed,rms_norm,add_rms_norm,head_norm,rope,append,silu_mul}",
-        "none measured in isolation",
-    );
     for count in [1, 32, 512] {
         let ids: Vec<u32> = (0..u32::try_from(count).unwrap()).map(|row| row * 7 % 4096).collect();
         let slots: Vec<i64> = (0..i64::try_from(count).unwrap()).collect();
@@ -183,11 +218,11 @@ fn rows(criterion: &mut Criterion) {
         let v = activations(&cpu, count, 8 * DIM, &numbers(9, count * 8 * DIM));
         // Bytes of one pass over a tensor of activations.
         let pass = count * WIDTH * 4;
+        // One row is the work of one thread.
+        let limit = read_gigabytes_per_second(if count == 1 { 1 } else { cpu.threads() }, pass);
         let mut bench = |operator: &str, bytes: usize, run: &mut dyn FnMut()| {
-            let mut group = criterion.benchmark_group(format!("gpu-kernels/{operator}"));
-            group.sample_size(10).throughput(Throughput::BytesDecimal(bytes as u64));
-            group.bench_function(format!("{count}x{WIDTH}/{}", cpu.isa()), |bencher| bencher.iter(&mut *run));
-            group.finish();
+            let shape = format!("{count}x{WIDTH}");
+            bench(criterion, &cpu, (operator, &shape), (Work::Bytes(bytes), limit), run);
         };
         bench("embed", pass + pass / 2, &mut || cpu.embed(&table, &ids, &mut out).unwrap());
         assert!(cpu.read(&out).unwrap().iter().all(|&element| element == 1.0), "a table of ones");
@@ -214,9 +249,10 @@ const HEADS: Heads = Heads { query: 14, kv: 2, dim: 64 };
 
 fn attention(criterion: &mut Criterion) {
     let cpu = cpu();
-    limits(&cpu, "attention", "none measured in isolation");
-    let mut group = criterion.benchmark_group("gpu-kernels/attention");
-    group.sample_size(10);
+    let arithmetic = flop_limit(&cpu, Dtype::F32);
+    let limit =
+        format!("{arithmetic:.0} GFLOP/s of f32, {} threads, or reading what lies in caches", cpu.threads());
+    limits("attention", &limit, "none measured in isolation");
     let cases = [
         ("decode-1x1024", Spans { count: 1, context: 1024, queries: 1 }),
         ("decode-8x1024", Spans { count: 8, context: 1024, queries: 1 }),
@@ -228,16 +264,14 @@ fn attention(criterion: &mut Criterion) {
         let bytes = spans.count * spans.context * HEADS.kv * HEADS.dim * 2 * 2;
         let pairs = spans.queries * (spans.context - spans.queries) + spans.queries * (spans.queries + 1) / 2;
         let flop = spans.count * pairs * HEADS.query * HEADS.dim * 4;
-        group.throughput(if spans.queries == 1 {
-            Throughput::BytesDecimal(bytes as u64)
-        } else {
-            Throughput::Elements(flop as u64)
-        });
+        let (work, limit) = match spans.queries {
+            1 => (Work::Bytes(bytes), read_limit(&cpu, bytes / cpu.threads())),
+            _ => (Work::Flop(flop), arithmetic),
+        };
         let mut run = attend(&cpu, &spans);
         run();
-        group.bench_function(format!("{name}/{}", cpu.isa()), |bencher| bencher.iter(&mut run));
+        bench(criterion, &cpu, ("attention", name), (work, limit), &mut run);
     }
-    group.finish();
 }
 
 /// Fills a pool so that every value is its kv head's number plus one: whatever the weights, attention must

@@ -6,25 +6,33 @@ use std::time::{Duration, Instant};
 /// Streams that one thread reads at once; one stream alone does not fill the memory's pipes.
 const STREAMS: usize = 4;
 
-/// Gigabytes (1e9) per second that `threads` threads read together from memory far larger than the caches:
-/// each walks four far-apart streams through its own `bytes`, seven times; the median counts.
+/// Bytes that a thread reads between two looks at the clock, at least: fewer are read again and again.
+const READ_MIN: usize = 64 << 20;
+
+/// Gigabytes (1e9) per second that `threads` threads read together: each walks four far-apart streams through its own
+/// `bytes`, seven times; the median counts. From memory if that is far more than the caches hold, else from these.
 #[must_use]
 pub fn read_gigabytes_per_second(threads: usize, bytes: usize) -> f64 {
     let words = (bytes / 8 / STREAMS / 8 * 8).max(8);
     let buffers: Vec<Vec<u64>> =
         (0..threads.max(1)).map(|_| (0..(words * STREAMS) as u64).collect()).collect();
-    let mut times: Vec<Duration> = (0..7).map(|_| read_all(&buffers, words)).collect();
+    let rounds = READ_MIN.div_ceil(words * STREAMS * 8);
+    let mut times: Vec<Duration> = (0..7).map(|_| read_all(&buffers, words, rounds)).collect();
     times.sort();
-    #[expect(clippy::cast_precision_loss, reason = "a buffer has far fewer than 2^52 bytes")]
-    let total = (buffers.len() * words * STREAMS * 8) as f64;
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 bytes are read")]
+    let total = (rounds * buffers.len() * words * STREAMS * 8) as f64;
     total / times[times.len() / 2].as_secs_f64() / 1e9
 }
 
-fn read_all(buffers: &[Vec<u64>], words: usize) -> Duration {
+fn read_all(buffers: &[Vec<u64>], words: usize, rounds: usize) -> Duration {
     let start = Instant::now();
     std::thread::scope(|scope| {
         for buffer in buffers {
-            scope.spawn(move || black_box(sum(buffer, words)));
+            scope.spawn(move || {
+                for _ in 0..rounds {
+                    black_box(sum(black_box(buffer), words));
+                }
+            });
         }
     });
     start.elapsed()
