@@ -14,7 +14,7 @@ mod emulator;
 
 use std::sync::atomic::Ordering;
 
-use common::{Random, close, cpus, half_ulp, rounded, store};
+use common::{Random, close, cpus, e4m3, half_ulp, rounded, store};
 use half::{bf16, f16};
 use quayline_gpu_kernels::cuda::RowStorage;
 use quayline_gpu_kernels::{
@@ -540,17 +540,6 @@ fn gemma_norms_and_norms_to_one_byte() {
         let refused = cuda.quant_tensor(1, 8, RowStorage::Fp8Scaled(0.0)).unwrap_err();
         assert!(refused.to_string().contains("a scale of 0 is not supported"), "{refused}");
     });
-}
-
-/// What an E4M3 byte is worth.
-fn e4m3(bits: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
-    let size = if exponent == 0 {
-        fraction / 8.0 * 2.0_f64.powi(-6)
-    } else {
-        (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7)
-    };
-    if bits >> 7 == 1 { -size } else { size }
 }
 
 #[test]

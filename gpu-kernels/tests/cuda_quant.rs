@@ -14,7 +14,7 @@ mod emulator;
 
 use std::sync::Arc;
 
-use common::{Random, bits, close, half_ulp, rounded, store};
+use common::{Random, bits, close, e4m3, half_ulp, rounded, store};
 use emulator::each;
 use half::f16;
 use quayline_gpu_kernels::cuda::{QuantSource, Weight};
@@ -178,17 +178,6 @@ fn awq_words() {
             );
         }
     });
-}
-
-/// What an E4M3 byte is worth; its two that are no numbers are not asked for.
-fn e4m3(bits: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
-    let size = if exponent == 0 {
-        fraction / 8.0 * 2.0_f64.powi(-6)
-    } else {
-        (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7)
-    };
-    if bits >> 7 == 1 { -size } else { size }
 }
 
 #[test]

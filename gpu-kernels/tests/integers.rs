@@ -10,7 +10,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Random, bits, close, cpus};
+use common::{Random, bits, close, cpus, e4m3};
 use half::f16;
 use quayline_gpu_kernels::cpu::Weight;
 use quayline_gpu_kernels::{
@@ -80,13 +80,6 @@ fn int4(
     (Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None }, worth)
 }
 
-/// What an E4M3 byte is worth.
-fn e4m3(bits: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f32::from(bits & 7) / 8.0);
-    let size = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2.0_f32.powi(exponent - 7) };
-    if bits >> 7 == 1 { -size } else { size }
-}
-
 /// A matrix of all codes that are numbers, in blocks.
 fn fp8(random: &mut Random, (rows, cols): (usize, usize), block: (usize, usize)) -> (Fp8Source, Vec<f32>) {
     let codes = std::iter::repeat_with(|| random.next() as u8).filter(|code| code & 0x7f != 0x7f);
@@ -98,7 +91,7 @@ fn fp8(random: &mut Random, (rows, cols): (usize, usize), block: (usize, usize))
     let worth = codes
         .iter()
         .enumerate()
-        .map(|(at, &code)| e4m3(code) * scales[at / cols / block.0 * across + at % cols / block.1]);
+        .map(|(at, &code)| e4m3(code) as f32 * scales[at / cols / block.0 * across + at % cols / block.1]);
     let worth = worth.collect();
     let elements = WeightPart { range: 0..codes.len(), bytes: Arc::new(codes) };
     (Fp8Source { rows, cols, elements, scales, block }, worth)

@@ -26,6 +26,7 @@ mod input;
 mod json;
 mod kv_events;
 mod layers;
+mod load;
 mod machine;
 mod model;
 mod models;

@@ -3,26 +3,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+#[path = "common/directory.rs"]
+mod directory;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use directory::Directory;
 use quayline_engine::{Model, ModelFiles, StepLimits};
 use quayline_gpu_kernels::Cpu;
 use serde_json::{Map, Value, json};
 
 const LIMITS: StepLimits = StepLimits { tokens: 8, logits_rows: 1, positions: 64 };
 
-/// A directory that goes away with the test.
-struct Directory(PathBuf);
-
 impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("quayline-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
     fn write(&self, file: &str, content: impl AsRef<[u8]>) {
         fs::write(self.0.join(file), content).unwrap();
     }
@@ -34,13 +29,6 @@ impl Directory {
         assert!(!message.contains('\n'), "more than one line: {message}");
         assert!(message.len() < 400, "too long to read: {message}");
         message
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // A directory left behind in the temporary folder harms nobody.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 mod common;
+#[path = "common/directory.rs"]
+mod directory;
 
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use common::load;
+use directory::Directory;
 use quayline_engine::{
     DiskUse, Engine, HashAlgorithm, KvSize, LoadError, ModelFiles, Offloading, OffloadingDisk, Options,
     Output, Request, RequestId, SampledToken, Sampling,
@@ -20,18 +23,14 @@ const BLOCK_BYTES: u64 = 8 * 6 * 2 * 2 * 32 * 2;
 /// What stands before each block in the file.
 const HEADER_BYTES: u64 = 72;
 
-/// A directory of its own for each test, gone when the test is over.
-struct Directory(PathBuf);
-
 impl Directory {
-    fn new(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("disk-tier-{name}"));
-        let _absent = fs::remove_dir_all(&path);
-        Self(path)
+    /// Where the file lies, once somebody has made it.
+    fn tier(&self) -> PathBuf {
+        self.0.join("tier")
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("blocks.quayline")
+        self.tier().join("blocks.quayline")
     }
 
     /// Room for 16 blocks on the device, 12 in host memory, `blocks` in the file.
@@ -41,7 +40,7 @@ impl Directory {
             kv: KvSize::Blocks(16),
             offloading: Some(Offloading::new(12 * BLOCK_BYTES)),
             offloading_disk: Some(OffloadingDisk {
-                directory: self.0.clone(),
+                directory: self.tier(),
                 bytes: blocks * (BLOCK_BYTES + HEADER_BYTES),
             }),
             threads: NonZeroUsize::new(1),
@@ -53,12 +52,6 @@ impl Directory {
         let mut bytes = fs::read(self.file()).unwrap();
         bytes[usize::try_from(at).unwrap()] ^= 1;
         fs::write(self.file(), bytes).unwrap();
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _absent = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -205,7 +198,7 @@ fn a_reset_forgets_the_file_too() {
 #[test]
 fn a_drive_that_is_full_costs_nothing_but_what_it_would_have_kept() {
     let directory = Directory::new("full");
-    fs::create_dir_all(&directory.0).unwrap();
+    fs::create_dir_all(directory.tier()).unwrap();
     std::os::unix::fs::symlink("/dev/full", directory.file()).unwrap();
     let mut engine = load(&directory.options(100));
     assert_eq!(ask(&mut engine, 1), (expected(), 0));
@@ -221,8 +214,7 @@ fn what_cannot_be_had_is_refused_by_name() {
     let alone = Options { offloading: None, ..directory.options(9) };
     assert!(refused(&alone).contains("kv_offloading_disk_size"), "{}", refused(&alone));
     assert!(refused(&directory.options(0)).contains("room for one block"));
-    fs::write(&directory.0, "a file where a directory should be").unwrap();
+    fs::write(directory.tier(), "a file where a directory should be").unwrap();
     let error = Engine::load(&ModelFiles::bundled(), &directory.options(9)).unwrap_err();
     assert!(matches!(error, LoadError::Read { .. } | LoadError::In { .. }), "{error}");
-    fs::remove_file(&directory.0).unwrap();
 }

@@ -9,11 +9,14 @@
     reason = "small numbers"
 )]
 
+#[path = "common/directory.rs"]
+mod directory;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
 
+use directory::Directory;
 use half::{bf16, f16};
 use quayline_engine::{
     Engine, Model, ModelFiles, Options, QuantizationMethod, Rounding, StepInput, StepLimits, Text,
@@ -26,16 +29,6 @@ const WINDOW: usize = 256;
 const LIMITS: StepLimits = StepLimits { tokens: WINDOW, logits_rows: WINDOW, positions: WINDOW };
 const GROUP: usize = 32;
 
-/// A directory that goes away with the test.
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // A directory left behind in the temporary folder harms nobody.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Type, shape and bytes of a tensor.
 type Tensor = (safetensors::Dtype, Vec<usize>, Vec<u8>);
 
@@ -45,8 +38,7 @@ fn checkpoint(
     tensors: &BTreeMap<String, Tensor>,
     quantization: Value,
 ) -> (Directory, ModelFiles) {
-    let directory = Directory(std::env::temp_dir().join(format!("quayline-{}-{name}", std::process::id())));
-    fs::create_dir_all(&directory.0).unwrap();
+    let directory = Directory::new(name);
     let mut config: Value = serde_json::from_str(include_str!("../bundled/config.json")).unwrap();
     config["quantization_config"] = quantization;
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {

@@ -10,13 +10,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use directory::Directory;
 use proptest::prelude::*;
 use quayline_engine::{Chat, ModelFiles, Text, TextError};
 use serde_json::{Map, Value, json};
 
+#[path = "common/directory.rs"]
+mod directory;
 #[path = "text/tiktoken.rs"]
 mod tiktoken;
 
@@ -48,34 +50,22 @@ fn unpack(path: &Path) -> Vec<u8> {
     output.stdout
 }
 
-/// A checkpoint directory with nothing but text in it; goes away with the test.
-struct Directory(PathBuf);
+/// A checkpoint directory with nothing but text in it.
+fn directory_of(name: &str, files: &[(&str, &[u8])]) -> Directory {
+    let directory = Directory::new(name);
+    fs::write(directory.0.join("config.json"), "{}").unwrap();
+    files.iter().for_each(|(file, bytes)| fs::write(directory.0.join(file), bytes).unwrap());
+    directory
+}
 
 impl Directory {
-    fn new(name: &str, files: &[(&str, &[u8])]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(format!("quayline-text-{process}-{count}-{name}"));
-        fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("config.json"), "{}").unwrap();
-        files.iter().for_each(|(file, bytes)| fs::write(path.join(file), bytes).unwrap());
-        Self(path)
-    }
-
     fn text(&self) -> Arc<Text> {
         Arc::new(Text::load(&ModelFiles::open(&self.0).unwrap()).unwrap())
     }
 }
 
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // A directory left behind in the temporary folder harms nobody.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn text_of(name: &str, files: &[(&str, &[u8])]) -> Arc<Text> {
-    Directory::new(name, files).text()
+    directory_of(name, files).text()
 }
 
 fn bundled() -> Arc<Text> {

@@ -309,13 +309,8 @@ pub(crate) fn quantise(case: &Case, sequence: &mut Sequence) {
 
 /// The nearest E4M3 of all, in ascending order; ties go to the even one.
 fn e4m3(x: f32) -> f32 {
-    static ALL: LazyLock<Vec<f32>> = LazyLock::new(|| {
-        let of = |bits: u8| match (i32::from(bits >> 3), f32::from(bits & 7)) {
-            (0, fraction) => fraction / 8.0 * 2.0_f32.powi(-6),
-            (exponent, fraction) => (1.0 + fraction / 8.0) * 2.0_f32.powi(exponent - 7),
-        };
-        (0..0x7f).map(of).collect()
-    });
+    static ALL: LazyLock<Vec<f32>> =
+        LazyLock::new(|| (0..0x7f).map(|bits| crate::common::e4m3(bits) as f32).collect());
     let size = x.abs();
     let above = ALL.partition_point(|&y| y < size).min(ALL.len() - 1);
     let apart = |bits: usize| (ALL[bits] - size).abs();

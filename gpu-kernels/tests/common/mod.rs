@@ -7,6 +7,13 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use quayline_gpu_kernels::{Cpu, Dtype, Isa, Ops, WeightSource, cpu::Weight};
 
+/// What an E4M3 byte is worth; its two that are no numbers are not asked for.
+pub(crate) fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
+    let size = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2.0_f64.powi(exponent - 7) };
+    if bits >> 7 == 1 { -size } else { size }
+}
+
 /// A small generator (SplitMix64) with a seed to print.
 pub(crate) struct Random(u64);
 
