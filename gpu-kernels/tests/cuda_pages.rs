@@ -1,0 +1,261 @@
+//! The paged memory below attention, on both machines: large pools (case 14 of `cuda_attention.rs`), blocks and slots
+//! that are copied, swapped and appended to, and recorded steps over them (case 20).
+#![cfg(unix)]
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
+)]
+
+#[path = "common/attending.rs"]
+mod attending;
+#[path = "common/cases.rs"]
+mod cases;
+mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
+
+use std::sync::atomic::Ordering;
+
+use attending::{Case, append, attend, row, step, write};
+use cases::machines;
+use common::{Random, bits, cpus};
+use half::bf16;
+use quayline_gpu_kernels::cuda::{KvPool, Tensor};
+use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Error, Heads, KvShape, KvStorage, Ops, Span};
+
+#[test]
+fn case_14_a_pool_beyond_32_bits() {
+    for (cuda, emulator) in machines(Dtype::Bf16) {
+        let (block_size, kv, dim) = (16, 8, 128);
+        // K of a layer has more than 2^31 elements; only the pages in use are ever touched.
+        let blocks = (1 << 31) / (block_size * kv * dim) + 9;
+        let shape =
+            KvShape { layers: 1, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: Dtype::Bf16 };
+        emulator.lazy.store(true, Ordering::Relaxed);
+        let Ok(mut pool) = cuda.kv_pool(shape) else {
+            eprintln!("skipped: no address space for a pool of 2^31 elements");
+            return;
+        };
+        let case = Case::decode((8, 8, 128), block_size, &[20]);
+        let sequence = case.sequence(&mut Random::new(14), (1, 20));
+        let pages = [blocks as u32 - 1, blocks as u32 - 8];
+        let slots: Vec<i64> = (0..20)
+            .map(|t| i64::from(pages[t / block_size]) * block_size as i64 + (t % block_size) as i64)
+            .collect();
+        append(&cuda, &mut pool, shape, &slots, &sequence.k, &sequence.v);
+        let batch = BatchInput {
+            positions: &[19],
+            slots: &[-1],
+            spans: &[Span { query_start: 0, query_len: 1, context_len: 20 }],
+            block_tables: &pages,
+            block_size,
+        };
+        let q = write(&cuda, 1, 8 * dim, &sequence.q);
+        let mut out = cuda.tensor(1, 8 * dim).unwrap();
+        let batch = cuda.batch(batch).unwrap();
+        cuda.attention(&pool, 0, &batch, &q, case.attention(), &mut out).unwrap();
+        let out = cuda.read(&out).unwrap();
+        for head in 0..8 {
+            for (found, exact) in out[head * dim..].iter().zip(row(&case, &sequence, 0, head).exact) {
+                common::close(*found, exact, 0.01, || format!("head {head}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn copied_and_saved_blocks_read_as_their_source() {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
+        for (cuda, _) in machines(Dtype::Bf16) {
+            let mut random = Random::new(22);
+            let case = Case { storage, ..Case::decode((4, 2, 24), 6, &[30]) };
+            let sequence = case.sequence(&mut random, (1, 30));
+            let mut step = step(&cuda, &case, std::slice::from_ref(&sequence), &mut random);
+            let before = attend(&cuda, &case, &step).0;
+            let blocks = step.pool.shape().blocks as u32;
+            let mut saved = vec![
+                vec![0; cuda.kv_block_bytes_stored(step.pool.shape(), storage).unwrap()];
+                blocks as usize
+            ];
+            for (block, bytes) in (0..).zip(&mut saved) {
+                cuda.save_block(&step.pool, block, bytes).unwrap();
+            }
+            // Each copy reads what the one before wrote: all blocks become the first.
+            let round: Vec<_> = (0..blocks).map(|block| (block, (block + 1) % blocks)).collect();
+            cuda.copy_blocks(&mut step.pool, &round).unwrap();
+            let mut first = saved[0].clone();
+            for block in 0..blocks {
+                cuda.save_block(&step.pool, block, &mut first).unwrap();
+                assert!(first == saved[0], "{storage:?}: block {block} of {blocks}");
+            }
+            for (block, bytes) in (0..).zip(&saved) {
+                cuda.load_block(&mut step.pool, block, bytes).unwrap();
+            }
+            assert_eq!(bits(&attend(&cuda, &case, &step).0), bits(&before), "{storage:?}");
+            assert!(cuda.load_block(&mut step.pool, blocks, &first).is_err());
+            assert!(cuda.save_block(&step.pool, 0, &mut first[1..]).is_err());
+        }
+    }
+}
+
+#[test]
+fn moved_tokens_read_as_their_source() {
+    for block_size in [5, 16, 32] {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            cpus().for_each(|cpu| moved_tokens(&cpu, dtype, block_size));
+        }
+        machines(Dtype::Bf16).iter().for_each(|(cuda, _)| moved_tokens(cuda, Dtype::Bf16, block_size));
+    }
+}
+
+fn moved_tokens<O: Ops>(ops: &O, dtype: Dtype, block_size: usize) {
+    let shape = KvShape { layers: 3, blocks: 3, block_size, kv_heads: 2, head_dim: 24, dtype };
+    let count = 3 * block_size;
+    let slots: Vec<i64> = (0..count as i64).collect();
+    let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {
+        (0..count * 48).map(|i| (from(i / 48) * 48 + i % 48) as f32).collect()
+    };
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
+        let mut pool = ops.kv_pool_stored(shape, storage).unwrap();
+        append(ops, &mut pool, shape, &slots, &x(&|slot| slot), &x(&|slot| count + slot));
+        // A branch of a tree goes to where the sequence goes on; another sequence has its own.
+        let lists: [&[(u64, u64)]; 3] = [&[(6, 5), (8, 6), (9, 8)], &[], &[(14, 0)]];
+        ops.copy_slots(&mut pool, &lists).unwrap();
+        let moved = [14, 1, 2, 3, 4, 6, 8, 7, 9, 9];
+        let now = |slot: usize| moved.get(slot).copied().unwrap_or(slot);
+        let mut expected = ops.kv_pool_stored(shape, storage).unwrap();
+        append(ops, &mut expected, shape, &slots, &x(&now), &x(&|slot| count + now(slot)));
+        let mut bytes = [(); 2].map(|()| vec![0; ops.kv_block_bytes_stored(shape, storage).unwrap()]);
+        for block in 0..3 {
+            ops.save_block(&pool, block, &mut bytes[0]).unwrap();
+            ops.save_block(&expected, block, &mut bytes[1]).unwrap();
+            assert!(bytes[0] == bytes[1], "{dtype} {storage:?}, block {block} of {block_size} tokens");
+        }
+        let beyond = ops.copy_slots(&mut pool, &[&[(count as u64, 0)]]);
+        assert!(matches!(beyond, Err(Error::TooLarge { dimension: "slot", found, .. }) if found == count));
+        assert!(ops.copy_slots(&mut pool, &[&[(1, 2)], &[(2, 3)]]).is_err(), "a slot of two lists");
+    }
+}
+
+#[test]
+fn of_equal_slots_the_last_token_wins() {
+    for (cuda, _) in machines(Dtype::Bf16) {
+        let mut random = Random::new(21);
+        let case = Case::decode((2, 1, 64), 4, &[4]);
+        let sequence = case.sequence(&mut random, (1, 4));
+        let mut step = step(&cuda, &case, std::slice::from_ref(&sequence), &mut random);
+        let before = attend(&cuda, &case, &step).0;
+        // Every slot once with something else, then with what it had: found by reading what attention sees.
+        let slots: Vec<i64> = (0..12).flat_map(|slot| [slot, slot]).collect();
+        let first = vec![3.0; 64];
+        let both: Vec<f32> =
+            (0..12).flat_map(|slot| [vec![slot as f32 * 0.5; 64], first.clone()].concat()).collect();
+        append(&cuda, &mut step.pool, step.shape, &slots, &both, &both);
+        let after = attend(&cuda, &case, &step).0;
+        assert_ne!(bits(&before), bits(&after));
+        assert!(after.iter().all(|&x| x == 3.0), "{after:?}");
+    }
+}
+
+#[test]
+fn case_20_padding_of_a_captured_step() {
+    for (cuda, _) in machines(Dtype::Bf16) {
+        let mut random = Random::new(20);
+        let case = Case::decode((4, 2, 64), 16, &[40, 3, 0, 0]);
+        let sequences: Vec<_> = case.lengths.iter().map(|&n| case.sequence(&mut random, n)).collect();
+        let mut step = step(&cuda, &case, &sequences, &mut random);
+        let width = 2 * 64;
+        // Rows that stand for nobody: slot -1, no context. They write no page and give zeros.
+        let before = attend(&cuda, &case, &step).0;
+        append(&cuda, &mut step.pool, step.shape, &[-1; 4], &vec![9.0; 4 * width], &vec![9.0; 4 * width]);
+        let after = attend(&cuda, &case, &step).0;
+        assert_eq!(bits(&before), bits(&after));
+        assert!(after[2 * 4 * 64..].iter().all(|&x| x == 0.0));
+    }
+}
+
+/// One step of append and attention over tensors that stay: by itself, or recorded.
+#[test]
+fn case_20_a_recorded_step_is_replayed_for_other_contexts() {
+    for (cuda, emulator) in machines(Dtype::Bf16) {
+        let mut random = Random::new(23);
+        let (block_size, blocks, rows, heads) = (16, 60, 8, Heads { query: 4, kv: 2, dim: 64 });
+        let shape = KvShape { layers: 1, blocks, block_size, kv_heads: 2, head_dim: 64, dtype: Dtype::Bf16 };
+        let mut pool = cuda.kv_pool(shape).unwrap();
+        let all: Vec<i64> = (0..(blocks * block_size) as i64).collect();
+        let old: Vec<f32> = (0..all.len() * 128).map(|_| random.float()).collect();
+        append(&cuda, &mut pool, shape, &all, &old, &old);
+        let attention = Attention { heads, scale: 0.125, window: None };
+        let tables: Vec<u32> = (0..rows as u32 * 30).map(|i| i % 60).collect();
+        let spans = |contexts: [u32; 8]| {
+            (0..).zip(contexts).map(|(row, context_len)| Span { query_start: row, query_len: 1, context_len })
+        };
+        let x = |random: &mut Random, cols: usize| -> Vec<f32> {
+            (0..rows * cols).map(|_| bf16::from_f32(random.float()).to_f32()).collect()
+        };
+        let slots = |live: i64| -> Vec<i64> { (0..8).map(|i| if i < live { i * 7 } else { -1 }).collect() };
+        let input = |contexts: [u32; 8], slots: Vec<i64>| (spans(contexts).collect::<Vec<_>>(), slots);
+        let as_batch = |(spans, slots): &(Vec<Span>, Vec<i64>)| -> BatchInput<'static> {
+            BatchInput {
+                positions: &[0; 8],
+                slots: slots.clone().leak(),
+                spans: spans.clone().leak(),
+                block_tables: tables.clone().leak(),
+                block_size,
+            }
+        };
+        let mut batch = cuda.fixed_batch(as_batch(&input([5; 8], slots(8)))).unwrap();
+        let mut q = write(&cuda, rows, 256, &x(&mut random, 256));
+        let mut k = write(&cuda, rows, 128, &x(&mut random, 128));
+        let mut out = cuda.tensor(rows, 256).unwrap();
+        let run = |cuda: &Cuda, pool: &mut KvPool, batch: &_, q: &Tensor, k: &Tensor, out: &mut Tensor| {
+            cuda.append(pool, 0, batch, k, k)?;
+            cuda.attention(pool, 0, batch, q, attention, out)
+        };
+        run(&cuda, &mut pool, &batch, &q, &k, &mut out).unwrap();
+        let graph = cuda.capture(|cuda| run(cuda, &mut pool, &batch, &q, &k, &mut out)).unwrap();
+        for (contexts, live) in
+            [([5; 8], 8), ([470, 3, 17, 300, 1, 0, 0, 0], 5), ([1, 0, 0, 0, 0, 0, 0, 480], 8)]
+        {
+            let step = input(contexts, slots(live));
+            batch.refill(as_batch(&step)).unwrap();
+            cuda.write(&mut q, &x(&mut random, 256)).unwrap();
+            cuda.write(&mut k, &x(&mut random, 128)).unwrap();
+            cuda.write(&mut out, &vec![f32::NAN; rows * 256]).unwrap();
+            graph.replay().unwrap();
+            let replayed = bits(&cuda.read(&out).unwrap());
+            // The same step, not recorded; appending again changes nothing.
+            let fresh = cuda.batch(as_batch(&step)).unwrap();
+            run(&cuda, &mut pool, &fresh, &q, &k, &mut out).unwrap();
+            assert!(replayed == bits(&cuda.read(&out).unwrap()), "{contexts:?} {emulator:?}");
+        }
+        // Not for other spans, and not for blocks and slots that the pool lacks.
+        let mut wrong = input([5; 8], slots(8));
+        wrong.0[7].query_len = 0;
+        assert!(matches!(
+            batch.refill(as_batch(&wrong)),
+            Err(Error::Shape { dimension: "queries of a span", found: 0, expected: 1, .. })
+        ));
+        let beyond = input([5; 8], vec![(blocks * block_size) as i64; 8]);
+        assert!(matches!(
+            batch.refill(as_batch(&beyond)),
+            Err(Error::TooLarge { dimension: "slot", found: 960, max: 959, .. })
+        ));
+        let refused = cuda.capture(|cuda| cuda.read(&q).map(drop)).unwrap_err();
+        assert!(refused.to_string().contains("may not download 4096 bytes"), "{refused}");
+        // What the recording uses stays when nobody has it any more, and only as long as the recording.
+        let held = emulator.allocations();
+        drop((batch, q, k, out));
+        if !emulator::on_gpu() {
+            assert_eq!(emulator.allocations(), held);
+        }
+        graph.replay().unwrap();
+        drop(graph);
+        if !emulator::on_gpu() {
+            assert!(emulator.allocations() < held);
+        }
+    }
+}
