@@ -7,8 +7,9 @@ struct CopyBlocks {
     u8 *to;
     // (from, to) of each copy.
     const u32 *pairs;
-    // Bytes from one plane (K or V of a layer) to the next, and of a block in a plane: multiples of 4.
-    u64 from_plane, to_plane, block_bytes;
+    // Bytes from one plane (K or V of a layer) to the next, from one block to the next in it, and of a block in a
+    // plane: multiples of 4.
+    u64 from_plane, to_plane, from_block, to_block, block_bytes;
     u32 count, planes;
     // Thread blocks that share one block of a plane.
     u32 parts;
@@ -19,9 +20,9 @@ constexpr u32 BLOCK = 256;
 KERNEL(copy_blocks, CopyBlocks, BLOCK) {
     u32 part = block_index() % p.parts, of = block_index() / p.parts;
     u64 plane = of % p.planes, pair = of / p.planes;
-    const u8 *from = p.from + plane * p.from_plane + p.pairs[2 * pair] * p.block_bytes;
-    u8 *to = p.to + plane * p.to_plane + p.pairs[2 * pair + 1] * p.block_bytes;
-    bool aligned = (p.from_plane | p.to_plane | p.block_bytes) % 16 == 0;
+    const u8 *from = p.from + plane * p.from_plane + p.pairs[2 * pair] * p.from_block;
+    u8 *to = p.to + plane * p.to_plane + p.pairs[2 * pair + 1] * p.to_block;
+    bool aligned = (p.from_plane | p.to_plane | p.from_block | p.to_block | p.block_bytes) % 16 == 0;
     u64 first = static_cast<u64>(part) * BLOCK + thread_index(), step = static_cast<u64>(p.parts) * BLOCK;
     if (aligned) {
         for (u64 at = first * 16; at < p.block_bytes; at += step * 16) {

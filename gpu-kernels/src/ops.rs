@@ -409,18 +409,35 @@ pub trait Ops {
     /// When a slot is not in the pool, or in two lists.
     fn copy_slots(&self, pool: &mut Self::KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error>;
 
-    /// Copies a block, K and V of all layers, out of the pool into `bytes`, as many as [`Ops::kv_block_bytes`]. What
-    /// they mean is known to [`Ops::load_block`] of a pool of the same shape alone.
+    /// Copies blocks, K and V of all layers, out of the pool: each into its own bytes, as many as
+    /// [`Ops::kv_block_bytes`]. What they mean is known to [`Ops::load_blocks`] of a pool of the same shape alone. A
+    /// GPU gathers them in one launch and brings them over in one copy.
     ///
     /// # Errors
-    /// When the block is not in the pool, or `bytes` has another length.
-    fn save_block(&self, pool: &Self::KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error>;
+    /// When a block is not in the pool, or has bytes of another length.
+    fn save_blocks(&self, pool: &Self::KvPool, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error>;
 
-    /// Copies what [`Ops::save_block`] gave over a block of the pool.
+    /// Copies what [`Ops::save_blocks`] gave over blocks of the pool, the same way back.
     ///
     /// # Errors
-    /// As [`Ops::save_block`].
-    fn load_block(&self, pool: &mut Self::KvPool, block: u32, bytes: &[u8]) -> Result<(), Error>;
+    /// As [`Ops::save_blocks`], and when a block is in the list twice.
+    fn load_blocks(&self, pool: &mut Self::KvPool, blocks: &[(u32, &[u8])]) -> Result<(), Error>;
+
+    /// [`Ops::save_blocks`] of one.
+    ///
+    /// # Errors
+    /// As there.
+    fn save_block(&self, pool: &Self::KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
+        self.save_blocks(pool, &mut [(block, bytes)])
+    }
+
+    /// [`Ops::load_blocks`] of one.
+    ///
+    /// # Errors
+    /// As there.
+    fn load_block(&self, pool: &mut Self::KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.load_blocks(pool, &[(block, bytes)])
+    }
 
     /// The elements of `x`, row-major, on the host.
     ///

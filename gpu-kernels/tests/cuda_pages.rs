@@ -102,6 +102,85 @@ fn copied_and_saved_blocks_read_as_their_source() {
 }
 
 #[test]
+fn blocks_come_back_from_the_host_whatever_goes_with_them() {
+    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
+        cpus().for_each(|cpu| blocks_come_back(&cpu, storage));
+        for (cuda, emulator) in machines(Dtype::Bf16) {
+            let launches = || emulator.early_launches.load(Ordering::Relaxed);
+            let before = launches();
+            blocks_come_back(&cuda, storage);
+            // Six calls with blocks to copy; scales are a part of their own.
+            let parts = if storage == KvStorage::Same { 1 } else { 2 };
+            assert!(emulator::on_gpu() || launches() - before == 6 * parts, "{storage:?}");
+        }
+    }
+}
+
+fn blocks_come_back<O: Ops>(ops: &O, storage: KvStorage) {
+    let mut random = Random::new(24);
+    let shape =
+        KvShape { layers: 3, blocks: 7, block_size: 6, kv_heads: 2, head_dim: 24, dtype: Dtype::Bf16 };
+    let mut pool = ops.kv_pool_stored(shape, storage).unwrap();
+    let bytes = ops.kv_block_bytes_stored(shape, storage).unwrap();
+    let mut any = || -> Vec<u8> { (0..bytes).map(|_| random.next() as u8).collect() };
+    let (contents, other): (Vec<_>, Vec<_>) = (0..7).map(|_| (any(), any())).unzip();
+    let load = |pool: &mut O::KvPool, blocks: &[u32], from: &[Vec<u8>]| {
+        let list: Vec<_> = blocks.iter().map(|&block| (block, &from[block as usize][..])).collect();
+        ops.load_blocks(pool, &list)
+    };
+    let save = |pool: &O::KvPool, blocks: &[u32]| {
+        let mut found = vec![vec![0; bytes]; blocks.len()];
+        let mut list: Vec<_> = blocks.iter().copied().zip(found.iter_mut().map(|b| &mut b[..])).collect();
+        ops.save_blocks(pool, &mut list).map(|()| found)
+    };
+    load(&mut pool, &[3, 0, 6, 1, 5, 2, 4], &contents).unwrap();
+    assert!(save(&pool, &[0, 1, 2, 3, 4, 5, 6]).unwrap() == contents, "{storage:?}");
+    // Some of them, in another order, and one twice: reading is not refused.
+    let some = save(&pool, &[5, 2, 5]).unwrap();
+    assert!([&some[0], &some[1], &some[2]] == [&contents[5], &contents[2], &contents[5]], "{storage:?}");
+    load(&mut pool, &[6, 2], &other).unwrap();
+    let mut one = vec![0; bytes];
+    ops.save_block(&pool, 2, &mut one).unwrap();
+    assert!(one == other[2], "{storage:?}");
+    // Nothing is nothing to do, and what is refused has written nothing.
+    load(&mut pool, &[], &other).unwrap();
+    assert!(save(&pool, &[]).unwrap().is_empty());
+    assert!(load(&mut pool, &[0, 1, 0], &other).is_err());
+    assert!(ops.load_blocks(&mut pool, &[(0, &other[0]), (7, &other[1])]).is_err());
+    assert!(ops.load_blocks(&mut pool, &[(0, &other[0]), (1, &other[1][1..])]).is_err());
+    let mut kept = contents.clone();
+    (kept[2], kept[6]) = (other[2].clone(), other[6].clone());
+    assert!(save(&pool, &[0, 1, 2, 3, 4, 5, 6]).unwrap() == kept, "{storage:?}");
+}
+
+#[test]
+fn more_blocks_than_go_over_at_once() {
+    for (cuda, emulator) in machines(Dtype::Bf16) {
+        // 4 MiB each, and 16 MiB go at once.
+        let shape = KvShape {
+            layers: 2,
+            blocks: 5,
+            block_size: 256,
+            kv_heads: 16,
+            head_dim: 128,
+            dtype: Dtype::Bf16,
+        };
+        let bytes = cuda.kv_block_bytes(shape).unwrap();
+        assert_eq!(bytes, 4 << 20);
+        let mut pool = cuda.kv_pool(shape).unwrap();
+        let contents: Vec<Vec<u8>> =
+            (0..5_u8).map(|block| (0..bytes).map(|i| (i / 5) as u8 ^ block).collect()).collect();
+        let list: Vec<_> = (0..5).rev().map(|block| (block as u32, &contents[block][..])).collect();
+        cuda.load_blocks(&mut pool, &list).unwrap();
+        let mut found = vec![vec![0; bytes]; 5];
+        let mut list: Vec<_> = (0..).zip(found.iter_mut().map(|bytes| &mut bytes[..])).collect();
+        cuda.save_blocks(&pool, &mut list).unwrap();
+        assert!(found == contents);
+        assert!(emulator::on_gpu() || emulator.early_launches.load(Ordering::Relaxed) == 4);
+    }
+}
+
+#[test]
 fn moved_tokens_read_as_their_source() {
     for block_size in [5, 16, 32] {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {

@@ -158,10 +158,12 @@ fn caches<O: Ops>(doors: &mut Doors<'_, O>) {
     let mut block = vec![0; bytes];
     doors.refused(ops.copy_blocks(&mut pool, &[(0, 1), (3, 0)]));
     doors.refused(ops.copy_blocks(&mut pool, &[(0, 7)]));
-    doors.refused(ops.save_block(&pool, 3, &mut block));
-    doors.refused(ops.load_block(&mut pool, 4, &block));
-    assert!(ops.save_block(&pool, 0, &mut block[1..]).is_err());
-    assert!(ops.load_block(&mut pool, 0, &block[1..]).is_err());
+    let mut other = block.clone();
+    doors.refused(ops.save_blocks(&pool, &mut [(0, &mut other[..]), (3, &mut block[..])]));
+    doors.refused(ops.load_blocks(&mut pool, &[(0, &other[..]), (4, &block[..])]));
+    doors.refused(ops.load_blocks(&mut pool, &[(2, &other[..]), (1, &other[..]), (2, &block[..])]));
+    assert!(ops.save_blocks(&pool, &mut [(0, &mut other[..]), (1, &mut block[1..])]).is_err());
+    assert!(ops.load_blocks(&mut pool, &[(0, &other[..]), (1, &block[1..])]).is_err());
 
     let k = doors.ones(2, 16);
     let batch = ops.batch(INPUT).unwrap();
@@ -308,8 +310,9 @@ const SAID: &[&str] = &[
     "kv_pool: layers is 0, which is not a positive multiple of 1",
     "copy_blocks: source block is 3, the most allowed is 2",
     "copy_blocks: target block is 7, the most allowed is 2",
-    "save_block: block is 3, the most allowed is 2",
-    "load_block: block is 4, the most allowed is 2",
+    "save_blocks: block is 3, the most allowed is 2",
+    "load_blocks: block is 4, the most allowed is 2",
+    "load_blocks: times that a block is in the list is 2, expected 1",
     "append: layer is 2, the most allowed is 1",
     "append: slot is 12, the most allowed is 11",
     "append: block_size of the batch is 8, expected 4",

@@ -43,7 +43,7 @@ pub struct Parcel {
     pub start: u32,
     /// Tokens in a block.
     pub block_size: u32,
-    /// The blocks, as [`save_block`](quayline_gpu_kernels::Ops::save_block) gives them: of the same model and number
+    /// The blocks, as [`save_blocks`](quayline_gpu_kernels::Ops::save_blocks) gives them: of the same model and number
     /// format on the same kind of device, they mean the same in every engine.
     pub blocks: Vec<Box<[u8]>>,
 }
@@ -148,12 +148,11 @@ impl Engine {
         let bytes = self.machine.block_bytes();
         let table = self.memory.cache.table(sequence).ok()?;
         let blocks = &table.blocks()[(start / size) as usize..((start + tokens) / size) as usize];
-        let save = |block: &quayline_kv_cache::BlockId| {
-            let mut bytes = vec![0; bytes].into_boxed_slice();
-            expected(self.machine.save_block(block.get(), &mut bytes)).ok()?;
-            Some(bytes)
-        };
-        Some(Parcel { start, block_size: size, blocks: blocks.iter().map(save).collect::<Option<_>>()? })
+        let mut saved = vec![vec![0; bytes].into_boxed_slice(); blocks.len()];
+        let bytes_of = saved.iter_mut().map(|bytes| &mut **bytes);
+        let mut list: Vec<_> = blocks.iter().map(|block| block.get()).zip(bytes_of).collect();
+        expected(self.machine.save_blocks(&mut list)).ok()?;
+        Some(Parcel { start, block_size: size, blocks: saved })
     }
 
     /// Whether what a request computed is kept for another engine.
@@ -207,10 +206,9 @@ impl Engine {
             host.carry_out(&mut *self.machine)?;
         }
         let table = self.memory.cache.table(SequenceId(id.0)).expect("who waits is open");
-        let targets = table.blocks()[(start / tokens_per_block) as usize..].iter();
-        for (target, bytes) in targets.zip(&parcel.blocks) {
-            expected(self.machine.load_block(target.get(), bytes))?;
-        }
+        let targets = table.blocks()[(start / tokens_per_block) as usize..].iter().map(|block| block.get());
+        let list: Vec<_> = targets.zip(parcel.blocks.iter().map(|bytes| &**bytes)).collect();
+        expected(self.machine.load_blocks(&list))?;
         self.batcher.loaded(batching::RequestId(id.0), &mut self.memory);
         self.totals.delivered_tokens += u64::from(tokens);
         if let Some(active) = self.active.get_mut(&id) {

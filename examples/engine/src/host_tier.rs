@@ -3,11 +3,11 @@
 
 mod disk;
 mod drive;
+mod moves;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,11 +20,10 @@ use quayline_kv_cache::tier::{
 use quayline_kv_cache::{BlockCount, Event, SequenceId, Snapshot, Tick, TokenCount};
 
 use self::disk::{DISK, Disk};
+use self::moves::Move;
 use crate::adapt::Cache;
 use crate::block_file::Opened;
-use crate::copies::{Copied, Direction};
-use crate::failure::expected;
-use crate::machine::Machine;
+use crate::copies::Copied;
 use crate::options::{Offloading, OffloadingWrite};
 
 /// The tier, its bytes, and the copies that the next step begins with.
@@ -55,35 +54,6 @@ pub(crate) struct HostTier {
     /// The caller's, if copies are to be timed, and what was timed.
     clock: Option<fn() -> Instant>,
     timed: Vec<Copied>,
-}
-
-/// One block to copy.
-#[derive(Debug)]
-enum Move {
-    Save {
-        block: u32,
-        slot: u32,
-    },
-    Load {
-        slot: u32,
-        block: u32,
-    },
-    /// What was read from the file.
-    Put {
-        bytes: Arc<[u8]>,
-        slot: u32,
-    },
-}
-
-impl Move {
-    /// Between device and host; what was read from the file is at hand.
-    fn direction(&self) -> Option<Direction> {
-        match self {
-            Self::Save { .. } => Some(Direction::Store),
-            Self::Load { .. } => Some(Direction::Load),
-            Self::Put { .. } => None,
-        }
-    }
 }
 
 /// The tier of the host.
@@ -272,57 +242,6 @@ impl HostTier {
         self.offload.snapshot(cache)
     }
 
-    /// Makes the copies on the list. Where the machine fails, the rest is lost, and every call says so until what is
-    /// here is [forgotten](HostTier::reset).
-    pub(crate) fn carry_out(&mut self, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
-        match &self.failure {
-            Some(failure) => Err(failure.clone()),
-            None => self.copy(machine).inspect_err(|error| self.failure = Some(error.clone())),
-        }
-    }
-
-    fn copy(&mut self, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
-        let mut moves = std::mem::take(&mut self.moves);
-        for run in moves.chunk_by_mut(|one, next| discriminant(one) == discriminant(next)) {
-            let begun = self.clock.map(|now| now());
-            run.iter_mut().try_for_each(|step| self.copy_one(step, machine))?;
-            if let (Some(now), Some(begun)) = (self.clock, begun)
-                && let Some(direction) = run[0].direction()
-            {
-                let bytes = (run.len() * self.block_bytes) as u64;
-                self.timed.push(Copied { direction, bytes, elapsed: now() - begun });
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_one(&mut self, step: &mut Move, machine: &mut dyn Machine) -> Result<(), kernels::Error> {
-        match step {
-            &mut Move::Save { block, slot } => {
-                let bytes = own(&mut self.slots[slot as usize], self.block_bytes);
-                expected(machine.save_block(block, bytes))?;
-                self.saved_blocks += 1;
-            }
-            Move::Put { bytes, slot } => std::mem::swap(&mut self.slots[*slot as usize], bytes),
-            &mut Move::Load { slot, block } => {
-                expected(machine.load_block(block, &self.slots[slot as usize]))?;
-                self.loaded_blocks += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies a block that nobody reads there and back so often, for a caller with a clock. Returns how many bytes that
-    /// is, both ways together.
-    pub(crate) fn exercise(&self, machine: &mut dyn Machine, times: u32) -> Result<u64, kernels::Error> {
-        let mut bytes = vec![0; self.block_bytes];
-        for _ in 0..times {
-            expected(machine.save_block(0, &mut bytes))?;
-            expected(machine.load_block(0, &bytes))?;
-        }
-        Ok(2 * u64::from(times) * self.block_bytes as u64)
-    }
-
     pub(crate) fn stats(&self) -> TierStats {
         self.offload.tiers().stats(HOST).expect("there is one tier")
     }
@@ -350,12 +269,4 @@ impl HostTier {
         }
         self.offload.complete(cache, job, Outcome::All).expect(OWN)
     }
-}
-
-/// The bytes of a slot to be written over; its first, if it has none of its own.
-fn own(slot: &mut Arc<[u8]>, block_bytes: usize) -> &mut [u8] {
-    if slot.is_empty() || Arc::get_mut(slot).is_none() {
-        *slot = vec![0; block_bytes].into();
-    }
-    Arc::get_mut(slot).expect("nobody else has what was just made")
 }

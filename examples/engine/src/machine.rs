@@ -39,10 +39,10 @@ pub(crate) trait Machine: Send + Sync {
     fn draw(&mut self, start: u32, draws: &[Draw<'_>], masks: &[u32]) -> Result<Vec<Option<u32>>, Error>;
     /// As [`Ops::copy_blocks`].
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), Error>;
-    /// As [`Ops::save_block`].
-    fn save_block(&self, block: u32, bytes: &mut [u8]) -> Result<(), Error>;
-    /// As [`Ops::load_block`].
-    fn load_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), Error>;
+    /// As [`Ops::save_blocks`].
+    fn save_blocks(&self, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error>;
+    /// As [`Ops::load_blocks`].
+    fn load_blocks(&mut self, blocks: &[(u32, &[u8])]) -> Result<(), Error>;
 }
 
 /// A way to compute some steps that is quicker than [`Model::run`].
@@ -330,11 +330,11 @@ where
         self.model.ops().copy_blocks(&mut self.pool, pairs)
     }
 
-    fn save_block(&self, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        self.model.ops().save_block(&self.pool, block, bytes)
+    fn save_blocks(&self, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error> {
+        self.model.ops().save_blocks(&self.pool, blocks)
     }
 
-    fn load_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.model.ops().load_block(&mut self.pool, block, bytes)
+    fn load_blocks(&mut self, blocks: &[(u32, &[u8])]) -> Result<(), Error> {
+        self.model.ops().load_blocks(&mut self.pool, blocks)
     }
 }

@@ -447,15 +447,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        door::block("save_block", pool.shape, block, bytes.len(), pool.bytes_of_block())?;
-        pool.save_block(block, bytes);
+    fn save_blocks(&self, pool: &KvPool, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error> {
+        door::save_blocks(pool.shape, blocks, pool.bytes_of_block())?;
+        blocks.iter_mut().for_each(|(block, bytes)| pool.save_block(*block, bytes));
         Ok(())
     }
 
-    fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        door::block("load_block", pool.shape, block, bytes.len(), pool.bytes_of_block())?;
-        pool.load_block(block, bytes);
+    fn load_blocks(&self, pool: &mut KvPool, blocks: &[(u32, &[u8])]) -> Result<(), Error> {
+        door::load_blocks(pool.shape, blocks, pool.bytes_of_block())?;
+        blocks.iter().for_each(|(block, bytes)| pool.load_block(*block, bytes));
         Ok(())
     }
 

@@ -16,6 +16,8 @@ struct CopyArgument {
     pairs: Address,
     from_plane: u64,
     to_plane: u64,
+    from_block: u64,
+    to_block: u64,
     block_bytes: u64,
     count: u32,
     planes: u32,
@@ -41,21 +43,33 @@ struct CopySlotsArgument {
 
 /// Bytes of a block's plane that one thread block copies.
 const PART_BYTES: usize = 16 << 10;
+/// Bytes that go to the host or come from it in one copy; of more than that the next copy waits for the one before.
+const STAGED_BYTES: usize = 16 << 20;
 
 /// A part of a pool that all blocks have: K and V of all layers, or their scales.
 #[derive(Clone, Copy)]
 struct Planes {
     start: Address,
-    /// Bytes from one plane to the next, and of a block in it.
+    /// Bytes from one plane to the next, from one block to the next in it, and of a block in it.
     plane: usize,
     block: usize,
+    bytes: usize,
 }
 
 /// The parts of a pool.
 fn parts(pool: &KvPool) -> impl Iterator<Item = Planes> {
     let numbers = (pool.plane(0, 0), pool.layout.plane_bytes, pool.layout.page_bytes);
     let parts = [Some(numbers), pool.scale_planes()];
-    parts.into_iter().flatten().map(|(start, plane, block)| Planes { start, plane, block })
+    parts.into_iter().flatten().map(|(start, plane, bytes)| Planes { start, plane, block: bytes, bytes })
+}
+
+/// The same where blocks lie as the host has them: each its planes of one part after those of another.
+fn staged_parts(pool: &KvPool, mut start: Address) -> impl Iterator<Item = Planes> {
+    parts(pool).map(move |part| {
+        let staged = Planes { start, plane: part.bytes, block: pool.block_bytes(), bytes: part.bytes };
+        start += (part.bytes * pool.shape.layers * pool.layout.planes) as u64;
+        staged
+    })
 }
 
 impl Cuda {
@@ -106,26 +120,30 @@ impl Cuda {
         Ok(())
     }
 
-    /// A block to the host: gathered on the device, then one copy.
-    pub(super) fn save(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        let buffer = Memory::new(&self.device, bytes.len())?;
-        let mut start = buffer.address();
-        for part in parts(pool) {
-            let to = Planes { start, plane: part.block, block: part.block };
-            self.copy_planes(pool, &[(block, 0)], part, to)?;
-            start += (part.block * pool.shape.layers * pool.layout.planes) as u64;
+    /// Blocks to the host, all checked: gathered on the device, then one copy.
+    pub(super) fn save(&self, pool: &KvPool, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error> {
+        for together in blocks.chunks_mut((STAGED_BYTES / pool.block_bytes()).max(1)) {
+            let staging = self.workspace(together.len() * pool.block_bytes())?;
+            let pairs: Vec<_> = (0..).zip(&*together).map(|(index, (block, _))| (*block, index)).collect();
+            for (part, staged) in parts(pool).zip(staged_parts(pool, staging.address())) {
+                self.copy_planes(pool, &pairs, part, staged)?;
+            }
+            let mut to: Vec<&mut [u8]> = together.iter_mut().map(|(_, bytes)| &mut **bytes).collect();
+            self.device.download_to(staging.address(), &mut to)?;
         }
-        self.device.download(buffer.address(), bytes)
+        Ok(())
     }
 
-    /// A block from the host: the way of [`Cuda::save`] back.
-    pub(super) fn load(&self, pool: &KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        let buffer = Memory::of(&self.device, bytes)?;
-        let mut start = buffer.address();
-        for part in parts(pool) {
-            let from = Planes { start, plane: part.block, block: part.block };
-            self.copy_planes(pool, &[(0, block)], from, part)?;
-            start += (part.block * pool.shape.layers * pool.layout.planes) as u64;
+    /// Blocks from the host, all checked and each once: the way of [`Cuda::save`] back.
+    pub(super) fn load(&self, pool: &KvPool, blocks: &[(u32, &[u8])]) -> Result<(), Error> {
+        for together in blocks.chunks((STAGED_BYTES / pool.block_bytes()).max(1)) {
+            let staging = self.workspace(together.len() * pool.block_bytes())?;
+            let from: Vec<&[u8]> = together.iter().map(|(_, bytes)| *bytes).collect();
+            self.device.upload_from(staging.address(), &from)?;
+            let pairs: Vec<_> = (0..).zip(together).map(|(index, (block, _))| (index, *block)).collect();
+            for (part, staged) in parts(pool).zip(staged_parts(pool, staging.address())) {
+                self.copy_planes(pool, &pairs, staged, part)?;
+            }
         }
         Ok(())
     }
@@ -139,14 +157,16 @@ impl Cuda {
     ) -> Result<(), Error> {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let flat = Memory::of(&self.device, bytemuck::cast_slice(&flat))?;
-        let (planes, parts) = (pool.shape.layers * pool.layout.planes, from.block.div_ceil(PART_BYTES));
+        let (planes, parts) = (pool.shape.layers * pool.layout.planes, from.bytes.div_ceil(PART_BYTES));
         let argument = CopyArgument {
             from: from.start,
             to: to.start,
             pairs: flat.address(),
             from_plane: from.plane as u64,
             to_plane: to.plane as u64,
-            block_bytes: from.block as u64,
+            from_block: from.block as u64,
+            to_block: to.block as u64,
+            block_bytes: from.bytes as u64,
             count: count("copy_blocks", "pairs", pairs.len())?,
             planes: count("copy_blocks", "layers", planes)?,
             parts: count("copy_blocks", "bytes of a block", parts)?,

@@ -180,6 +180,30 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// When the device fails, now or in an earlier launch.
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error>;
 
+    /// Bytes to the device from several places, one after the other there.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    fn upload_from(&self, to: Address, from: &[&[u8]]) -> Result<(), Error> {
+        self.upload(to, &from.concat())
+    }
+
+    /// Bytes from the device to several places, one after the other here.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    fn download_to(&self, from: Address, to: &mut [&mut [u8]]) -> Result<(), Error> {
+        let mut bytes = vec![0; to.iter().map(|part| part.len()).sum()];
+        self.download(from, &mut bytes)?;
+        let mut rest = &bytes[..];
+        for part in to {
+            let (these, others) = rest.split_at(part.len());
+            part.copy_from_slice(these);
+            rest = others;
+        }
+        Ok(())
+    }
+
     /// Starts a kernel.
     ///
     /// # Errors

@@ -431,14 +431,14 @@ impl Ops for Cuda {
         self.move_tokens(pool, lists)
     }
 
-    fn save_block(&self, pool: &KvPool, block: u32, bytes: &mut [u8]) -> Result<(), Error> {
-        door::block("save_block", pool.shape, block, bytes.len(), pool.block_bytes())?;
-        self.save(pool, block, bytes)
+    fn save_blocks(&self, pool: &KvPool, blocks: &mut [(u32, &mut [u8])]) -> Result<(), Error> {
+        door::save_blocks(pool.shape, blocks, pool.block_bytes())?;
+        self.save(pool, blocks)
     }
 
-    fn load_block(&self, pool: &mut KvPool, block: u32, bytes: &[u8]) -> Result<(), Error> {
-        door::block("load_block", pool.shape, block, bytes.len(), pool.block_bytes())?;
-        self.load(pool, block, bytes)
+    fn load_blocks(&self, pool: &mut KvPool, blocks: &[(u32, &[u8])]) -> Result<(), Error> {
+        door::load_blocks(pool.shape, blocks, pool.block_bytes())?;
+        self.load(pool, blocks)
     }
 
     fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {

@@ -2,7 +2,7 @@
 
 mod sampling;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use sampling::{sample, verify};
 
@@ -200,13 +200,26 @@ pub(crate) fn copy_slots(pool: KvShape, lists: &[&[(u64, u64)]]) -> Result<(), E
     Ok(())
 }
 
-/// A block that is copied to or from the host, of as many bytes as `bytes` says.
-pub(crate) fn block(
+/// Blocks that are copied to the host, of so many bytes each.
+pub(crate) fn save_blocks(pool: KvShape, blocks: &[(u32, &mut [u8])], bytes: usize) -> Result<(), Error> {
+    blocks.iter().try_for_each(|(block, to)| one_block("save_blocks", pool, *block, (to.len(), bytes)))
+}
+
+/// Blocks that are copied from the host, of so many bytes each, none of them twice.
+pub(crate) fn load_blocks(pool: KvShape, blocks: &[(u32, &[u8])], bytes: usize) -> Result<(), Error> {
+    let mut written = BTreeSet::new();
+    blocks.iter().try_for_each(|(block, from)| {
+        one_block("load_blocks", pool, *block, (from.len(), bytes))?;
+        let times = if written.insert(*block) { 1 } else { 2 };
+        same("load_blocks", "times that a block is in the list", times, 1)
+    })
+}
+
+fn one_block(
     operator: &'static str,
     pool: KvShape,
     block: u32,
-    found: usize,
-    bytes: usize,
+    (found, bytes): (usize, usize),
 ) -> Result<(), Error> {
     below(operator, "block", block as usize, pool.blocks)?;
     same(operator, "number of bytes", found, bytes)

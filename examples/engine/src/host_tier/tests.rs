@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
 use super::drive::Worker;
+use super::moves::{Move, runs};
 use crate::block_file::HEADER;
 use crate::{
     DiskBacklog, DiskUse, Engine, KvSize, ModelFiles, Offloading, OffloadingDisk, Options, Output, Request,
@@ -102,6 +103,15 @@ fn expected(begin: u32) -> Vec<u32> {
 
 fn disk(engine: &Engine) -> DiskUse {
     engine.snapshot().disk.unwrap()
+}
+
+#[test]
+fn copies_of_one_kind_go_together_as_long_as_nothing_is_written_twice() {
+    let save = |block, slot| Move::Save { block, slot };
+    let load = |slot, block| Move::Load { slot, block };
+    let moves = [save(1, 0), save(2, 1), load(0, 5), load(1, 6), load(0, 5), save(5, 0), save(6, 0)];
+    let lengths: Vec<usize> = runs(&moves).iter().map(|run| run.len()).collect();
+    assert_eq!(lengths, [2, 2, 1, 1, 1]);
 }
 
 #[test]
