@@ -29,6 +29,8 @@ mod nvrtc;
 mod plan;
 mod pool;
 #[cfg(feature = "cuda")]
+mod probe;
+#[cfg(feature = "cuda")]
 mod products;
 mod quant;
 mod rope;

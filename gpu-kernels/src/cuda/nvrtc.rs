@@ -6,14 +6,27 @@ use std::ptr;
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::driver::failed;
+use super::probe;
 use super::source::{HEADERS, OPTIONS, Source};
 use crate::Error;
 
+/// All that we call.
+const CALLS: [&str; 7] = [
+    "nvrtcCompileProgram",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetCUBIN",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetProgramLog",
+    "nvrtcGetProgramLogSize",
+];
+
 /// Machine code of a program, made by the run-time compiler.
 pub(super) fn compile(source: &Source, architecture: &str) -> Result<Vec<u8>, Error> {
-    // SAFETY: opens a library by name and closes it.
-    if !unsafe { nvrtc::is_culib_present() } {
-        return Err(failed("nvrtc", "no run-time compiler (libnvrtc) on this machine"));
+    let library = probe::library(&["nvrtc"])
+        .ok_or_else(|| failed("nvrtc", "no run-time compiler (libnvrtc) on this machine"))?;
+    if let Some(name) = probe::missing(&library, &CALLS) {
+        return Err(failed("nvrtc", &format!("libnvrtc has no {name}")));
     }
     let c_string = |text: &str| CString::new(text).map_err(|_| failed("nvrtc", "a zero in the source"));
     let (text, name) = (c_string(source.text)?, c_string(source.name)?);
@@ -96,10 +109,16 @@ mod tests {
     use super::super::source::SOURCES;
     use super::*;
 
+    /// A call that is not looked for would panic where it is missing.
+    #[test]
+    fn all_that_is_called_is_looked_for_first() {
+        let called = probe::called(&[include_str!("nvrtc.rs")], "nvrtc::");
+        assert_eq!(called, CALLS.into_iter().collect());
+    }
+
     #[test]
     fn the_compiler_is_used_where_there_is_one() {
-        // SAFETY: opens a library by name and closes it.
-        if !unsafe { nvrtc::is_culib_present() } {
+        if probe::library(&["nvrtc"]).is_none() {
             eprintln!("skipped: no libnvrtc on the library path");
             return;
         }
