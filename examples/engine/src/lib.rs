@@ -45,6 +45,7 @@ mod stop;
 mod template;
 mod text;
 mod tokenizer;
+mod warm_up;
 mod watch;
 mod weights;
 

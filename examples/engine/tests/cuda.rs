@@ -232,6 +232,23 @@ fn answers_are_the_cpu_s_and_the_same_whatever_else_runs() {
     assert!(engine.snapshot().prefix.hits > before);
 }
 
+#[test]
+fn warming_up_records_a_step_and_changes_nothing_that_can_be_seen() {
+    let [Some((mut cold, of_cold)), Some((mut warm, of_warm))] = [load(&options()), load(&options())] else {
+        return;
+    };
+    for first in [true, false] {
+        warm.warm_up().unwrap();
+        assert_eq!(format!("{:?}", warm.snapshot()), format!("{:?}", cold.snapshot()));
+        // The second time the prompt is found in the cache, where it was before.
+        assert!(answers(&mut warm, &[0]) == answers(&mut cold, &[0]));
+        let ahead = if first { 1 } else { 2 };
+        let replays = [&of_cold, &of_warm].map(|emulator| emulator.replays.load(Ordering::Relaxed));
+        // The step of one row was recorded before anybody came; warming up again replayed it.
+        assert!(emulator::on_gpu() || replays[1] == replays[0] + ahead, "{replays:?}");
+    }
+}
+
 /// Tokens of answers, all at once.
 fn tokens(engine: &mut Engine, asked: &[(u64, Sampling)], grammar: Option<&Grammar>) -> Vec<Vec<u32>> {
     let prompt = engine.text().encode("ROMEO:\nBut, soft! what light", true).unwrap();

@@ -50,6 +50,23 @@ fn an_answer_comes_token_by_token_and_its_text_is_theirs() {
 }
 
 #[test]
+fn warming_up_changes_nothing_that_can_be_seen() {
+    let (mut cold, mut warm) = (engine(), engine());
+    for _ in 0..2 {
+        warm.warm_up().unwrap();
+        let mut said = [String::new(), String::new()];
+        for (engine, said) in [&mut cold, &mut warm].into_iter().zip(&mut said) {
+            // The second time the cache has the prompt.
+            engine.add(request(engine, "ROMEO:\nBut, soft! what light through yonder", greedy(5))).unwrap();
+            let outputs = run(engine);
+            engine.check().unwrap();
+            *said = format!("{outputs:?} {:?}", engine.snapshot());
+        }
+        assert_eq!(said[0], said[1]);
+    }
+}
+
+#[test]
 fn a_stop_string_ends_the_text_before_it_or_behind_it() {
     let mut engine = engine();
     let whole = request(&engine, "ROMEO:\n", greedy(30));

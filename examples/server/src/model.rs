@@ -44,7 +44,8 @@ pub(crate) fn load(
 ) -> Result<(Engine, EngineMetrics, Model), LoadError> {
     let options = flags.options();
     let (template, defaults) = (flags.answers.template()?, flags.answers.defaults(files)?);
-    let engine = Engine::load(files, &options)?;
+    let mut engine = Engine::load(files, &options)?;
+    engine.warm_up()?;
     let fingerprint = fingerprint(files, &options, engine.device())?;
     if let Some(error) = engine.no_gpu() {
         tracing::warn!(%error, "no GPU that works: computing on the CPU");
