@@ -153,3 +153,13 @@ pub(crate) fn multiple(
         Err(Error::Multiple { operator, dimension, found, of })
     }
 }
+
+/// What an operator says of a weight of integers that multiplies floats alone.
+pub(crate) fn no_integers(operator: &'static str) -> Error {
+    Error::Unsupported {
+        operator,
+        what: "a weight of",
+        found: "integers".to_owned(),
+        supported: "bf16, f16 and f32",
+    }
+}

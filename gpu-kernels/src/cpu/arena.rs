@@ -66,6 +66,11 @@ impl Room {
     pub(crate) fn start(&self) -> *mut u8 {
         self.chunk.start.as_ptr().wrapping_add(self.start)
     }
+
+    /// The same room from so many bytes on.
+    pub(crate) fn behind(&self, bytes: usize) -> Self {
+        Self { chunk: Arc::clone(&self.chunk), start: self.start + bytes }
+    }
 }
 
 impl Arena {

@@ -10,6 +10,7 @@ mod batch;
 mod digits;
 mod eight_bits;
 mod embed;
+mod grouped;
 mod int4_matmul;
 mod int8_matmul;
 mod integers;
@@ -36,6 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use attention::{Floats, TreeMask};
 pub use batch::Batch;
+pub use grouped::Routing;
 pub use isa::Isa;
 pub use pool::KvPool;
 pub use rope::RopeTable;
@@ -68,6 +70,8 @@ pub struct Cpu {
     arena: Arena,
     /// Rearranged activations of a product.
     packed: Mutex<Scratch>,
+    /// Rows in the order of their experts or adapters, and their sums.
+    grouped: Mutex<Scratch>,
 }
 
 impl Cpu {
@@ -90,7 +94,13 @@ impl Cpu {
             return Err(Error::IsaMissing { isa: isa.name() });
         }
         let workers = Arc::new(Workers::new(threads)?);
-        Ok(Self { isa, workers, arena: Arena::default(), packed: Mutex::default() })
+        Ok(Self {
+            isa,
+            workers,
+            arena: Arena::default(),
+            packed: Mutex::default(),
+            grouped: Mutex::default(),
+        })
     }
 
     /// The instruction set chosen at run time.
@@ -132,19 +142,35 @@ impl Cpu {
         );
     }
 
+    /// Products of rows of `x` with weights of floats.
+    fn multiply(&self, packed: &mut Scratch, (x, rows): (&[f32], usize), products: Vec<Product<'_>>) {
+        let rest = self.on_tiles(packed, (x, rows), products);
+        matmul::linear((&self.workers, self.isa), packed, x, rows, &rest);
+    }
+
     /// Computes what matrix tiles can, and gives back the other products.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn on_tiles<'a>(&self, packed: &mut Scratch, x: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+    fn on_tiles<'a>(
+        &self,
+        packed: &mut Scratch,
+        (x, rows): (&[f32], usize),
+        products: Vec<Product<'a>>,
+    ) -> Vec<Product<'a>> {
         let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
         let (tiles, rest): (Vec<_>, Vec<_>) =
             products.into_iter().partition(|product| product.weight.dtype == crate::Dtype::Bf16);
-        amx::linear(unit, (&self.workers, self.isa), packed, x.data(), x.rows(), &tiles);
+        amx::linear(unit, (&self.workers, self.isa), packed, x, rows, &tiles);
         rest
     }
 
     /// There are none here.
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    fn on_tiles<'a>(&self, _: &mut Scratch, _: &Tensor, products: Vec<Product<'a>>) -> Vec<Product<'a>> {
+    fn on_tiles<'a>(
+        &self,
+        _: &mut Scratch,
+        _: (&[f32], usize),
+        products: Vec<Product<'a>>,
+    ) -> Vec<Product<'a>> {
         products
     }
 }
@@ -269,9 +295,8 @@ impl Ops for Cpu {
             }
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let floats = self.on_tiles(&mut packed, x, floats);
+        self.multiply(&mut packed, (x.data(), x.rows()), floats);
         let with = (&*self.workers, self.isa);
-        matmul::linear(with, &mut packed, x.data(), x.rows(), &floats);
         int8_matmul::linear(with, &mut packed, x.data(), x.rows(), &eights);
         int4_matmul::linear(with, &mut packed, x.data(), x.rows(), &fours);
         Ok(())

@@ -13,6 +13,7 @@
 //! sixteen outputs and to 32 elements of `in`.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::Isa;
 use super::arena::{Arena, Room};
@@ -59,6 +60,15 @@ impl Panels {
         workers
             .rows(panels, WIDTH * cols, &|from, to| dispatch(isa, Pack { panels: &packed, bytes, from, to }));
         Ok(packed)
+    }
+
+    /// The panels that hold some outputs, and how many other outputs come before: panels are whole.
+    pub(crate) fn part(&self, outputs: Range<usize>) -> (Self, usize) {
+        assert!(outputs.end <= self.rows, "outputs that are there");
+        let (first, last) = (outputs.start / WIDTH, outputs.end.div_ceil(WIDTH));
+        let rows = self.rows.min(last * WIDTH) - first * WIDTH;
+        let room = self.room.behind(first * self.stride());
+        (Self { room, dtype: self.dtype, rows, cols: self.cols }, outputs.start % WIDTH)
     }
 
     /// How many panels there are.

@@ -9,7 +9,7 @@ use super::arena::Arena;
 use super::integers::Integers;
 use super::panels::Panels;
 use super::workers::Workers;
-use crate::error::same;
+use crate::error::{no_integers, same};
 use crate::{Dtype, Error, Fp8Source, Int4Source, Rounding, WeightBytes, WeightSource};
 
 /// A weight: a matrix `[out, in]` of floats or of small integers, packed for [`linear`](crate::Ops::linear); a table
@@ -147,6 +147,14 @@ impl Weight {
                 same(operator, "dimensions of the weight", 1, 2)?;
                 unreachable!("1 is not 2")
             }
+        }
+    }
+
+    /// The packed matrix, which must not be of integers.
+    pub(crate) fn floats(&self, operator: &'static str) -> Result<&Panels, Error> {
+        match self.matrix(operator)? {
+            Matrix::Floats(panels) => Ok(panels),
+            Matrix::Integers(_) => Err(no_integers(operator)),
         }
     }
 

@@ -52,7 +52,7 @@ pub use device::{
 };
 pub use graph::Graph;
 pub use latent::{LatentAttention, LatentQuery};
-pub use moe::{Router, Routing};
+pub use moe::Routing;
 pub use norm::{QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{KvPool, LatentShape};

@@ -6,41 +6,9 @@ use super::gemm::GemmArgument;
 use super::memory::Memory;
 use super::tensor::{FloatMatrix, Tensor, Weight};
 use super::{Cuda, count, divide};
-use crate::Error;
-use crate::error::{at_most, below, multiple, same};
-
-/// How a token's experts are chosen.
-#[derive(Clone, Copy, Debug)]
-pub struct Router<'a> {
-    /// Experts of a token.
-    pub chosen: usize,
-    /// Scores are sigmoids of the logits (DeepSeek-V3, arXiv 2412.19437), not a softmax over all experts.
-    pub sigmoid: bool,
-    /// Added to scores for the choice alone; one per expert.
-    pub bias: Option<&'a Floats>,
-    /// Experts are in this many equal groups; 1 is none.
-    pub groups: usize,
-    /// The best of the groups, from which experts are chosen.
-    pub groups_chosen: usize,
-    /// The weights of a token's experts are made to sum to 1.
-    pub renormalise: bool,
-    /// Multiplies the weights.
-    pub factor: f32,
-}
-
-impl Default for Router<'_> {
-    fn default() -> Self {
-        Self {
-            chosen: 1,
-            sigmoid: false,
-            bias: None,
-            groups: 1,
-            groups_chosen: 1,
-            renormalise: true,
-            factor: 1.0,
-        }
-    }
-}
+use crate::door::{self, Routed};
+use crate::grouped::by_weight;
+use crate::{Error, Grouped, Router};
 
 /// Which experts each token goes to, on the device, and the lists that products need.
 #[derive(Debug)]
@@ -51,9 +19,7 @@ pub struct Routing {
     tokens_sorted: Memory,
     tiles: Memory,
     tiles_max: usize,
-    tokens: usize,
-    chosen: usize,
-    expert_count: usize,
+    of: Routed,
 }
 
 /// Rows of a tile, as `TALL_ROWS` of the kernel.
@@ -141,26 +107,14 @@ struct Lists {
     to: Address,
 }
 
-impl Cuda {
-    /// Chooses experts for each token from logits `[tokens, experts]`: the best by score, of equal ones the first.
-    ///
-    /// # Errors
-    /// When numbers of experts and groups do not fit, or the device fails.
-    pub fn route(&self, logits: &Tensor, router: Router<'_>) -> Result<Routing, Error> {
+impl Grouped for Cuda {
+    type Routing = Routing;
+
+    fn route(&self, logits: &Tensor, router: Router<'_, Self>) -> Result<Routing, Error> {
         let operator = "route";
-        let (tokens, expert_count) = (logits.rows(), logits.cols());
-        multiple(operator, "experts of a token", router.chosen, 1)?;
-        multiple(operator, "experts", expert_count, router.groups)?;
-        multiple(operator, "groups chosen", router.groups_chosen, 1)?;
-        at_most(operator, "groups chosen", router.groups_chosen, router.groups)?;
-        let eligible = expert_count / router.groups * router.groups_chosen;
-        at_most(operator, "experts of a token", router.chosen, eligible)?;
-        if let Some(bias) = router.bias {
-            same(operator, "biases", bias.len, expert_count)?;
-        }
-        let device = &self.device;
-        let pairs = tokens * router.chosen;
-        let tiles_max = pairs.div_ceil(TILE_ROWS) + expert_count.min(pairs);
+        let of = door::route(logits.shape(), router, router.bias.map(|bias| bias.len))?;
+        let (device, pairs) = (&self.device, of.pairs());
+        let tiles_max = pairs.div_ceil(TILE_ROWS) + of.experts.min(pairs);
         let routing = Routing {
             experts: Memory::new(device, pairs * 4)?,
             weights: Memory::new(device, pairs * 4)?,
@@ -168,11 +122,9 @@ impl Cuda {
             tokens_sorted: Memory::new(device, pairs * 4)?,
             tiles: Memory::new(device, tiles_max * 12)?,
             tiles_max,
-            tokens,
-            chosen: router.chosen,
-            expert_count,
+            of,
         };
-        if tokens == 0 {
+        if of.tokens == 0 {
             return Ok(routing);
         }
         let argument = RouteArgument {
@@ -181,48 +133,23 @@ impl Cuda {
             experts: routing.experts.address(),
             weights: routing.weights.address(),
             stride: logits.stride() as u64,
-            tokens: count(operator, "tokens", tokens)?,
-            expert_count: count(operator, "experts", expert_count)?,
-            chosen: count(operator, "experts of a token", router.chosen)?,
+            tokens: count(operator, "tokens", of.tokens)?,
+            expert_count: count(operator, "experts", of.experts)?,
+            chosen: count(operator, "experts of a token", of.chosen)?,
             groups: count(operator, "groups", router.groups)?,
             groups_chosen: count(operator, "groups chosen", router.groups_chosen)?,
             sigmoid: u32::from(router.sigmoid),
             renormalise: u32::from(router.renormalise),
             factor: router.factor,
         };
-        let shared = (2 * expert_count + router.groups.next_multiple_of(2)) * 4 + BLOCK / 32 * 8;
+        let shared = (2 * of.experts + router.groups.next_multiple_of(2)) * 4 + BLOCK / 32 * 8;
         self.launch("moe", "route", argument.tokens, BLOCK, shared, &argument)?;
         self.sort(&routing)?;
         Ok(routing)
     }
 
-    /// The lists of a routing whose experts are chosen.
-    fn sort(&self, routing: &Routing) -> Result<(), Error> {
-        let operator = "route";
-        let counts = Memory::new(&self.device, routing.expert_count * 4)?;
-        let argument = SortArgument {
-            experts: routing.experts.address(),
-            counts: counts.address(),
-            pairs_sorted: routing.pairs_sorted.address(),
-            tokens_sorted: routing.tokens_sorted.address(),
-            tiles: routing.tiles.address(),
-            pairs: count(operator, "tokens and their experts", routing.tokens * routing.chosen)?,
-            expert_count: count(operator, "experts", routing.expert_count)?,
-            chosen: count(operator, "experts of a token", routing.chosen)?,
-            tile_rows: count(operator, "rows of a tile", TILE_ROWS)?,
-            tiles_max: count(operator, "tiles", routing.tiles_max)?,
-            unused: 0,
-        };
-        self.start("moe", "moe_count", argument.expert_count, BLOCK, BLOCK * 4, &argument)?;
-        self.start("moe", "moe_sort", argument.expert_count, BLOCK, BLOCK * 4, &argument)
-    }
-
-    /// Each token's experts and their weights, `[tokens, chosen]`.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn read_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>), Error> {
-        let pairs = routing.tokens * routing.chosen;
+    fn read_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        let pairs = routing.of.pairs();
         let (mut experts, mut weights) = (vec![0_u32; pairs], vec![0.0_f32; pairs]);
         if pairs > 0 {
             self.device.download(routing.experts.address(), bytemuck::cast_slice_mut(&mut experts))?;
@@ -231,13 +158,7 @@ impl Cuda {
         Ok((experts, weights))
     }
 
-    /// Each pair of a token and one of its experts times that expert's weight: `out` `[tokens · chosen, out]`,
-    /// from `x` `[tokens, in]` or `[tokens · chosen, in]`. The experts' weights are one matrix `[experts · out,
-    /// in]`. A row has the bits that `linear` gives it.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn expert_linear(
+    fn expert_linear(
         &self,
         x: &Tensor,
         routing: &Routing,
@@ -245,14 +166,8 @@ impl Cuda {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let operator = "expert_linear";
-        let pairs = routing.tokens * routing.chosen;
-        let weights = weights.floats(operator)?;
-        same(operator, "in of the weights", weights.cols, x.cols())?;
-        same(operator, "out of the weights of all experts", weights.rows, routing.expert_count * out.cols())?;
-        if x.rows() != pairs {
-            same(operator, "rows of x", x.rows(), routing.tokens)?;
-        }
-        out.check_rows(operator, pairs)?;
+        let (pairs, weights) = (routing.of.pairs(), weights.floats(operator)?);
+        door::expert_linear(x.shape(), routing.of, (weights.rows, weights.cols), out.shape())?;
         out.set_rows(pairs);
         let from = if x.rows() == pairs { &routing.pairs_sorted } else { &routing.tokens_sorted };
         let lists = Lists {
@@ -264,12 +179,7 @@ impl Cuda {
         self.grouped(operator, x, weights, lists, None, false, out)
     }
 
-    /// Sums what the experts of each token gave, `[tokens · chosen, cols]`, by their weights: `out` `[tokens,
-    /// cols]`, on top of what is there (a shared expert's) if `accumulate`.
-    ///
-    /// # Errors
-    /// When shapes disagree or the device fails.
-    pub fn combine(
+    fn combine(
         &self,
         parts: &Tensor,
         routing: &Routing,
@@ -277,36 +187,25 @@ impl Cuda {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let operator = "combine";
-        same(operator, "rows of the parts", parts.rows(), routing.tokens * routing.chosen)?;
-        same(operator, "width of the output", out.cols(), parts.cols())?;
-        if accumulate {
-            same(operator, "rows of the output", out.rows(), routing.tokens)?;
-        }
-        out.check_rows(operator, routing.tokens)?;
-        out.set_rows(routing.tokens);
+        door::combine(parts.shape(), routing.of, accumulate, out.shape())?;
+        let Routed { tokens, chosen, .. } = routing.of;
+        out.set_rows(tokens);
         let argument = CombineArgument {
             parts: parts.address(),
             weights: routing.weights.address(),
             out: out.address(),
             parts_stride: parts.stride() as u64,
             out_stride: out.stride() as u64,
-            tokens: count(operator, "tokens", routing.tokens)?,
-            chosen: count(operator, "experts of a token", routing.chosen)?,
+            tokens: count(operator, "tokens", tokens)?,
+            chosen: count(operator, "experts of a token", chosen)?,
             cols: count(operator, "width of the parts", parts.cols())?,
             accumulate: u32::from(accumulate),
         };
-        let blocks = divide(operator, routing.tokens * parts.cols(), BLOCK)?;
+        let blocks = divide(operator, tokens * parts.cols(), BLOCK)?;
         self.launch("moe", "combine", blocks, BLOCK, 0, &argument)
     }
 
-    /// `out += factor · (x · Aᵀ) · Bᵀ` for each row that has an adapter (LoRA, arXiv 2106.09685), all adapters at
-    /// once. `a` is `[adapters · rank, in]`, `b` `[adapters · out, rank]`, `factors` has one number per adapter;
-    /// an adapter of a smaller rank is filled up with zeros. Rows without one stay as they are. What lies between
-    /// the two products is rounded to the activations' type.
-    ///
-    /// # Errors
-    /// When shapes disagree, or an adapter is not there, or the device fails.
-    pub fn lora(
+    fn lora(
         &self,
         x: &Tensor,
         adapter_of: &[Option<u32>],
@@ -315,16 +214,9 @@ impl Cuda {
         out: &mut Tensor,
     ) -> Result<(), Error> {
         let operator = "lora";
-        let (adapters, a, b) = (factors.len, a.floats(operator)?, b.floats(operator)?);
-        multiple(operator, "rows of a", a.rows, adapters)?;
-        same(operator, "rank of b", b.cols, a.rows / adapters)?;
-        same(operator, "in of a", a.cols, x.cols())?;
-        same(operator, "out of b of all adapters", b.rows, adapters * out.cols())?;
-        same(operator, "rows that have an adapter or none", adapter_of.len(), x.rows())?;
-        same(operator, "rows of the output", out.rows(), x.rows())?;
-        for &adapter in adapter_of.iter().flatten() {
-            below(operator, "adapter", adapter as usize, adapters)?;
-        }
+        let (a, b) = (a.floats(operator)?, b.floats(operator)?);
+        let shapes = ((a.rows, a.cols), (b.rows, b.cols));
+        door::lora(x.shape(), adapter_of, shapes, factors.len, out.shape())?;
         let (rows, tiles) = by_adapter(adapter_of)?;
         let rows = Memory::of(&self.device, bytemuck::cast_slice(&rows))?;
         let on_device = Memory::of(&self.device, bytemuck::cast_slice(&tiles))?;
@@ -338,6 +230,29 @@ impl Cuda {
         between.set_rows(x.rows());
         self.grouped(operator, x, a, lists(), None, false, &between)?;
         self.grouped(operator, &between, b, lists(), Some(factors), true, out)
+    }
+}
+
+impl Cuda {
+    /// The lists of a routing whose experts are chosen.
+    fn sort(&self, routing: &Routing) -> Result<(), Error> {
+        let operator = "route";
+        let counts = Memory::new(&self.device, routing.of.experts * 4)?;
+        let argument = SortArgument {
+            experts: routing.experts.address(),
+            counts: counts.address(),
+            pairs_sorted: routing.pairs_sorted.address(),
+            tokens_sorted: routing.tokens_sorted.address(),
+            tiles: routing.tiles.address(),
+            pairs: count(operator, "tokens and their experts", routing.of.pairs())?,
+            expert_count: count(operator, "experts", routing.of.experts)?,
+            chosen: count(operator, "experts of a token", routing.of.chosen)?,
+            tile_rows: count(operator, "rows of a tile", TILE_ROWS)?,
+            tiles_max: count(operator, "tiles", routing.tiles_max)?,
+            unused: 0,
+        };
+        self.start("moe", "moe_count", argument.expert_count, BLOCK, BLOCK * 4, &argument)?;
+        self.start("moe", "moe_sort", argument.expert_count, BLOCK, BLOCK * 4, &argument)
     }
 
     /// The products of a list of rows, all shapes checked.
@@ -379,9 +294,7 @@ impl Cuda {
 
 /// Rows in the order of their adapters, and tiles of them.
 fn by_adapter(adapter_of: &[Option<u32>]) -> Result<(Vec<u32>, Vec<GroupTile>), Error> {
-    let mut rows: Vec<(u32, u32)> =
-        (0..).zip(adapter_of).filter_map(|(row, of)| of.map(|adapter| (adapter, row))).collect();
-    rows.sort_unstable();
+    let rows = by_weight((0..).zip(adapter_of).filter_map(|(row, of)| of.map(|adapter| (adapter, row))));
     let mut tiles = Vec::new();
     let mut start = 0;
     for group in rows.chunk_by(|a, b| a.0 == b.0) {

@@ -8,7 +8,7 @@ use super::device::Address;
 use super::memory::{Keeper, Memory};
 use super::quant::QuantWeight;
 use crate::door::Rows;
-use crate::error::{at_most, same};
+use crate::error::{at_most, no_integers, same};
 use crate::{Dtype, Error, WeightSource};
 
 /// Elements of a row are padded to whole pieces of 16 bytes, so that a kernel moves eight at once.
@@ -205,12 +205,7 @@ impl Weight {
     pub(crate) fn floats(&self, operator: &'static str) -> Result<&FloatMatrix, Error> {
         match self.matrix(operator)? {
             Matrix::Floats(floats) => Ok(floats),
-            Matrix::Integers(_) => Err(Error::Unsupported {
-                operator,
-                what: "a weight of",
-                found: "integers".to_owned(),
-                supported: "bf16 and f16",
-            }),
+            Matrix::Integers(_) => Err(no_integers(operator)),
         }
     }
 

@@ -1,9 +1,11 @@
 //! What operators ask of their arguments, on whatever machine. Behind the door nothing is checked.
 
+mod grouped;
 mod sampling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use grouped::{Routed, combine, expert_linear, lora, route};
 pub(crate) use sampling::{sample, verify};
 
 use crate::cpu::Batch;

@@ -130,6 +130,11 @@ pub(crate) fn edges_of_the_vocabulary<O: Sampling>(ops: &O) {
     // A temperature whose reciprocal is infinite.
     let cold = Draw { temperature: f32::from_bits(1), random: u64::MAX, ..Draw::default() };
     assert_eq!(one(vec![1.0, 3.0, 2.0], cold, &[]).token, 1);
+    // min-p bounds the probability, not the logit.
+    let bounded = Draw { min_p: 0.3, random: u64::MAX, ..Draw::default() };
+    for (temperature, token) in [(0.5, 0), (1.0, 1), (2.0, 2)] {
+        assert_eq!(one(vec![0.0, -1.0, -2.0], Draw { temperature, ..bounded }, &[]).token, token);
+    }
     // A vocabulary of the size in use.
     let mut random = Random::new(5);
     let row = logits(&mut random, 151_936, 10.0);

@@ -1,0 +1,41 @@
+//! Mixtures of experts and adapters on the CPU, with all instructions that this machine has and weights of all types.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test: small numbers, and a panic is the report"
+)]
+
+mod common;
+#[path = "common/grouped.rs"]
+mod grouped;
+
+use common::{Random, cpus};
+use quayline_gpu_kernels::{Cpu, Dtype};
+
+fn each(test: impl Fn(Dtype, &Cpu, &mut Random)) {
+    for cpu in cpus() {
+        for (seed, dtype) in (0..).zip([Dtype::F32, Dtype::Bf16, Dtype::F16]) {
+            test(dtype, &cpu, &mut Random::new(seed));
+        }
+    }
+}
+
+#[test]
+fn the_best_experts_are_chosen() {
+    each(grouped::the_best_experts_are_chosen);
+}
+
+#[test]
+fn experts_give_what_their_weights_alone_give() {
+    each(grouped::experts_give_what_their_weights_alone_give);
+}
+
+#[test]
+fn adapters_change_their_rows_alone() {
+    each(grouped::adapters_change_their_rows_alone);
+}
+
+#[test]
+fn numbers_that_do_not_fit_are_refused() {
+    cpus().for_each(|cpu| grouped::numbers_that_do_not_fit_are_refused(&cpu));
+}
