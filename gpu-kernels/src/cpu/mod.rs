@@ -16,6 +16,7 @@ mod int8_matmul;
 mod integers;
 mod isa;
 mod lanes;
+mod latent;
 mod matmul;
 mod norm;
 mod out;
@@ -53,7 +54,7 @@ use crate::{
     Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 use arena::Arena;
-use attention::{Shaping, Step};
+use attention::Queries;
 use integers::Form;
 use matmul::Product;
 use norm::RmsNorm;
@@ -220,12 +221,12 @@ impl Ops for Cpu {
 
     fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
         door::storage(storage)?;
-        KvPool::new(shape, storage)
+        KvPool::new(shape, storage, None)
     }
 
     fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
         door::storage(storage)?;
-        KvPool::block_bytes(shape, storage)
+        KvPool::block_bytes(shape, storage, None)
     }
 
     fn batch(&self, input: BatchInput<'_>) -> Result<Batch, Error> {
@@ -333,6 +334,7 @@ impl Ops for Cpu {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<(), Error> {
+        door::keys_and_values("append", pool.latent_dim)?;
         door::append(pool.shape, layer, batch, k.shape(), v.shape())?;
         append::append((&self.workers, self.isa), pool, layer, &batch.slots, k.data(), v.data());
         Ok(())
@@ -351,6 +353,7 @@ impl Ops for Cpu {
         heads: Heads,
     ) -> Result<(), Error> {
         door::rope(batch, (table.positions(), table.rotary_dim()), q.shape(), k.shape(), heads)?;
+        door::keys_and_values("append", pool.latent_dim)?;
         door::append(pool.shape, layer, batch, k.shape(), v.shape())?;
         same("rope_append", "kv heads", heads.kv, pool.shape.kv_heads)?;
         let weights = match norms {
@@ -385,32 +388,10 @@ impl Ops for Cpu {
         out: &mut Tensor,
         lse: Option<&mut Floats>,
     ) -> Result<(), Error> {
-        let Scores { causal, softcap, slopes, sinks, mask } = scores;
-        let shaping = door::Shaping {
-            softcap,
-            slopes: slopes.map(|slopes| slopes.numbers.len()),
-            sinks: sinks.map(|sinks| sinks.numbers.len()),
-            mask: mask.map(|mask| (mask.tokens, mask.words)),
-            lse: lse.as_ref().map(|lse| lse.numbers.len()),
-        };
+        door::keys_and_values("attention", pool.latent_dim)?;
         door::attention(pool.shape, layer, batch, q.shape(), attention.heads, out.shape())?;
-        door::scores(batch, attention, &shaping)?;
-        out.set_rows(q.rows());
-        let shaping = Shaping {
-            causal: causal && mask.is_none(),
-            softcap,
-            slopes: slopes.map(|slopes| &*slopes.numbers),
-            sinks: sinks.map(|sinks| &*sinks.numbers),
-            mask,
-        };
-        let lse = lse.map(|lse| {
-            lse.numbers.fill(f32::NEG_INFINITY);
-            SharedOut::new(&mut lse.numbers)
-        });
-        let step = Step { pool, layer, batch, q: q.data(), attention, shaping, lse };
-        let mut memory = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        attention::attention((&self.workers, self.isa), &mut memory, step, out.data_mut());
-        Ok(())
+        let q = Queries { values: q.data(), value_dim: attention.heads.dim, others: &[] };
+        self.attend_rows((pool, layer, batch), q, attention, scores, out, lse)
     }
 
     fn merge_states(

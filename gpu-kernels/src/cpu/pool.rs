@@ -1,8 +1,11 @@
 //! The paged memory of keys and values.
 
+use std::ops::Range;
+
 use super::lanes::WIDTH;
 use super::out::SharedOut;
 use super::tensor::{LINE, first_line, wish_huge_pages, zeroed};
+use crate::door::Pool;
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
 use crate::{Dtype, Error, KvShape, KvStorage};
@@ -14,9 +17,14 @@ use crate::{Dtype, Error, KvShape, KvStorage};
 /// each pair of elements there is a line for the sixteen, so that scores are summed with lanes along tokens and
 /// nothing has to be turned. Where sixteen do not divide a block, its tokens are one panel, with shorter or longer
 /// lines.
+///
+/// Of latents there is one plane, of rows like those of V, which are keys too: heads are many there, so that turning a
+/// chunk for all of them costs little.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,
+    /// Elements of a row that are the latent; `None`: keys and values.
+    pub(crate) latent_dim: Option<usize>,
     pub(crate) layout: Layout,
     pub(crate) form: Form,
     /// What keys and values of one byte are multiplied by: a number each, or for each layer and of K then V,
@@ -83,10 +91,13 @@ pub(crate) struct Layout {
     pub(crate) token_stride: usize,
     /// Elements of K (or of V) of one layer.
     pub(crate) plane: usize,
+    /// Of a layer: 2 for K and V, 1 for latents.
+    pub(crate) planes: usize,
 }
 
 impl Layout {
-    fn new(shape: &KvShape) -> Result<Self, Error> {
+    fn new(shape: &KvShape, latent_dim: Option<usize>) -> Result<Self, Error> {
+        let planes = if latent_dim.is_some() { 1 } else { 2 };
         for (dimension, found) in [
             ("layers", shape.layers),
             ("blocks", shape.blocks),
@@ -96,14 +107,16 @@ impl Layout {
         ] {
             multiple("kv_pool", dimension, found, 1)?;
         }
-        at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
+        if latent_dim.is_none() {
+            at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
+        }
         let token_stride = padded(shape.head_dim);
         let strides = || {
             let head_stride = token_stride.checked_mul(shape.block_size)?;
             let page_stride = head_stride.checked_mul(shape.kv_heads)?;
             let plane = page_stride.checked_mul(shape.blocks)?;
             plane.checked_mul(shape.layers)?.checked_mul(2 * 4)?;
-            Some(Self { page_stride, head_stride, token_stride, plane })
+            Some(Self { page_stride, head_stride, token_stride, plane, planes })
         };
         strides().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
     }
@@ -115,9 +128,11 @@ pub(crate) fn padded(head_dim: usize) -> usize {
 }
 
 impl KvPool {
-    pub(crate) fn new(shape: KvShape, storage: KvStorage) -> Result<Self, Error> {
-        let (layout, form) = (Layout::new(&shape)?, Form::new(shape.dtype, storage));
-        let elements = layout.plane * shape.layers * 2;
+    /// A pool of keys and values, or of latents of so many elements.
+    pub(crate) fn new(shape: KvShape, storage: KvStorage, latent_dim: Option<usize>) -> Result<Self, Error> {
+        let (layout, form) = (Layout::new(&shape, latent_dim)?, Form::new(shape.dtype, storage));
+        let planes = shape.layers * layout.planes;
+        let elements = layout.plane * planes;
         let mut memory = zeroed("kv_pool", Some((elements * form.bytes()).div_ceil(4) + LINE))?;
         wish_huge_pages(memory.as_mut_ptr().cast(), memory.len() * 4);
         let first = first_line(&memory);
@@ -125,17 +140,22 @@ impl KvPool {
             KvStorage::Same => Scales::None,
             KvStorage::Fp8 { key_scale, value_scale } => Scales::Each([key_scale, value_scale]),
             KvStorage::Fp8PerHead | KvStorage::Int8PerHead => {
-                let slots = shape.layers * 2 * shape.blocks * shape.block_size;
+                let slots = planes * shape.blocks * shape.block_size;
                 Scales::PerHead(zeroed("kv_pool", Some(slots * shape.kv_heads))?)
             }
         };
-        Ok(Self { shape, layout, form, scales, memory, first })
+        Ok(Self { shape, latent_dim, layout, form, scales, memory, first })
     }
 
     /// The dimensions that the pool was made with.
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// Its shape, for the door.
+    pub(crate) fn dims(&self) -> Pool {
+        Pool { shape: self.shape, latent_dim: self.latent_dim }
     }
 
     /// Tokens of a panel of K.
@@ -145,16 +165,31 @@ impl KvPool {
     }
 
     /// Bytes that one block takes over all layers.
-    pub(crate) fn block_bytes(shape: KvShape, storage: KvStorage) -> Result<usize, Error> {
-        let page = Layout::new(&shape)?.page_stride * storage.bytes(shape.dtype);
+    pub(crate) fn block_bytes(
+        shape: KvShape,
+        storage: KvStorage,
+        latent_dim: Option<usize>,
+    ) -> Result<usize, Error> {
+        let layout = Layout::new(&shape, latent_dim)?;
+        let page = layout.page_stride * storage.bytes(shape.dtype);
         let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
-        Ok((page + scales) * 2 * shape.layers)
+        Ok((page + scales) * layout.planes * shape.layers)
     }
 
     /// Bytes of one block of this pool over all layers.
     pub(crate) fn bytes_of_block(&self) -> usize {
         let scales = if let Scales::PerHead(_) = self.scales { self.scales_of_block() * 4 } else { 0 };
-        (self.page_bytes() + scales) * 2 * self.shape.layers
+        (self.page_bytes() + scales) * self.planes().len()
+    }
+
+    /// All planes, by their numbers.
+    fn planes(&self) -> Range<usize> {
+        0..self.shape.layers * self.layout.planes
+    }
+
+    /// The number of K (`which` 0) or V (`which` 1) of a layer; of latents, they are one.
+    fn index(&self, layer: usize, which: usize) -> usize {
+        layer * self.layout.planes + which.min(self.layout.planes - 1)
     }
 
     fn page_bytes(&self) -> usize {
@@ -172,50 +207,50 @@ impl KvPool {
     pub(crate) fn scales(&self, layer: usize, which: usize) -> Option<OfPlane<'_>> {
         match &self.scales {
             Scales::None => None,
-            Scales::Each(scales) => Some(OfPlane::One(scales[which])),
+            Scales::Each(scales) => Some(OfPlane::One(scales[which.min(self.layout.planes - 1)])),
             Scales::PerHead(scales) => {
                 let len = self.shape.blocks * self.scales_of_block();
-                Some(OfPlane::PerHead(&scales[(2 * layer + which) * len..][..len]))
+                Some(OfPlane::PerHead(&scales[self.index(layer, which) * len..][..len]))
             }
         }
     }
 
     /// Where those of each slot and kv head of a layer are written, if there are any.
     pub(crate) fn scales_mut(&mut self, layer: usize, which: usize) -> Option<SharedOut> {
-        let len = self.shape.blocks * self.scales_of_block();
+        let (index, len) = (self.index(layer, which), self.shape.blocks * self.scales_of_block());
         let Scales::PerHead(scales) = &mut self.scales else { return None };
-        Some(SharedOut::new(&mut scales[(2 * layer + which) * len..][..len]))
-    }
-
-    /// Elements before K (`which` 0) or V (`which` 1) of a layer.
-    pub(crate) fn plane_start(&self, layer: usize, which: usize) -> usize {
-        (layer * 2 + which) * self.layout.plane
+        Some(SharedOut::new(&mut scales[index * len..][..len]))
     }
 
     /// The bytes of K (`which` 0) or V (`which` 1) of a layer.
     pub(crate) fn plane(&self, layer: usize, which: usize) -> &[u8] {
-        let size = self.form.bytes();
-        let bytes = bytemuck::cast_slice::<f32, u8>(&self.memory[self.first..]);
-        &bytes[self.plane_start(layer, which) * size..][..self.layout.plane * size]
+        self.plane_at(self.index(layer, which))
     }
 
     /// The same, for writing.
     pub(crate) fn plane_mut(&mut self, layer: usize, which: usize) -> &mut [u8] {
-        let size = self.form.bytes();
-        let (start, len) = (self.plane_start(layer, which) * size, self.layout.plane * size);
-        &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.memory[self.first..])[start..][..len]
+        self.plane_at_mut(self.index(layer, which))
+    }
+
+    fn plane_at(&self, index: usize) -> &[u8] {
+        let len = self.layout.plane * self.form.bytes();
+        &bytemuck::cast_slice::<f32, u8>(&self.memory[self.first..])[index * len..][..len]
+    }
+
+    fn plane_at_mut(&mut self, index: usize) -> &mut [u8] {
+        let len = self.layout.plane * self.form.bytes();
+        &mut bytemuck::cast_slice_mut::<f32, u8>(&mut self.memory[self.first..])[index * len..][..len]
     }
 
     /// Copies a block out, plane by plane.
     pub(crate) fn save_block(&self, block: u32, bytes: &mut [u8]) {
         let page = self.page_bytes();
-        let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
-        for ((layer, which), bytes) in planes.zip(bytes.chunks_exact_mut(page)) {
-            bytes.copy_from_slice(&self.plane(layer, which)[block as usize * page..][..page]);
+        for (plane, bytes) in self.planes().zip(bytes.chunks_exact_mut(page)) {
+            bytes.copy_from_slice(&self.plane_at(plane)[block as usize * page..][..page]);
         }
         let of_block = self.scales_of_block();
         if let Scales::PerHead(scales) = &self.scales {
-            let rest = bytes[2 * self.shape.layers * page..].chunks_exact_mut(of_block * 4);
+            let rest = bytes[self.planes().len() * page..].chunks_exact_mut(of_block * 4);
             for (bytes, plane) in rest.zip(scales.chunks_exact(self.shape.blocks * of_block)) {
                 let scales = &plane[block as usize * of_block..][..of_block];
                 bytes.copy_from_slice(bytemuck::cast_slice(scales));
@@ -226,13 +261,12 @@ impl KvPool {
     /// Copies a block in that was saved.
     pub(crate) fn load_block(&mut self, block: u32, bytes: &[u8]) {
         let page = self.page_bytes();
-        let planes = (0..self.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
-        for ((layer, which), bytes) in planes.zip(bytes.chunks_exact(page)) {
-            self.plane_mut(layer, which)[block as usize * page..][..page].copy_from_slice(bytes);
+        for (plane, bytes) in self.planes().zip(bytes.chunks_exact(page)) {
+            self.plane_at_mut(plane)[block as usize * page..][..page].copy_from_slice(bytes);
         }
-        let (of_block, blocks) = (self.scales_of_block(), self.shape.blocks);
+        let (of_block, blocks, planes) = (self.scales_of_block(), self.shape.blocks, self.planes().len());
         if let Scales::PerHead(scales) = &mut self.scales {
-            let rest = bytes[2 * self.shape.layers * page..].chunks_exact(of_block * 4);
+            let rest = bytes[planes * page..].chunks_exact(of_block * 4);
             for (bytes, plane) in rest.zip(scales.chunks_exact_mut(blocks * of_block)) {
                 let scales = &mut plane[block as usize * of_block..][..of_block];
                 bytemuck::cast_slice_mut::<f32, u8>(scales).copy_from_slice(bytes);
@@ -255,9 +289,11 @@ impl KvPool {
         };
         for (layer, head) in (0..layers).flat_map(|layer| (0..kv_heads).map(move |head| (layer, head))) {
             let ((lane_from, row_from), (lane_to, row_to)) = (place(from, head), place(to, head));
-            let keys = self.plane_mut(layer, 0);
-            for line in (0..lanes * row).step_by(lanes * unit) {
-                keys.copy_within(lane_from + line..lane_from + line + unit, lane_to + line);
+            if self.latent_dim.is_none() {
+                let keys = self.plane_mut(layer, 0);
+                for line in (0..lanes * row).step_by(lanes * unit) {
+                    keys.copy_within(lane_from + line..lane_from + line + unit, lane_to + line);
+                }
             }
             self.plane_mut(layer, 1).copy_within(row_from..row_from + row, row_to);
         }
@@ -271,10 +307,10 @@ impl KvPool {
     /// Copies block `from` over block `to` in every layer.
     pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
         let page = self.page_bytes();
-        let planes = 2 * self.shape.layers;
+        let planes = self.planes();
         let plane = self.layout.plane * self.form.bytes();
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory[self.first..]);
-        for start in (0..planes).map(|index| index * plane) {
+        for start in planes.map(|index| index * plane) {
             let source = start + from as usize * page;
             bytes.copy_within(source..source + page, start + to as usize * page);
         }

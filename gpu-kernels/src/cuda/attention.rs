@@ -10,7 +10,7 @@ use super::pool::KvPool;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
 use crate::door;
-use crate::error::{below, same};
+use crate::error::below;
 use crate::{Attention, Dtype, Error, KvStorage, Scores};
 
 /// Numbers in a device's memory ([`crate::Ops::Floats`]).
@@ -165,7 +165,7 @@ impl Cuda {
         attention: Attention,
         out: &Tensor,
     ) -> Result<(), Error> {
-        same("attention", "planes of a layer", pool.layout.planes, 2)?;
+        door::keys_and_values("attention", pool.latent_dim)?;
         door::attention(pool.shape, layer, &batch.host, q.shape(), attention.heads, out.shape())
     }
 

@@ -51,11 +51,10 @@ pub use device::{
     Work as LibraryWork,
 };
 pub use graph::Graph;
-pub use latent::{LatentAttention, LatentQuery};
 pub use moe::Routing;
 pub use norm::{QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
-pub use pool::{KvPool, LatentShape};
+pub use pool::KvPool;
 pub use quant::QuantSource;
 pub use rope::RopeTable;
 pub use sample::Distributions;
@@ -148,14 +147,6 @@ impl Cuda {
     /// When the device fails.
     pub fn memory_use(&self) -> Result<Option<MemoryUse>, Error> {
         self.device.memory_use()
-    }
-
-    /// Memory for latents, stored as asked; [`KvStorage::Fp8`] stores them by its `key_scale`.
-    ///
-    /// # Errors
-    /// As [`Ops::kv_pool`], and when a dimension is above what the kernels take.
-    pub fn latent_pool(&self, shape: LatentShape, storage: KvStorage) -> Result<KvPool, Error> {
-        KvPool::latents(&self.device, self.dtype, shape, storage)
     }
 
     /// A step whose work has room for any contexts, so that a [`Graph`] of it can be replayed for others: see

@@ -4,27 +4,10 @@ use std::sync::Arc;
 
 use super::device::Address;
 use super::memory::{Keeper, Memory};
+use crate::door::{self, Pool};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Dtype, Error, KvShape, KvStorage};
-
-/// Dimensions of a pool of latents (multi-head latent attention, arXiv 2405.04434): one row per token and layer,
-/// the latent and then the rotated key that all heads share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LatentShape {
-    /// Layers that have a cache.
-    pub layers: usize,
-    /// Blocks of the pool.
-    pub blocks: usize,
-    /// Tokens of a block.
-    pub block_size: usize,
-    /// Elements of the latent: a multiple of 8, at most 512.
-    pub latent_dim: usize,
-    /// Elements of the rotated key: a multiple of 8, at most 64.
-    pub rope_dim: usize,
-    /// How an element is stored, or what it's widened to.
-    pub dtype: Dtype,
-}
+use crate::{Dtype, Error, KvShape, KvStorage, LatentShape};
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded to whole 16s.
 /// Or latents of all layers, `[block][token][latent, rotated key]`.
@@ -62,10 +45,6 @@ pub(crate) struct Scales {
     pub(crate) head: u64,
     pub(crate) each: bool,
 }
-
-/// The sizes that the kernels of latent attention are made for.
-const LATENT_DIM_MAX: usize = 512;
-const LATENT_ROPE_MAX: usize = 64;
 
 impl Layout {
     fn block_bytes(&self, shape: &KvShape, storage: KvStorage) -> usize {
@@ -115,23 +94,8 @@ impl KvPool {
         shape: LatentShape,
         storage: KvStorage,
     ) -> Result<Self, Error> {
-        for (dimension, found, max) in
-            [("latent_dim", shape.latent_dim, LATENT_DIM_MAX), ("rope_dim", shape.rope_dim, LATENT_ROPE_MAX)]
-        {
-            multiple("latent_pool", dimension, found, 8)?;
-            at_most("latent_pool", dimension, found, max)?;
-        }
-        if storage == KvStorage::Int8PerHead {
-            return Err(Error::Unsupported {
-                operator: "latent_pool",
-                what: "latents as",
-                found: format!("{storage:?}"),
-                supported: "the activations' type and E4M3",
-            });
-        }
-        let LatentShape { layers, blocks, block_size, latent_dim, rope_dim, dtype: stored } = shape;
-        let head_dim = latent_dim + rope_dim;
-        let shape = KvShape { layers, blocks, block_size, kv_heads: 1, head_dim, dtype: stored };
+        let latent_dim = shape.latent_dim;
+        let shape = door::latent_pool(shape, storage)?;
         Self::with_planes(device, dtype, shape, storage, Some(latent_dim))
     }
 
@@ -167,6 +131,17 @@ impl KvPool {
     /// Bytes of one block of K and V over all layers.
     pub(crate) fn bytes_of_block(shape: &KvShape, storage: KvStorage) -> Result<usize, Error> {
         Ok(Layout::new(shape, storage, 2)?.block_bytes(shape, storage))
+    }
+
+    /// Bytes of one block of latents over all layers.
+    pub(crate) fn bytes_of_latents(shape: LatentShape, storage: KvStorage) -> Result<usize, Error> {
+        let shape = door::latent_pool(shape, storage)?;
+        Ok(Layout::new(&shape, storage, 1)?.block_bytes(&shape, storage))
+    }
+
+    /// Its shape, for the door.
+    pub(crate) fn dims(&self) -> Pool {
+        Pool { shape: self.shape, latent_dim: self.latent_dim }
     }
 
     /// Bytes of one block over all layers.

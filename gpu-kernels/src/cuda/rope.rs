@@ -186,7 +186,7 @@ impl Cuda {
         v: &Tensor,
     ) -> Result<(), Error> {
         let shape = pool.shape;
-        same("append", "planes of a layer", pool.layout.planes, 2)?;
+        door::keys_and_values("append", pool.latent_dim)?;
         door::append(shape, layer, &batch.host, k.shape(), v.shape())?;
         batch.limit(usize::MAX, shape.blocks * shape.block_size, usize::MAX);
         Ok(())

@@ -1,11 +1,15 @@
 //! What operators ask of their arguments, on whatever machine. Behind the door nothing is checked.
 
 mod grouped;
+mod latent;
 mod sampling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use grouped::{Routed, combine, expert_linear, lora, route};
+pub(crate) use latent::{
+    LATENT_DIM_MAX, LATENT_ROPE_MAX, Pool, append_latent, attend_latent, keys_and_values, latent_pool,
+};
 pub(crate) use sampling::{sample, verify};
 
 use crate::cpu::Batch;

@@ -12,6 +12,7 @@
 //! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
 //! found is merged in order.
 
+mod call;
 mod merge;
 mod pages;
 mod scores;
@@ -28,7 +29,7 @@ use super::batch::Batch;
 use super::eight_bits::{AsE4m3, AsInt8};
 use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch};
 use super::out::SharedOut;
-use super::pool::{Form, KvPool, OfPlane};
+use super::pool::{Form, KvPool, OfPlane, padded};
 use super::scratch::Scratch;
 use super::workers::Workers;
 use crate::{Attention, Heads, Span};
@@ -54,26 +55,57 @@ pub(crate) struct Step<'a> {
     pub(crate) pool: &'a KvPool,
     pub(crate) layer: usize,
     pub(crate) batch: &'a Batch,
-    /// `[tokens, query heads * dim]`
-    pub(crate) q: &'a [f32],
+    pub(crate) q: Queries<'a>,
     pub(crate) attention: Attention,
     pub(crate) shaping: Shaping<'a>,
     /// `[tokens, query heads]`, minus infinities.
     pub(crate) lse: Option<SharedOut>,
 }
 
-/// `out` has the shape of `q`. `memory` is to work in.
+/// The queries of a step. Of latents, a query has elements that values have too, and others behind them.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    /// `[tokens, query heads * value_dim]`
+    pub(crate) values: &'a [f32],
+    /// Elements of a value, and of a head's output.
+    pub(crate) value_dim: usize,
+    /// `[tokens, query heads * (dim - value_dim)]`
+    pub(crate) others: &'a [f32],
+}
+
+impl Queries<'_> {
+    /// Elements from one head's values to the next: whole vectors.
+    fn wide(&self) -> usize {
+        padded(self.value_dim)
+    }
+
+    /// The query at a place, times `scale`.
+    #[inline(always)]
+    fn scaled(&self, place: usize, scale: f32, to: &mut [f32]) {
+        let (values, others) = to.split_at_mut(self.value_dim);
+        let behind = others.len();
+        let parts = [
+            (values, &self.values[place * self.value_dim..][..self.value_dim]),
+            (others, &self.others[place * behind..][..behind]),
+        ];
+        for (to, from) in parts {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
+        }
+    }
+}
+
+/// `out` is `[tokens, query heads * value_dim]`. `memory` is to work in.
 pub(crate) fn attention(
     (workers, isa): (&Workers, Isa),
     memory: &mut Scratch,
     step: Step<'_>,
     out: &mut [f32],
 ) {
-    let Step { batch, attention, .. } = step;
-    clear_uncovered(batch, attention.heads.query * attention.heads.dim, out);
+    let Step { batch, attention, q, .. } = step;
+    clear_uncovered(batch, attention.heads.query * q.value_dim, out);
     let out = SharedOut::new(out);
     let mut tiles = tiles(workers.threads(), &step);
-    let size = cut(workers.threads(), step.pool.layout.token_stride, &mut tiles);
+    let size = cut(workers.threads(), q.wide(), &mut tiles);
     let [sums] = memory.take([size]);
     let sums = SharedOut::new(sums);
     let mut pieces: Vec<_> =
@@ -230,8 +262,9 @@ impl Kernel for Run<'_> {
         let Step { pool, q, attention, .. } = step;
         let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
         let (wide, rows) = (pool.layout.token_stride, tile.rows_all());
+        let sums_len = rows * q.wide();
         let [query, value, weight, all, keys, values] =
-            scratch.take([rows * wide, rows * wide, rows * CHUNK, rows * wide, wide * CHUNK, CHUNK * wide]);
+            scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK, CHUNK * wide]);
         let mut state = State {
             seen: [(0, 0); ROWS_MAX],
             sums: Sums::new(value),
@@ -242,9 +275,7 @@ impl Kernel for Run<'_> {
         for row in 0..rows {
             state.seen[row] = seen(tile.span, &step, (tile.row + row % tile.rows) / group);
             let (to, behind) = state.query[row * wide..][..wide].split_at_mut(dim);
-            for (to, from) in to.iter_mut().zip(&q[tile.place(row, attention.heads) * dim..][..dim]) {
-                *to = from * attention.scale;
-            }
+            q.scaled(tile.place(row, attention.heads), attention.scale, to);
             behind.fill(0.0);
         }
         let mut all = Sums::new(all);
@@ -255,11 +286,11 @@ impl Kernel for Run<'_> {
             let of = (tile.low.max(segment * SEGMENT), tile.high.min((segment + 1) * SEGMENT));
             self::segment(lanes, step, tile, &mut state, [&mut *keys, &mut *values], of);
             if tile.parts == 1 {
-                all.merge(lanes, &state.sums, rows, wide);
+                all.merge(lanes, &state.sums, rows, q.wide());
             } else {
-                let start = tile.sums + (segment - segments.start) * tile.sums_len(wide);
+                let start = tile.sums + (segment - segments.start) * tile.sums_len(q.wide());
                 // SAFETY: inside the sums, and of this segment of this tile alone.
-                state.sums.save(unsafe { sums.slice(start, tile.sums_len(wide)) });
+                state.sums.save(unsafe { sums.slice(start, tile.sums_len(q.wide())) });
             }
         }
         if tile.parts == 1 {
@@ -281,7 +312,7 @@ impl Kernel for Merge<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { step, out, tile, sums, scratch } = self;
-        let (wide, rows) = (step.pool.layout.token_stride, tile.rows_all());
+        let (wide, rows) = (step.q.wide(), tile.rows_all());
         let [all] = scratch.take([rows * wide]);
         let mut all = Sums::new(all);
         let len = tile.sums_len(wide);
@@ -297,7 +328,7 @@ impl Kernel for Merge<'_> {
 /// Divides by the sums, with a sink among them if there is one.
 #[inline(always)]
 fn finish<L: Lanes>(lanes: L, tile: &Tile, step: &Step<'_>, all: &Sums<'_>, out: SharedOut) {
-    let (wide, heads) = (step.pool.layout.token_stride, step.attention.heads);
+    let (wide, value_dim, heads) = (step.q.wide(), step.q.value_dim, step.attention.heads);
     for row in 0..tile.rows_all() {
         let (place, mut most, mut total, mut keep) =
             (tile.place(row, heads), all.most[row], all.total[row], 1.0);
@@ -307,8 +338,8 @@ fn finish<L: Lanes>(lanes: L, tile: &Tile, step: &Step<'_>, all: &Sums<'_>, out:
             let [of_all, of_sink] = exponentials(lanes, [most - base(larger), sink - base(larger)]);
             (most, total, keep) = (larger, total * of_all + of_sink, of_all);
         }
-        // SAFETY: this tile alone writes the `dim` elements of its rows, and `out` has the shape of `q`.
-        let to = unsafe { out.slice(place * heads.dim, heads.dim) };
+        // SAFETY: this tile alone writes the elements of its rows, and `out` has so many for each.
+        let to = unsafe { out.slice(place * value_dim, value_dim) };
         let scale = if total == 0.0 { 0.0 } else { keep / total };
         for (to, from) in to.iter_mut().zip(&all.value[row * wide..]) {
             *to = from * scale;
@@ -331,7 +362,7 @@ fn segment<L: Lanes>(
     [keys, values]: [&mut [f32]; 2],
     (low, high): (usize, usize),
 ) {
-    let Step { pool, layer, batch, attention, shaping, .. } = step;
+    let Step { pool, layer, batch, q, attention, shaping, .. } = step;
     let (dim, wide) = (attention.heads.dim, pool.layout.token_stride);
     let pages = Pages { pool, table: batch.table(tile.index) };
     let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
@@ -353,7 +384,7 @@ fn segment<L: Lanes>(
                 next: if last { head(0, &next) } else { head(index + 1, &here) },
             };
             let rows = (index * tile.rows, (index + 1) * tile.rows);
-            let few = tile.rows <= FEW && pool.form.bytes() > 1;
+            let few = tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
             let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
             match pool.form {
                 Form::F32 if few && pages.in_panels() => {
@@ -387,7 +418,7 @@ fn segment<L: Lanes>(
             if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
                 scale(lanes, state, rows, &scales);
             }
-            let to = (chunk, rows, wide);
+            let to = (chunk, rows, q.wide());
             match pool.form {
                 Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&of_chunk), to),
                 Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&of_chunk), to),

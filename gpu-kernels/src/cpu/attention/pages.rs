@@ -90,6 +90,9 @@ impl Pages<'_> {
         Chunk { here, next }: Chunk<'_>,
         keys: &mut [f32],
     ) {
+        if self.pool.latent_dim.is_some() {
+            return self.turn_rows::<L, E>(lanes, Chunk { here, next }, keys);
+        }
         let (layout, block_size, width) = (self.pool.layout, self.pool.shape.block_size, self.pool.lanes());
         let (pairs, line) = (self.pool.shape.head_dim.div_ceil(2), 2 * width * E::BYTES);
         assert!(keys.len() >= 2 * pairs * CHUNK, "scratch holds a chunk");
@@ -133,6 +136,30 @@ impl Pages<'_> {
                 }
             }
             position += count;
+        }
+    }
+
+    /// The rows of a chunk of latents, which are keys too, widened to `[dim][64]`.
+    #[inline(always)]
+    fn turn_rows<L: Lanes, E: Element>(&self, lanes: L, Chunk { here, next }: Chunk<'_>, keys: &mut [f32]) {
+        let wide = self.pool.layout.token_stride;
+        assert!(keys.len() >= wide * CHUNK, "scratch holds a chunk");
+        for (first, d) in
+            (0..CHUNK).step_by(WIDTH).flat_map(|at| (0..wide).step_by(WIDTH).map(move |d| (at, d)))
+        {
+            let mut block = [lanes.splat(0.0); WIDTH];
+            for (position, vector) in (first..).zip(&mut block) {
+                let offset = d * E::BYTES;
+                lanes.prefetch_far(next.values.wrapping_add(next.at.rows[position] + offset));
+                // SAFETY: rows are in the cache and `wide` elements long; the first stands in where nobody looks.
+                *vector =
+                    unsafe { E::load(lanes, here.values.wrapping_add(here.at.rows[position] + offset)) };
+            }
+            for (element, vector) in (d..).zip(lanes.transpose(block)) {
+                let to = keys.as_mut_ptr().wrapping_add(element * CHUNK + first);
+                // SAFETY: asserted above.
+                unsafe { lanes.store(to, vector) };
+            }
         }
     }
 
