@@ -1,7 +1,7 @@
 //! The operators on this machine's CPU: matrix products from one token to a whole prompt, paged attention, and what
 //! lies between them. Names read `gpu-kernels/operator/shape/backend`; behind each stands its rate beside what the
-//! machine can do at most, measured in the same run: reading from where the bytes lie, or multiply-adds in registers.
-//! Weights take turns, so that they come from memory and not from a cache.
+//! machine can do at most, measured in the same run: reading from where the bytes lie or multiply-adds in registers,
+//! whichever takes longer. Weights take turns, so that they come from memory and not from a cache.
 #![expect(clippy::unwrap_used, reason = "a bench whose setup fails has no figure")]
 
 use std::hint::black_box;
@@ -99,6 +99,17 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// What the machine allows at most, in the unit of `work`, for something that reads `bytes` and computes `flop`: the
+/// lower of its two roofs (Williams, Waterman, Patterson, *Roofline*, CACM 2009), which are `read` and `arithmetic`.
+fn roof(work: Work, (bytes, flop): (usize, usize), (read, arithmetic): (f64, f64)) -> f64 {
+    let (bytes, flop) = (bytes as f64, flop as f64);
+    let least = (bytes / read).max(flop / arithmetic);
+    match work {
+        Work::Bytes(_) => bytes / least,
+        Work::Flop(_) => flop / least,
+    }
+}
+
 /// Prints what the machine can do at this moment, above the figures of an operator.
 fn limits(operator: &str, limit: &str, peer: &str) {
     beside(&format!("gpu-kernels/{operator}/*"), limit, peer);
@@ -113,6 +124,8 @@ fn bench(
     (work, limit): (Work, f64),
     run: &mut dyn FnMut(),
 ) {
+    // Its answer is checked, also where it is not timed.
+    run();
     let mut seconds: Vec<f64> = Vec::new();
     let name = format!("{shape}/{}", cpu.isa());
     let mut group = criterion.benchmark_group(format!("gpu-kernels/{operator}"));
@@ -161,13 +174,10 @@ fn linear(criterion: &mut Criterion) {
                     assert_product(&cpu, &out, &x, &values, inputs, rows);
                 }
                 // Up to some eight rows bytes are the limit, then arithmetic.
-                let (work, limit) = match rows {
-                    ..=8 => (Work::Bytes(outputs * inputs * bits / 8), read),
-                    _ => {
-                        let flop = Work::Flop(2 * rows * inputs * outputs);
-                        (flop, if rounding.is_none() { bf16 } else { f32 })
-                    }
-                };
+                let (bytes, flop) = (outputs * inputs * bits / 8, 2 * rows * inputs * outputs);
+                let work = if rows <= 8 { Work::Bytes(bytes) } else { Work::Flop(flop) };
+                let arithmetic = if rounding.is_none() { bf16 } else { f32 };
+                let limit = roof(work, (bytes, flop), (read, arithmetic));
                 let mut turn = weights.iter().cycle();
                 let shape = format!("{rows}x{inputs}x{outputs}-{stored}");
                 bench(criterion, &cpu, ("linear", &shape), (work, limit), &mut || {
@@ -264,12 +274,10 @@ fn attention(criterion: &mut Criterion) {
         let bytes = spans.count * spans.context * HEADS.kv * HEADS.dim * 2 * 2;
         let pairs = spans.queries * (spans.context - spans.queries) + spans.queries * (spans.queries + 1) / 2;
         let flop = spans.count * pairs * HEADS.query * HEADS.dim * 4;
-        let (work, limit) = match spans.queries {
-            1 => (Work::Bytes(bytes), read_limit(&cpu, bytes / cpu.threads())),
-            _ => (Work::Flop(flop), arithmetic),
-        };
+        let work = if spans.queries == 1 { Work::Bytes(bytes) } else { Work::Flop(flop) };
+        let read = read_limit(&cpu, bytes / cpu.threads());
+        let limit = roof(work, (bytes, flop), (read, arithmetic));
         let mut run = attend(&cpu, &spans);
-        run();
         bench(criterion, &cpu, ("attention", name), (work, limit), &mut run);
     }
 }
