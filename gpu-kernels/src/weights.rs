@@ -66,8 +66,7 @@ pub struct Int4Source {
     pub zeros: WeightPart,
     /// The scales, `scales`.
     pub scales: WeightPart,
-    /// The group of each input, `g_idx` (i32, `[cols]`); `None`: one group after the other. An implementation may
-    /// refuse any other order (act-order).
+    /// The group of each input, `g_idx` (i32, `[cols]`); `None`: one group after the other.
     pub group_of: Option<WeightPart>,
 }
 

@@ -29,6 +29,12 @@ fn int4(
     let zeros: Vec<u32> =
         (0..rows * groups).map(|_| if plain { 8 } else { random.below(16) as u32 }).collect();
     let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(random.float() / 8.0)).collect();
+    // One group after the other, or in another order (act-order).
+    let mut group_of: Vec<u32> = (0..cols).map(|col| (col / group) as u32).collect();
+    let reordered = random.flip();
+    if reordered {
+        random.shuffle(&mut group_of);
+    }
     let value = |row: usize, col: usize| values[row * cols + col];
     let zero = |row: usize, group: usize| zeros[row * groups + group];
     // What AutoAWQ writes into the nibbles of a word, lowest first.
@@ -72,12 +78,13 @@ fn int4(
     let worth = (0..rows * cols)
         .map(|at| {
             let (row, col) = (at / cols, at % cols);
-            let at = row * groups + col / group;
+            let at = row * groups + group_of[col] as usize;
             (values[row * cols + col] as f32 - zeros[at] as f32) * scales[at].to_f32()
         })
         .collect();
     let (values, zeros, scales) = (part(bytes(&words)), part(bytes(&zero_words)), part(scale_bytes));
-    (Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None }, worth)
+    let group_of = reordered.then(|| part(bytes(&group_of)));
+    (Int4Source { layout, rows, cols, group, values, zeros, scales, group_of }, worth)
 }
 
 /// A matrix of all codes that are numbers, in blocks.
@@ -354,11 +361,10 @@ fn doors_name_what_is_wrong() {
         says(Int4Source { cols: 128, ..good.clone() }),
         "weight_int4: bytes of the values is 512, expected 1024"
     );
-    let reordered: Vec<u8> = (0..64).flat_map(|input| (1 - input / 32_i32).to_le_bytes()).collect();
-    let reordered = WeightPart { range: 0..256, bytes: Arc::new(reordered) };
+    let one_group = WeightPart { range: 0..256, bytes: Arc::new(vec![0_u8; 256]) };
     assert_eq!(
-        says(Int4Source { group_of: Some(reordered), ..good.clone() }),
-        "weight_int4: a group of inputs in another order, from input 0 is not supported, only groups one after the other"
+        says(Int4Source { group_of: Some(one_group), ..good.clone() }),
+        "weight_int4: inputs of a group is 64, expected 32"
     );
     let beyond = WeightPart { range: 1..1000, ..good.scales.clone() };
     assert_eq!(

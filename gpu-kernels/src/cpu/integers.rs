@@ -66,6 +66,8 @@ pub(crate) struct Integers {
     pub(crate) cols: usize,
     /// Inputs with one scale, a multiple of [`STEP`].
     pub(crate) group: usize,
+    /// Which input each column is, where it is not its own number (act-order).
+    pub(crate) order: Option<Vec<u32>>,
 }
 
 impl fmt::Debug for Integers {
@@ -127,27 +129,22 @@ impl Integers {
     /// Takes a matrix of a checkpoint, bit for bit. Cost: one pass, on all threads.
     pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
         let stored = Stored::new(source, STEP)?;
-        if let Some(input) = stored.first_out_of_order() {
-            return Err(Error::Unsupported {
-                operator: "weight_int4",
-                what: "a group of inputs in another order, from input",
-                found: input.to_string(),
-                supported: "groups one after the other",
-            });
-        }
+        let order = stored.order()?;
+        let input = |col: usize| order.as_ref().map_or(col, |order| order[col] as usize);
         let &Int4Source { rows, cols, group, .. } = source;
-        Self::pack(with, Form::Four, (rows, cols, group), &|first, there, panel| {
+        let packed = Self::pack(with, Form::Four, (rows, cols, group), &|first, there, panel| {
             for lane in 0..there {
                 let row = first + lane;
                 for (col, to) in panel.values[lane * cols..][..cols].iter_mut().enumerate() {
-                    *to = stored.value(row, col).cast_signed() - 8;
+                    *to = stored.value(row, input(col)).cast_signed() - 8;
                 }
                 for index in 0..cols / group {
                     panel.scales[index * WIDTH + lane] = stored.scale(row, index).to_f32();
                     panel.zeros[index * WIDTH + lane] = stored.zero(row, index).cast_signed() - 8;
                 }
             }
-        })
+        })?;
+        Ok(Self { order, ..packed })
     }
 
     /// Takes a matrix of E4M3 of a checkpoint, byte for byte. Cost: one pass to check them, and one on all threads.
@@ -179,7 +176,7 @@ impl Integers {
         let group_bytes = (group / form.elements()).checked_add(1).and_then(|lines| lines.checked_mul(LINE));
         let size = group_bytes.and_then(|bytes| bytes.checked_mul(groups)?.checked_mul(panels));
         let room = arena.room(size.ok_or(Error::Memory { operator: "weight", bytes: usize::MAX })?)?;
-        let packed = Self { room, form, rows, cols, group };
+        let packed = Self { room, form, rows, cols, group, order: None };
         workers.rows(panels, WIDTH * cols, &|from, to| {
             let mut panel = Panel {
                 values: vec![0; WIDTH * cols],
@@ -302,6 +299,10 @@ impl Integers {
                 };
                 *out = value * scale;
             }
+        }
+        if let Some(order) = &self.order {
+            let columns = out.to_vec();
+            order.iter().zip(columns).for_each(|(&input, x)| out[input as usize] = x);
         }
     }
 }
