@@ -35,5 +35,5 @@ pub use grouped::{Grouped, Router};
 pub use latent::{Latent, LatentAttention, LatentQuery, LatentShape};
 pub use ops::{BatchInput, Ops, Projection, Span};
 pub use sampling::{Draft, Drafts, Draw, Sampled, Sampling, Seen, Verified};
-pub use shape::{Heads, KvShape, KvStorage, RopeStyle};
+pub use shape::{Heads, KvOrder, KvShape, KvStorage, RopeStyle};
 pub use weights::{Fp8Source, Int4Layout, Int4Source, Rounding, WeightBytes, WeightPart, WeightSource};

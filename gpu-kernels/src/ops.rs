@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::{
-    Attention, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm, RopeStyle,
-    Rounding, Scores, WeightSource,
+    Attention, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvOrder, KvShape, KvStorage, Norm,
+    RopeStyle, Rounding, Scores, WeightSource,
 };
 
 /// One matrix product of [`Ops::linear`]: `out = x · weightᵀ + bias`.
@@ -160,7 +160,21 @@ pub trait Ops {
     ///
     /// # Errors
     /// As [`Ops::kv_pool`], and when a scale is not finite and above 0.
-    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<Self::KvPool, Error>;
+    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<Self::KvPool, Error> {
+        self.kv_pool_ordered(shape, storage, KvOrder::default())
+    }
+
+    /// The same, with the heads and tokens of a block in the order asked for. The CPU keeps sixteen tokens of K
+    /// together in either ([`cpu::KvPool`](crate::cpu::KvPool)).
+    ///
+    /// # Errors
+    /// As [`Ops::kv_pool_stored`].
+    fn kv_pool_ordered(
+        &self,
+        shape: KvShape,
+        storage: KvStorage,
+        order: KvOrder,
+    ) -> Result<Self::KvPool, Error>;
 
     /// Bytes that [`Ops::kv_pool`] takes for one block over all layers, so that a caller can turn memory into blocks.
     ///
@@ -410,8 +424,8 @@ pub trait Ops {
     fn copy_slots(&self, pool: &mut Self::KvPool, lists: &[&[(u64, u64)]]) -> Result<(), Error>;
 
     /// Copies blocks, K and V of all layers, out of the pool: each into its own bytes, as many as
-    /// [`Ops::kv_block_bytes`]. What they mean is known to [`Ops::load_blocks`] of a pool of the same shape alone. A
-    /// GPU gathers them in one launch and brings them over in one copy.
+    /// [`Ops::kv_block_bytes`]. What they mean is known to [`Ops::load_blocks`] of a pool of the same shape and order
+    /// alone. A GPU gathers them in one launch and brings them over in one copy.
     ///
     /// # Errors
     /// When a block is not in the pool, or has bytes of another length.

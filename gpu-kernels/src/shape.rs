@@ -34,6 +34,16 @@ pub struct KvShape {
     pub dtype: Dtype,
 }
 
+/// How the heads and tokens of a block lie in K and in V, by FlashInfer's names. No result depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvOrder {
+    /// Heads, then tokens: `[blocks, kv heads, tokens, dim]`. A head's tokens are neighbours, as attention reads them.
+    #[default]
+    Hnd,
+    /// Tokens, then heads: `[blocks, tokens, kv heads, dim]`. A token is one piece.
+    Nhd,
+}
+
 /// How a pool stores a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KvStorage {

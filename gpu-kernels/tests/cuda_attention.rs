@@ -25,7 +25,7 @@ mod emulator;
 use std::sync::atomic::Ordering;
 
 use attending::{Case, attend, compare, step};
-use cases::{Found, check, check_full, machines, repeat, sequences};
+use cases::{Found, ORDERS, check, check_full, machines, repeat, sequences};
 use common::{Random, bits};
 use quayline_gpu_kernels::{Dtype, KvStorage};
 
@@ -172,7 +172,8 @@ fn case_17_alibi_and_trees_of_drafts() {
 fn check_hopper(name: &str, case: &Case) {
     let (sequences, mut random) = sequences(name, case);
     let mut first: Option<Found> = None;
-    for (cuda, emulator) in machines(case.dtype) {
+    for ((cuda, emulator), order) in machines(case.dtype).into_iter().zip(ORDERS) {
+        let case = &Case { order, ..case.clone() };
         emulator.hopper.store(true, Ordering::Relaxed);
         emulator.shared_bytes_max.store(227 << 10, Ordering::Relaxed);
         let cuda = cuda.with_fast_prompts(true);
@@ -183,7 +184,9 @@ fn check_hopper(name: &str, case: &Case) {
         let found = (bits(&out), bits(&lse));
         repeat(name, &cuda, case, &step, &found);
         match &first {
-            Some(first) => assert!(*first == found, "{name}: the order of threads shows in the bits"),
+            Some(first) => {
+                assert!(*first == found, "{name}: the order of threads or of the pool shows in the bits")
+            }
             None => {
                 compare(name, case, &sequences, (&out, &lse), f64::INFINITY, &mut random);
                 first = Some(found);

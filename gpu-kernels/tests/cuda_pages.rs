@@ -20,11 +20,13 @@ mod emulator;
 use std::sync::atomic::Ordering;
 
 use attending::{Case, append, attend, row, step, write};
-use cases::machines;
+use cases::{ORDERS, machines};
 use common::{Random, bits, cpus};
 use half::bf16;
 use quayline_gpu_kernels::cuda::{KvPool, Tensor};
-use quayline_gpu_kernels::{Attention, BatchInput, Cuda, Dtype, Error, Heads, KvShape, KvStorage, Ops, Span};
+use quayline_gpu_kernels::{
+    Attention, BatchInput, Cuda, Dtype, Error, Heads, KvOrder, KvShape, KvStorage, Ops, Span,
+};
 
 #[test]
 fn case_14_a_pool_beyond_32_bits() {
@@ -181,6 +183,53 @@ fn more_blocks_than_go_over_at_once() {
 }
 
 #[test]
+fn a_block_lies_in_the_order_asked_for() {
+    cpus().for_each(|cpu| block_lies_in_order(&cpu, true));
+    machines(Dtype::Bf16).iter().for_each(|(cuda, _)| block_lies_in_order(cuda, false));
+}
+
+/// V, and K where it is not `in_panels`, are what the order says, and heads are padded to 16 elements.
+fn block_lies_in_order<O: Ops>(ops: &O, in_panels: bool) {
+    let (heads, tokens, dim, wide) = (3, 32, 8, 16);
+    let shape = KvShape {
+        layers: 1,
+        blocks: 2,
+        block_size: tokens,
+        kv_heads: heads,
+        head_dim: dim,
+        dtype: Dtype::Bf16,
+    };
+    let number = |token: usize, head: usize, i: usize| ((token * heads + head) * dim + i) as f32 / 8.0;
+    let x: Vec<f32> = (0..tokens * heads * dim)
+        .map(|at| bf16::from_f32(number(at / dim / heads, at / dim % heads, at % dim)).to_f32())
+        .collect();
+    let minus: Vec<f32> = x.iter().map(|x| -x).collect();
+    let slots: Vec<i64> = (tokens as i64..2 * tokens as i64).collect();
+    for order in ORDERS {
+        let mut pool = ops.kv_pool_ordered(shape, KvStorage::Same, order).unwrap();
+        append(ops, &mut pool, shape, &slots, &minus, &x);
+        let mut bytes = vec![0; ops.kv_block_bytes(shape).unwrap()];
+        assert_eq!(bytes.len(), 2 * heads * tokens * wide * 2);
+        ops.save_block(&pool, 1, &mut bytes).unwrap();
+        let all: Vec<f32> =
+            bytes.as_chunks::<2>().0.iter().map(|&two| bf16::from_le_bytes(two).to_f32()).collect();
+        let (k, v) = all.split_at(all.len() / 2);
+        for (token, head) in (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head))) {
+            let at = match order {
+                KvOrder::Hnd => head * tokens + token,
+                KvOrder::Nhd => token * heads + head,
+            };
+            let [k, v] = [k, v].map(|page| &page[at * wide..][..dim]);
+            let from = (token * heads + head) * dim;
+            assert_eq!(*v, x[from..from + dim], "{order:?}: V of token {token}, head {head}");
+            if !in_panels {
+                assert_eq!(*k, minus[from..from + dim], "{order:?}: K of token {token}, head {head}");
+            }
+        }
+    }
+}
+
+#[test]
 fn moved_tokens_read_as_their_source() {
     for block_size in [5, 16, 32] {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
@@ -197,21 +246,25 @@ fn moved_tokens<O: Ops>(ops: &O, dtype: Dtype, block_size: usize) {
     let x = |from: &dyn Fn(usize) -> usize| -> Vec<f32> {
         (0..count * 48).map(|i| (from(i / 48) * 48 + i % 48) as f32).collect()
     };
-    for storage in [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead] {
-        let mut pool = ops.kv_pool_stored(shape, storage).unwrap();
+    let storages = [KvStorage::Same, KvStorage::Fp8PerHead, KvStorage::Int8PerHead];
+    for (storage, order) in storages.into_iter().flat_map(|storage| ORDERS.map(|order| (storage, order))) {
+        let mut pool = ops.kv_pool_ordered(shape, storage, order).unwrap();
         append(ops, &mut pool, shape, &slots, &x(&|slot| slot), &x(&|slot| count + slot));
         // A branch of a tree goes to where the sequence goes on; another sequence has its own.
         let lists: [&[(u64, u64)]; 3] = [&[(6, 5), (8, 6), (9, 8)], &[], &[(14, 0)]];
         ops.copy_slots(&mut pool, &lists).unwrap();
         let moved = [14, 1, 2, 3, 4, 6, 8, 7, 9, 9];
         let now = |slot: usize| moved.get(slot).copied().unwrap_or(slot);
-        let mut expected = ops.kv_pool_stored(shape, storage).unwrap();
+        let mut expected = ops.kv_pool_ordered(shape, storage, order).unwrap();
         append(ops, &mut expected, shape, &slots, &x(&now), &x(&|slot| count + now(slot)));
         let mut bytes = [(); 2].map(|()| vec![0; ops.kv_block_bytes_stored(shape, storage).unwrap()]);
         for block in 0..3 {
             ops.save_block(&pool, block, &mut bytes[0]).unwrap();
             ops.save_block(&expected, block, &mut bytes[1]).unwrap();
-            assert!(bytes[0] == bytes[1], "{dtype} {storage:?}, block {block} of {block_size} tokens");
+            assert!(
+                bytes[0] == bytes[1],
+                "{dtype} {storage:?} {order:?}, block {block} of {block_size} tokens"
+            );
         }
         let beyond = ops.copy_slots(&mut pool, &[&[(count as u64, 0)]]);
         assert!(matches!(beyond, Err(Error::TooLarge { dimension: "slot", found, .. }) if found == count));

@@ -183,17 +183,18 @@ impl Kernel for Append<'_> {
             for (token, &slot) in self.slots.iter().enumerate() {
                 let Ok(slot) = usize::try_from(slot) else { continue };
                 let (block, place) = (slot / block_size, slot % block_size);
-                let first = block * layout.page_stride + head * layout.head_stride;
+                let [keys, values] =
+                    layout.head_strides.map(|stride| block * layout.page_stride + head * stride);
                 let [k, v] = self.rows.map(|x| &x[(token * kv_heads + head) * head_dim..][..head_dim]);
                 let of_head = slot * kv_heads + head;
                 let lane = place % lanes;
-                let panel = first + (place - lane) * layout.token_stride;
+                let panel = keys + (place - lane) * layout.token_stride;
                 // SAFETY: only this thread writes this head.
-                let to = unsafe { self.planes[0].bytes(panel * size, lanes * layout.token_stride * size) };
+                let to = unsafe { self.planes[0].bytes(panel * size, lanes * layout.wide * size) };
                 // SAFETY: as above.
                 let k = unsafe { self.scales[0].divide(form, of_head, k, &mut scaled) };
                 into_panel(form, k, (lane, lanes), to);
-                let start = (first + place * layout.token_stride) * size;
+                let start = (values + place * layout.token_stride) * size;
                 // SAFETY: as above.
                 let to = unsafe { self.planes[1].bytes(start, head_dim * size) };
                 // SAFETY: as above.

@@ -5,12 +5,13 @@ use std::sync::PoisonError;
 use super::attention::{Floats, Queries};
 use super::{Batch, Cpu, KvPool, RopeTable, Tensor, Weight, append};
 use crate::{
-    Attention, Error, Heads, KvStorage, Latent, LatentAttention, LatentQuery, LatentShape, Scores, door,
+    Attention, Error, Heads, KvOrder, KvStorage, Latent, LatentAttention, LatentQuery, LatentShape, Scores,
+    door,
 };
 
 impl Latent for Cpu {
     fn latent_pool(&self, shape: LatentShape, storage: KvStorage) -> Result<KvPool, Error> {
-        KvPool::new(door::latent_pool(shape, storage)?, storage, Some(shape.latent_dim))
+        KvPool::new(door::latent_pool(shape, storage)?, storage, KvOrder::default(), Some(shape.latent_dim))
     }
 
     fn latent_block_bytes(&self, shape: LatentShape, storage: KvStorage) -> Result<usize, Error> {

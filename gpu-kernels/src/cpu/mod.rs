@@ -50,8 +50,8 @@ pub use workers::Workers;
 use crate::door;
 use crate::error::same;
 use crate::{
-    Attention, BatchInput, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage, Norm,
-    Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, BatchInput, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvOrder, KvShape, KvStorage,
+    Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 use arena::Arena;
 use attention::Queries;
@@ -219,9 +219,9 @@ impl Ops for Cpu {
         RopeTable::new(cos, sin, rotary_dim, style)
     }
 
-    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
+    fn kv_pool_ordered(&self, shape: KvShape, storage: KvStorage, order: KvOrder) -> Result<KvPool, Error> {
         door::storage(storage)?;
-        KvPool::new(shape, storage, None)
+        KvPool::new(shape, storage, order, None)
     }
 
     fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {

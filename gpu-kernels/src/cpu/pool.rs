@@ -8,7 +8,7 @@ use super::tensor::{LINE, first_line, wish_huge_pages, zeroed};
 use crate::door::Pool;
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Dtype, Error, KvShape, KvStorage};
+use crate::{Dtype, Error, KvOrder, KvShape, KvStorage};
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head]`, with `dim` padded with zeros to a
 /// multiple of 16 so that kernels never meet a tail.
@@ -16,7 +16,7 @@ use crate::{Dtype, Error, KvShape, KvStorage};
 /// V of a head is `[token][dim]`. K of a head lies in panels of sixteen tokens, as weights do (`panels.rs`): of
 /// each pair of elements there is a line for the sixteen, so that scores are summed with lanes along tokens and
 /// nothing has to be turned. Where sixteen do not divide a block, its tokens are one panel, with shorter or longer
-/// lines.
+/// lines. That is [`KvOrder::Hnd`]; in [`KvOrder::Nhd`] the heads of a panel, or of a token of V, lie side by side.
 ///
 /// Of latents there is one plane, of rows like those of V, which are keys too: heads are many there, so that turning a
 /// chunk for all of them costs little.
@@ -87,8 +87,12 @@ pub(crate) enum OfPlane<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) page_stride: usize,
-    pub(crate) head_stride: usize,
+    /// In K, between the panels of two heads, and in V.
+    pub(crate) head_strides: [usize; 2],
+    /// A panel of K has that of all its tokens.
     pub(crate) token_stride: usize,
+    /// A head's length in memory.
+    pub(crate) wide: usize,
     /// Elements of K (or of V) of one layer.
     pub(crate) plane: usize,
     /// Of a layer: 2 for K and V, 1 for latents.
@@ -96,7 +100,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    fn new(shape: &KvShape, latent_dim: Option<usize>) -> Result<Self, Error> {
+    fn new(shape: &KvShape, order: KvOrder, latent_dim: Option<usize>) -> Result<Self, Error> {
         let planes = if latent_dim.is_some() { 1 } else { 2 };
         for (dimension, found) in [
             ("layers", shape.layers),
@@ -110,13 +114,17 @@ impl Layout {
         if latent_dim.is_none() {
             at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
         }
-        let token_stride = padded(shape.head_dim);
+        let wide = padded(shape.head_dim);
         let strides = || {
-            let head_stride = token_stride.checked_mul(shape.block_size)?;
-            let page_stride = head_stride.checked_mul(shape.kv_heads)?;
+            let of_head = wide.checked_mul(shape.block_size)?;
+            let page_stride = of_head.checked_mul(shape.kv_heads)?;
             let plane = page_stride.checked_mul(shape.blocks)?;
             plane.checked_mul(shape.layers)?.checked_mul(2 * 4)?;
-            Some(Self { page_stride, head_stride, token_stride, plane, planes })
+            let (head_strides, token_stride) = match order {
+                KvOrder::Hnd => ([of_head; 2], wide),
+                KvOrder::Nhd => ([lanes(shape) * wide, wide], shape.kv_heads * wide),
+            };
+            Some(Self { page_stride, head_strides, token_stride, wide, plane, planes })
         };
         strides().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
     }
@@ -127,10 +135,21 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(WIDTH)
 }
 
+/// Tokens of a panel of K.
+#[inline(always)]
+fn lanes(shape: &KvShape) -> usize {
+    if shape.block_size.is_multiple_of(WIDTH) { WIDTH } else { shape.block_size }
+}
+
 impl KvPool {
     /// A pool of keys and values, or of latents of so many elements.
-    pub(crate) fn new(shape: KvShape, storage: KvStorage, latent_dim: Option<usize>) -> Result<Self, Error> {
-        let (layout, form) = (Layout::new(&shape, latent_dim)?, Form::new(shape.dtype, storage));
+    pub(crate) fn new(
+        shape: KvShape,
+        storage: KvStorage,
+        order: KvOrder,
+        latent_dim: Option<usize>,
+    ) -> Result<Self, Error> {
+        let (layout, form) = (Layout::new(&shape, order, latent_dim)?, Form::new(shape.dtype, storage));
         let planes = shape.layers * layout.planes;
         let elements = layout.plane * planes;
         let mut memory = zeroed("kv_pool", Some((elements * form.bytes()).div_ceil(4) + LINE))?;
@@ -161,7 +180,7 @@ impl KvPool {
     /// Tokens of a panel of K.
     #[inline(always)]
     pub(crate) fn lanes(&self) -> usize {
-        if self.shape.block_size.is_multiple_of(WIDTH) { WIDTH } else { self.shape.block_size }
+        lanes(&self.shape)
     }
 
     /// Bytes that one block takes over all layers.
@@ -170,7 +189,7 @@ impl KvPool {
         storage: KvStorage,
         latent_dim: Option<usize>,
     ) -> Result<usize, Error> {
-        let layout = Layout::new(&shape, latent_dim)?;
+        let layout = Layout::new(&shape, KvOrder::default(), latent_dim)?;
         let page = layout.page_stride * storage.bytes(shape.dtype);
         let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
         Ok((page + scales) * layout.planes * shape.layers)
@@ -280,12 +299,13 @@ impl KvPool {
         let (layout, lanes, size) = (self.layout, self.lanes(), self.form.bytes());
         // Pairs of bf16 lie beside each other.
         let unit = if self.form == Form::Bf16 { 2 * size } else { size };
-        let row = layout.token_stride * size;
+        let (row, token_bytes) = (layout.wide * size, layout.token_stride * size);
         let place = |slot: usize, head: usize| {
             let (block, token) = (slot / block_size, slot % block_size);
-            let first = block * layout.page_stride + head * layout.head_stride;
-            let (lane, rows) = (token % lanes, first * size);
-            (rows + (token - lane) * row + lane * unit, rows + token * row)
+            let [keys, values] =
+                layout.head_strides.map(|stride| (block * layout.page_stride + head * stride) * size);
+            let lane = token % lanes;
+            (keys + (token - lane) * token_bytes + lane * unit, values + token * token_bytes)
         };
         for (layer, head) in (0..layers).flat_map(|layer| (0..kv_heads).map(move |head| (layer, head))) {
             let ((lane_from, row_from), (lane_to, row_to)) = (place(from, head), place(to, head));

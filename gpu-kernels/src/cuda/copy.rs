@@ -89,7 +89,7 @@ impl Cuda {
             (pool.plane(0, 0), layout.plane_bytes, layout.page_bytes, layout.token, layout.head, element);
         let scales = pool.scale_planes().map(|(start, plane, page)| (start, plane, page, kv_heads, 1, 4));
         for (start, plane, page, token, head, element) in [Some(numbers), scales].into_iter().flatten() {
-            let bytes = if head == 1 { element } else { layout.token * element };
+            let bytes = if head == 1 { element } else { layout.wide * element };
             let planes = pool.shape.layers * pool.layout.planes;
             let argument = CopySlotsArgument {
                 memory: start,

@@ -69,8 +69,8 @@ use tensor::Matrix;
 use crate::door;
 use crate::error::at_most;
 use crate::{
-    Attention, BatchInput, Dtype, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvShape, KvStorage,
-    Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, BatchInput, Dtype, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvOrder, KvShape,
+    KvStorage, Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 
 /// The operators, on a device.
@@ -255,9 +255,9 @@ impl Ops for Cuda {
         RopeTable::new(&self.device, cos, sin, rotary_dim, style)
     }
 
-    fn kv_pool_stored(&self, shape: KvShape, storage: KvStorage) -> Result<KvPool, Error> {
+    fn kv_pool_ordered(&self, shape: KvShape, storage: KvStorage, order: KvOrder) -> Result<KvPool, Error> {
         door::storage(storage)?;
-        KvPool::new(&self.device, self.dtype, shape, storage)
+        KvPool::new(&self.device, self.dtype, shape, storage, order)
     }
 
     fn kv_block_bytes_stored(&self, shape: KvShape, storage: KvStorage) -> Result<usize, Error> {

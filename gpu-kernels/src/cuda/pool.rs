@@ -7,9 +7,10 @@ use super::memory::{Keeper, Memory};
 use crate::door::{self, Pool};
 use crate::error::{at_most, multiple};
 use crate::shape::HEAD_DIM_MAX;
-use crate::{Dtype, Error, KvShape, KvStorage, LatentShape};
+use crate::{Dtype, Error, KvOrder, KvShape, KvStorage, LatentShape};
 
-/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]`, `dim` padded to whole 16s.
+/// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]` or, in [`KvOrder::Nhd`],
+/// `[block][token][kv head][dim]`, `dim` padded to whole 16s.
 /// Or latents of all layers, `[block][token][latent, rotated key]`.
 #[derive(Debug)]
 pub struct KvPool {
@@ -29,6 +30,8 @@ pub(crate) struct Layout {
     pub(crate) page: usize,
     pub(crate) head: usize,
     pub(crate) token: usize,
+    /// A head's length in memory.
+    pub(crate) wide: usize,
     /// Of a layer: 2 for K and V, 1 for latents.
     pub(crate) planes: usize,
     /// Bytes of K (or of V) of one layer.
@@ -52,7 +55,7 @@ impl Layout {
         (self.page_bytes + scales) * shape.layers * self.planes
     }
 
-    fn new(shape: &KvShape, storage: KvStorage, planes: usize) -> Result<Self, Error> {
+    fn new(shape: &KvShape, storage: KvStorage, order: KvOrder, planes: usize) -> Result<Self, Error> {
         for (dimension, found) in [
             ("layers", shape.layers),
             ("blocks", shape.blocks),
@@ -65,14 +68,18 @@ impl Layout {
         if planes == 2 {
             at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
         }
-        let token = shape.head_dim.next_multiple_of(16);
+        let wide = shape.head_dim.next_multiple_of(16);
         let layout = || {
-            let head = token.checked_mul(shape.block_size)?;
-            let page = head.checked_mul(shape.kv_heads)?;
+            let of_head = wide.checked_mul(shape.block_size)?;
+            let page = of_head.checked_mul(shape.kv_heads)?;
             let page_bytes = page.checked_mul(storage.bytes(shape.dtype))?;
             let plane_bytes = page_bytes.checked_mul(shape.blocks)?;
             plane_bytes.checked_mul(shape.layers)?.checked_mul(planes)?;
-            Some(Self { page, head, token, planes, plane_bytes, page_bytes })
+            let (head, token) = match order {
+                KvOrder::Hnd => (of_head, wide),
+                KvOrder::Nhd => (wide, shape.kv_heads * wide),
+            };
+            Some(Self { page, head, token, wide, planes, plane_bytes, page_bytes })
         };
         layout().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
     }
@@ -84,8 +91,9 @@ impl KvPool {
         dtype: Dtype,
         shape: KvShape,
         storage: KvStorage,
+        order: KvOrder,
     ) -> Result<Self, Error> {
-        Self::with_planes(device, dtype, shape, storage, None)
+        Self::with_planes(device, dtype, shape, (storage, order), None)
     }
 
     pub(crate) fn latents(
@@ -96,14 +104,14 @@ impl KvPool {
     ) -> Result<Self, Error> {
         let latent_dim = shape.latent_dim;
         let shape = door::latent_pool(shape, storage)?;
-        Self::with_planes(device, dtype, shape, storage, Some(latent_dim))
+        Self::with_planes(device, dtype, shape, (storage, KvOrder::default()), Some(latent_dim))
     }
 
     fn with_planes(
         device: &Arc<Keeper>,
         dtype: Dtype,
         shape: KvShape,
-        storage: KvStorage,
+        (storage, order): (KvStorage, KvOrder),
         latent_dim: Option<usize>,
     ) -> Result<Self, Error> {
         if shape.dtype != dtype {
@@ -114,7 +122,7 @@ impl KvPool {
                 supported: "the activations' type, or one byte",
             });
         }
-        let layout = Layout::new(&shape, storage, if latent_dim.is_some() { 1 } else { 2 })?;
+        let layout = Layout::new(&shape, storage, order, if latent_dim.is_some() { 1 } else { 2 })?;
         let scales = match storage {
             KvStorage::Same => Memory::new(device, 0)?,
             KvStorage::Fp8 { key_scale, value_scale } => {
@@ -130,13 +138,13 @@ impl KvPool {
 
     /// Bytes of one block of K and V over all layers.
     pub(crate) fn bytes_of_block(shape: &KvShape, storage: KvStorage) -> Result<usize, Error> {
-        Ok(Layout::new(shape, storage, 2)?.block_bytes(shape, storage))
+        Ok(Layout::new(shape, storage, KvOrder::default(), 2)?.block_bytes(shape, storage))
     }
 
     /// Bytes of one block of latents over all layers.
     pub(crate) fn bytes_of_latents(shape: LatentShape, storage: KvStorage) -> Result<usize, Error> {
         let shape = door::latent_pool(shape, storage)?;
-        Ok(Layout::new(&shape, storage, 1)?.block_bytes(&shape, storage))
+        Ok(Layout::new(&shape, storage, KvOrder::default(), 1)?.block_bytes(&shape, storage))
     }
 
     /// Its shape, for the door.

@@ -8,7 +8,9 @@
 use std::sync::LazyLock;
 
 use half::{bf16, f16};
-use quayline_gpu_kernels::{Attention, BatchInput, Dtype, Heads, KvShape, KvStorage, Ops, Scores, Span};
+use quayline_gpu_kernels::{
+    Attention, BatchInput, Dtype, Heads, KvOrder, KvShape, KvStorage, Ops, Scores, Span,
+};
 
 use crate::common::Random;
 
@@ -35,6 +37,7 @@ pub(crate) struct Case {
     pub(crate) sinks: bool,
     pub(crate) tree: bool,
     pub(crate) storage: KvStorage,
+    pub(crate) order: KvOrder,
 }
 
 impl Case {
@@ -50,6 +53,7 @@ impl Case {
             sinks: false,
             tree: false,
             storage: KvStorage::Same,
+            order: KvOrder::Hnd,
         }
     }
 
@@ -215,7 +219,7 @@ pub(crate) fn step<O: Ops>(ops: &O, case: &Case, sequences: &[Sequence], random:
     let of = |sequence: &Sequence| sequence.context.div_ceil(block_size);
     let blocks = 2 + sequences.iter().map(of).sum::<usize>();
     let shape = KvShape { layers: 2, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: case.dtype };
-    let mut pool = ops.kv_pool_stored(shape, case.storage).unwrap();
+    let mut pool = ops.kv_pool_ordered(shape, case.storage, case.order).unwrap();
     poison(ops, &mut pool, shape, case.storage);
 
     let mut free: Vec<u32> = (0..blocks as u32).collect();

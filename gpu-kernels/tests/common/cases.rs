@@ -1,13 +1,13 @@
 //! A case of attention on every machine at hand: the CPU's instruction sets, and CUDA in the emulator or on a GPU.
 //!
-//! In the emulator every step runs in both orders of fibres and blocks, on the CPU with one thread and with three, with
-//! equal bits.
+//! In the emulator every step runs in both orders of fibres and blocks, on the CPU with one thread and with three; the
+//! first of the two over a pool of heads and tokens, the second over one of tokens and heads; with equal bits.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Isa, KvStorage};
+use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Isa, KvOrder, KvStorage};
 
 use crate::attending::{Case, Sequence, Step, attend, compare, quantise, step};
 use crate::common::{self, Random, bits, cpus};
@@ -15,6 +15,9 @@ use crate::emulator::{self, Emulator};
 
 /// Bits of an output and of its LSE.
 pub(crate) type Found = (Vec<u32>, Vec<u32>);
+
+/// The orders of a pool, one for each of two runs that must give the same bits.
+pub(crate) const ORDERS: [KvOrder; 2] = [KvOrder::Hnd, KvOrder::Nhd];
 
 /// The emulator in both orders; none where there is no compiler.
 pub(crate) fn machines(dtype: Dtype) -> Vec<(Cuda, Arc<Emulator>)> {
@@ -78,13 +81,17 @@ fn check_cpu(
     cpus: impl Iterator<Item = Cpu>,
 ) {
     let mut of_isa: Option<(Isa, Found)> = None;
-    for cpu in cpus {
+    for (cpu, order) in cpus.zip(ORDERS.into_iter().cycle()) {
+        let case = &Case { order, ..case.clone() };
         let name = format!("{name} on {cpu:?}");
         let (out, lse) = attend(&cpu, case, &step(&cpu, case, sequences, random));
         let found = (bits(&out), bits(&lse));
         match &of_isa {
             Some((isa, first)) if *isa == cpu.isa() => {
-                assert!(*first == found, "{name}: the number of threads shows in the bits");
+                assert!(
+                    *first == found,
+                    "{name}: the number of threads or the pool's order shows in the bits"
+                );
             }
             _ => {
                 compare(&name, case, sequences, (&out, &lse), 1e-4, random);
@@ -96,7 +103,8 @@ fn check_cpu(
 
 fn check_cuda(name: &str, case: &Case, sequences: &[Sequence], random: &mut Random) {
     let mut first: Option<Found> = None;
-    for (cuda, emulator) in machines(case.dtype) {
+    for ((cuda, emulator), order) in machines(case.dtype).into_iter().zip(ORDERS) {
+        let case = &Case { order, ..case.clone() };
         let step = step(&cuda, case, sequences, random);
         emulator.bank_conflicts.store(0, Ordering::Relaxed);
         let (out, lse) = attend(&cuda, case, &step);
@@ -108,7 +116,9 @@ fn check_cuda(name: &str, case: &Case, sequences: &[Sequence], random: &mut Rand
         let found = (bits(&out), bits(&lse));
         repeat(name, &cuda, case, &step, &found);
         match &first {
-            Some(first) => assert!(*first == found, "{name}: the order of threads shows in the bits"),
+            Some(first) => {
+                assert!(*first == found, "{name}: the order of threads or of the pool shows in the bits")
+            }
             None => {
                 compare(name, case, sequences, (&out, &lse), f64::INFINITY, random);
                 first = Some(found);

@@ -261,7 +261,7 @@ impl Kernel for Run<'_> {
         let Self { step, out, tile, part, sums, scratch } = self;
         let Step { pool, q, attention, .. } = step;
         let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
-        let (wide, rows) = (pool.layout.token_stride, tile.rows_all());
+        let (wide, rows) = (pool.layout.wide, tile.rows_all());
         let sums_len = rows * q.wide();
         let [query, value, weight, all, keys, values] =
             scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK, CHUNK * wide]);
@@ -363,7 +363,7 @@ fn segment<L: Lanes>(
     (low, high): (usize, usize),
 ) {
     let Step { pool, layer, batch, q, attention, shaping, .. } = step;
-    let (dim, wide) = (attention.heads.dim, pool.layout.token_stride);
+    let (dim, wide) = (attention.heads.dim, pool.layout.wide);
     let pages = Pages { pool, table: batch.table(tile.index) };
     let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
     let start = low / CHUNK * CHUNK;

@@ -37,8 +37,10 @@ impl Pages<'_> {
     /// The chunk at `at` of a head.
     #[inline(always)]
     pub(super) fn head<'a>(&self, layer: usize, head: usize, at: &'a Places) -> Of<'a> {
-        let bytes = head * self.pool.layout.head_stride * self.pool.form.bytes();
-        let plane = |which| self.pool.plane(layer, which).as_ptr().wrapping_add(bytes);
+        let plane = |which: usize| {
+            let bytes = head * self.pool.layout.head_strides[which] * self.pool.form.bytes();
+            self.pool.plane(layer, which).as_ptr().wrapping_add(bytes)
+        };
         Of { keys: plane(0), values: plane(1), at }
     }
 
@@ -142,7 +144,7 @@ impl Pages<'_> {
     /// The rows of a chunk of latents, which are keys too, widened to `[dim][64]`.
     #[inline(always)]
     fn turn_rows<L: Lanes, E: Element>(&self, lanes: L, Chunk { here, next }: Chunk<'_>, keys: &mut [f32]) {
-        let wide = self.pool.layout.token_stride;
+        let wide = self.pool.layout.wide;
         assert!(keys.len() >= wide * CHUNK, "scratch holds a chunk");
         for (first, d) in
             (0..CHUNK).step_by(WIDTH).flat_map(|at| (0..wide).step_by(WIDTH).map(move |d| (at, d)))
@@ -195,7 +197,7 @@ impl Pages<'_> {
         Chunk { here, next }: Chunk<'_>,
         values: &mut [f32],
     ) {
-        let wide = self.pool.layout.token_stride;
+        let wide = self.pool.layout.wide;
         assert!(values.len() >= CHUNK * wide, "scratch holds a chunk");
         for position in valid.0..valid.1 {
             for d in (0..wide).step_by(WIDTH) {
