@@ -1,10 +1,8 @@
 //! Attention over paged memory: `kernels/attention.cuh` and `kernels/merge.cu`.
 
-use std::sync::Arc;
-
 use super::batch::{Batch, DeviceWork};
 use super::device::Address;
-use super::memory::{Keeper, Memory};
+use super::memory::Memory;
 use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
 use super::pool::KvPool;
 use super::tensor::Tensor;
@@ -386,17 +384,5 @@ impl Call<'_> {
         let blocks = divide("attention", work.merges_len * heads.kv, 1)?;
         let kernel = if shape.is_latent() { "merge_partials_latent" } else { "merge_partials" };
         self.cuda.launch("merge", kernel, blocks, 128, 0, &merge)
-    }
-}
-
-impl Cuda {
-    /// Memory that lives until a later call needs more. Calls are in one order, so they share it.
-    pub(super) fn workspace(&self, bytes: usize) -> Result<Arc<Memory>, Error> {
-        let mut workspace = self.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if workspace.bytes() < bytes {
-            let device: &Arc<Keeper> = &self.device;
-            *workspace = Arc::new(Memory::new(device, bytes.next_power_of_two())?);
-        }
-        Ok(Arc::clone(&workspace))
     }
 }
