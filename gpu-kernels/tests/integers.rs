@@ -130,10 +130,32 @@ fn product(
     cpu.read(&to).unwrap().into_owned()
 }
 
+/// Holds products of rows of `x` against sums in f64 of what a weight's elements are worth.
+fn products_are_right(
+    cpu: &Cpu,
+    weight: &Weight,
+    (worth, (out, into)): (&[f32], (usize, usize)),
+    x: &[f32],
+    bias: &[f32],
+    what: &str,
+) {
+    let found = product(cpu, weight, Some(&common::vector(cpu, bias)), x, (out, into));
+    for (row, x) in x.chunks(into).enumerate() {
+        for (output, worth) in worth.chunks(into).enumerate() {
+            let terms = x.iter().zip(worth).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let exact = terms.clone().sum::<f64>() + f64::from(bias[output]);
+            let size = terms.map(f64::abs).sum::<f64>() + 1.0;
+            close(found[row * out + output], exact, size * 1e-6, || {
+                format!("{what} {cpu:?} {weight:?}: row {row}, output {output}")
+            });
+        }
+    }
+}
+
 const LAYOUTS: [Int4Layout; 3] = [Int4Layout::Awq, Int4Layout::Gptq, Int4Layout::GptqV2];
 
 #[test]
-fn integers_of_a_checkpoint_are_kept_bit_for_bit() {
+fn integers_of_a_checkpoint_are_kept_bit_for_bit_and_multiplied() {
     for seed in 0..20 {
         let mut random = Random::new(seed);
         let layout = random.pick(&LAYOUTS);
@@ -142,11 +164,10 @@ fn integers_of_a_checkpoint_are_kept_bit_for_bit() {
         let (source, worth) = int4(&mut random, layout, (shape.0, shape.1, group));
         for cpu in cpus() {
             let weight = cpu.weight_int4(&source).unwrap();
-            assert_eq!(
-                rows(&cpu, &weight, shape),
-                worth,
-                "seed {seed} {cpu:?} {layout:?} {shape:?} by {group}"
-            );
+            let what = format!("seed {seed} {layout:?} by {group}");
+            assert_eq!(rows(&cpu, &weight, shape), worth, "{what} {cpu:?} {shape:?}");
+            let (x, bias) = (random.floats(3 * shape.1), random.floats(shape.0));
+            products_are_right(&cpu, &weight, (&worth, shape), &x, &bias, &what);
         }
     }
 }
@@ -245,19 +266,8 @@ fn products_are_right_at_every_edge() {
             let count = random.pick(&[0, 1, 2, 3, 5, 8, 11, 12, 13, 16, 27]);
             let x = random.floats(count * into);
             let bias = random.floats(out);
-            let found = product(&cpu, &weight, Some(&common::vector(&cpu, &bias)), &x, shape);
             let worth = rows(&cpu, &weight, shape);
-            for (row, x) in x.chunks(into).enumerate() {
-                for output in 0..out {
-                    let pairs = x.iter().zip(&worth[output * into..][..into]);
-                    let terms = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b));
-                    let exact = terms.clone().sum::<f64>() + f64::from(bias[output]);
-                    let size = terms.map(f64::abs).sum::<f64>() + 1.0;
-                    close(found[row * out + output], exact, size * 1e-6, || {
-                        format!("seed {seed} {cpu:?} {weight:?}: row {row} of {count}, output {output}")
-                    });
-                }
-            }
+            products_are_right(&cpu, &weight, (&worth, shape), &x, &bias, &format!("seed {seed}"));
         }
     }
 }
