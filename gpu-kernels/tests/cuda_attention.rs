@@ -4,7 +4,7 @@
 //!
 //! Cases whose length is the point run at that length too (to 131,072 tokens): on a GPU, and on the CPU when
 //! `QUAYLINE_FULL_CASES` is set. `QUAYLINE_FULL_CASES=1 cargo test -p quayline-gpu-kernels --test cuda_attention case_`
-//! takes two minutes and 3 GB on two cores.
+//! takes a minute and 2.2 GB on two cores.
 #![cfg(unix)]
 #![allow(
     unsafe_code,
