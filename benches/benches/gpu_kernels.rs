@@ -85,10 +85,10 @@ fn read_limit(cpu: &Cpu, bytes: usize) -> f64 {
 }
 
 /// Billions of operations a second that products with such weights could do, were there nothing but multiply-adds.
-fn flop_limit(cpu: &Cpu, _weights: Dtype) -> f64 {
+fn flop_limit(cpu: &Cpu, weights: Dtype) -> f64 {
     let rate = |_| {
         let start = Instant::now();
-        let flop = cpu.multiply_add(400_000);
+        let flop = cpu.multiply_add(weights, 400_000);
         flop as f64 / start.elapsed().as_secs_f64() / 1e9
     };
     median((0..9).map(rate).collect())

@@ -89,10 +89,10 @@ fn bandwidth(threads: usize, buffer: &[u8]) -> f64 {
     buffer.len() as f64 / seconds / 1e9
 }
 
-/// GFLOP/s of multiply-adds in registers on all threads.
-fn peak(cpu: &Cpu) -> f64 {
+/// GFLOP/s of multiply-adds in registers on all threads, as they are with such weights.
+fn peak(cpu: &Cpu, weights: Dtype) -> f64 {
     let mut operations = 0;
-    let seconds = best(cpu.threads(), || operations = black_box(cpu.multiply_add(100_000)));
+    let seconds = best(cpu.threads(), || operations = black_box(cpu.multiply_add(weights, 100_000)));
     operations as f64 / seconds / 1e9
 }
 
@@ -137,7 +137,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
             });
             let gb = (k * n) as f64 * bytes_each / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
-            let peak = peak(cpu);
+            let peak = peak(cpu, if rounding.is_none() { Dtype::Bf16 } else { Dtype::F32 });
             println!(
                 "{:41} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 name(m),
@@ -215,7 +215,7 @@ fn attention(cpu: &Cpu, (cache, storage): (&str, KvStorage), wanted: &dyn Fn(&st
             let bytes = if storage == KvStorage::Same { 2 } else { 1 };
             let gb = (sequences * context * kv * dim * 2 * bytes) as f64 / seconds / 1e9;
             let gf = (seen * query * dim * 4) as f64 / seconds / 1e9;
-            let peak = peak(cpu);
+            let peak = peak(cpu, Dtype::F32);
             println!(
                 "{name:44} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 seconds * 1e6

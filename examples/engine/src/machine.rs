@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use quayline_gpu_kernels::cpu::Workers;
 use quayline_gpu_kernels::cuda::{self, MemoryUse};
-use quayline_gpu_kernels::{Cpu, Cuda, Draw, Dtype, Error, Ops, Sampled, Sampling};
+use quayline_gpu_kernels::{Cpu, Cuda, Draw, Dtype, Error, Isa, Ops, Sampled, Sampling};
 
 use crate::agreement;
 use crate::config::ModelConfig;
@@ -136,7 +136,8 @@ impl Place {
             return Err(LoadError::Options { option: "cublaslt", problem });
         }
         let dtype = if weights == Dtype::F32 { Dtype::F16 } else { weights };
-        let cpu = || Ok::<_, LoadError>(Self::Cpu(Cpu::new(options.threads, None)?));
+        let isa = (options.dtype == Some(Dtype::F32)).then(Isa::best_in_f32);
+        let cpu = || Ok::<_, LoadError>(Self::Cpu(Cpu::new(options.threads, isa)?));
         let cuda = match (given, options.device) {
             (Some(device), _) => Cuda::on(device, dtype),
             (None, Device::Cpu) => return Ok((cpu()?, None)),

@@ -26,7 +26,8 @@ pub struct Options {
     /// How the checkpoint must be quantised: another is not loaded.
     pub quantization_method: Option<QuantizationMethod>,
     /// The number format that the weights or the arithmetic must have: else loading fails. On the CPU the arithmetic is
-    /// f32, and who asks for that gets a cache of f32 where [`KvDtype::Auto`] leaves it open.
+    /// f32, but for activations that meet bf16 weights where the machine multiplies bf16 by bf16. Who asks for f32 gets
+    /// it everywhere, and a cache of f32 where [`KvDtype::Auto`] leaves it open.
     pub dtype: Option<Dtype>,
     /// Longest sequence, prompt and output together; `None` is the model's own limit.
     pub max_model_len: Option<u32>,

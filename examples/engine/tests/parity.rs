@@ -45,6 +45,9 @@ const TOLERANCE: f32 = 5e-5;
 /// The same with 16-bit caches: bf16 keeps 8 bits of each key and value, f16 keeps 11.
 const TOLERANCE_BF16: f32 = 1e-1;
 const TOLERANCE_F16: f32 = 1e-2;
+/// The same where products round activations to bf16 too. transformers itself is up to 0.118 off in bf16
+/// (`qwen2-window`).
+const TOLERANCE_ROUNDED: f32 = 0.118;
 
 const BLOCKS: u32 = 64;
 const LIMITS: StepLimits = StepLimits { tokens: 256, logits_rows: 32, positions: usize::MAX };
@@ -211,8 +214,9 @@ fn logits_match_the_reference() {
         for (dtype, tolerance) in
             [(Dtype::F32, TOLERANCE), (Dtype::F16, TOLERANCE_F16), (Dtype::Bf16, TOLERANCE_BF16)]
         {
-            // Matrix tiles multiply bf16 by bf16: activations are rounded as a bf16 cache rounds keys and values.
-            let tolerance = if isa.name() == "amx" { TOLERANCE_BF16 } else { tolerance };
+            // Matrix tiles and dot products multiply bf16 by bf16: activations are rounded as a bf16 cache rounds keys
+            // and values.
+            let tolerance = if isa.rounds_activations() { TOLERANCE_ROUNDED } else { tolerance };
             for variant in VARIANTS {
                 let golden = Golden::read(variant);
                 let mut bench = Bench::on(Cpu::new(None, Some(isa)).unwrap(), variant, 16, dtype);

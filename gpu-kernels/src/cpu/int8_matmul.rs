@@ -13,7 +13,7 @@ use super::Isa;
 use super::integers::{Form, LINE, Product, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, place, store_sums};
+use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, store_sums};
 use super::workers::{Turn, Workers};
 
 /// Most vectors of sums in a tile.
@@ -34,7 +34,7 @@ pub(crate) fn linear(
     }
     let registers = Registers::of(isa);
     let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP));
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP, Word::Number));
     let panels = products.iter().map(|product| product.weight.count());
     let groups = groups(group, workers.threads(), panels);
     workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {

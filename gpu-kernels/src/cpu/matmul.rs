@@ -5,20 +5,24 @@
 //! (its sum waits in `out`, which loses nothing) or who computes it, so one row alone and one row among hundreds
 //! get the same bits.
 //!
+//! Where a machine multiplies pairs of bf16 ([`Isa::multiplies_pairs`]) and the weight is bf16, a line is one
+//! instruction for each row: `x` is rounded to bf16, sums stay f32, and the order is the same.
+//!
 //! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for
 //! each pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of
 //! memory: up to eight panels are walked at once, because eight streams reach it where one does not, and each asks
 //! for the line two kilobytes ahead. With many rows the limit is multiplications per second: the rows are cut into
 //! tiles that pass over the same panels in the second-level cache, and meanwhile ask for the panels that come next.
-#![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
-
 use std::marker::PhantomData;
 
-use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::lanes::{
+    AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs,
+};
+use super::lines::{InPairs, Line, Lines, Tile};
 use super::norm::load;
 use super::panels::Panels;
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, X_AHEAD, groups, place, store_sums};
+use super::tiles::{Asks, Group, Tiles, Word, groups, place, store_sums};
 use super::workers::{Turn, Workers};
 use super::{Isa, SharedOut};
 use crate::Dtype;
@@ -29,10 +33,6 @@ const DEPTH: usize = 1024;
 /// From so many tiles on, panels are widened once for all of them instead of by each: that takes as long as two thirds
 /// of a tile, and widening is a ninth of what a tile does.
 const WIDEN: usize = 12;
-/// Bytes of a panel between those that are widened and those that are asked for.
-const WIDEN_AHEAD: usize = 1024;
-/// Lines between two times that a tile asks for a row of where its sums will go.
-const SOME_LINES: usize = 8;
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;
 
@@ -48,9 +48,23 @@ pub(crate) struct Product<'a> {
 /// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
 /// memory to work in.
 pub(crate) fn linear(
-    (workers, isa): (&Workers, Isa),
+    with: (&Workers, Isa),
     packed: &mut Scratch,
     x: &[f32],
+    rows: usize,
+    products: &[Product<'_>],
+) {
+    let in_pairs = |product: &Product<'_>| with.1.multiplies_pairs() && product.weight.dtype == Dtype::Bf16;
+    let (pairs, numbers): (Vec<_>, Vec<_>) = products.iter().copied().partition(in_pairs);
+    of_words(with, packed, (x, Word::Pair), rows, &pairs);
+    of_words(with, packed, (x, Word::Number), rows, &numbers);
+}
+
+/// Those products that read `x` in the same words.
+fn of_words(
+    (workers, isa): (&Workers, Isa),
+    packed: &mut Scratch,
+    (x, word): (&[f32], Word),
     rows: usize,
     products: &[Product<'_>],
 ) {
@@ -60,27 +74,19 @@ pub(crate) fn linear(
     }
     let registers = Registers::of(isa);
     let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2));
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2, word));
     let panels = products.iter().map(|product| product.weight.count());
     let groups = groups(registers.panels(tile), workers.threads(), panels);
     workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
         let group = groups[index];
         let product = products[group.product];
         let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
-        match product.weight.dtype {
-            Dtype::F32 => {
-                let of = Multiply::<AsF32> { tiles, product, group, first, next, rows, element: PhantomData };
-                dispatch(isa, Run { of, scratch });
-            }
-            Dtype::Bf16 => {
-                let of =
-                    Multiply::<AsBf16> { tiles, product, group, first, next, rows, element: PhantomData };
-                dispatch(isa, Run { of, scratch });
-            }
-            Dtype::F16 => {
-                let of = Multiply::<AsF16> { tiles, product, group, first, next, rows, element: PhantomData };
-                dispatch(isa, Run { of, scratch });
-            }
+        let task = Task { tiles, product, group, first, next, rows };
+        match (product.weight.dtype, word) {
+            (Dtype::F32, _) => dispatch(isa, task.of::<AsF32>(scratch)),
+            (Dtype::F16, _) => dispatch(isa, task.of::<AsF16>(scratch)),
+            (Dtype::Bf16, Word::Number) => dispatch(isa, task.of::<AsBf16>(scratch)),
+            (Dtype::Bf16, Word::Pair) => dispatch_pairs(isa, task.of::<InPairs>(scratch)),
         }
     });
 }
@@ -102,8 +108,9 @@ impl Registers {
     }
 }
 
-/// A group of panels for one type of elements.
-struct Multiply<'a, E> {
+/// A group of panels.
+#[derive(Clone, Copy)]
+struct Task<'a> {
     tiles: Tiles<'a>,
     product: Product<'a>,
     group: Group,
@@ -113,6 +120,18 @@ struct Multiply<'a, E> {
     next: Option<*const u8>,
     /// Rows of `out`.
     rows: usize,
+}
+
+impl<'a> Task<'a> {
+    /// It as a kernel, for one type of elements.
+    fn of<E: Line>(self, scratch: &'a mut Scratch) -> Run<'a, E> {
+        Run { of: Multiply { task: self, element: PhantomData }, scratch }
+    }
+}
+
+/// A group of panels for one type of elements.
+struct Multiply<'a, E> {
+    task: Task<'a>,
     element: PhantomData<E>,
 }
 
@@ -122,13 +141,13 @@ struct Run<'a, E> {
     scratch: &'a mut Scratch,
 }
 
-impl<E: Element> Kernel for Run<'_, E> {
+impl<E: Line> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { of, scratch } = self;
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
-            match of.tiles.rows {
+            match of.task.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 8> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 8> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 6> { of, scratch }),
@@ -140,7 +159,7 @@ impl<E: Element> Kernel for Run<'_, E> {
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else if L::FEW {
-            match of.tiles.rows {
+            match of.task.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 4> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 3> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 2> { of, scratch }),
@@ -150,7 +169,7 @@ impl<E: Element> Kernel for Run<'_, E> {
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
-            match of.tiles.rows {
+            match of.task.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 2> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 1> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 1> { of, scratch }),
@@ -161,8 +180,8 @@ impl<E: Element> Kernel for Run<'_, E> {
 }
 
 /// Whether tiles of R rows may be many and have something to widen.
-const fn widens<L: Lanes, E: Element, const R: usize>() -> bool {
-    E::BYTES < 4 && L::REGISTERS.one_of_several(R)
+const fn widens<L: Lanes, E: Line, const R: usize>() -> bool {
+    E::BYTES < 4 && matches!(E::WORD, Word::Number) && L::REGISTERS.one_of_several(R)
 }
 
 /// Tiles of R rows against N panels at a time.
@@ -171,23 +190,22 @@ struct Shape<'a, E, const R: usize, const N: usize> {
     scratch: &'a mut Scratch,
 }
 
-impl<E: Element, const R: usize, const N: usize> Kernel for Shape<'_, E, R, N> {
+impl<E: Line, const R: usize, const N: usize> Kernel for Shape<'_, E, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         self.of.group::<L, R, N>(lanes, self.scratch);
     }
 }
 
-impl<E: Element> Multiply<'_, E> {
+impl<E: Line> Multiply<'_, E> {
     /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
     fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, scratch: &mut Scratch) {
-        let Group { from, to, .. } = self.group;
+        let Task { product, group: Group { from, to, .. }, next: after, .. } = self.task;
         let mut panel = from;
         while panel < to {
             let count = if to - panel >= N { N } else { (to - panel).min(2) };
-            let next =
-                if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
+            let next = if panel + count < to { Some(product.weight.panel(panel + count)) } else { after };
             match count {
                 1 => self.panels::<L, R, 1>(lanes, scratch, panel, next),
                 2 => self.panels::<L, R, 2>(lanes, scratch, panel, next),
@@ -206,7 +224,8 @@ impl<E: Element> Multiply<'_, E> {
         panel: usize,
         next: Option<*const u8>,
     ) {
-        let (pairs, tiles, weight) = (self.tiles.pairs, self.tiles.count, self.product.weight);
+        let task = &self.task;
+        let (pairs, tiles, weight) = (task.tiles.pairs, task.tiles.count, task.product.weight);
         let wide = const { widens::<L, E, R>() } && tiles >= WIDEN;
         // One tile needs its panels once, so it may as well go through to their end.
         let depth = match (tiles, wide) {
@@ -237,7 +256,7 @@ impl<E: Element> Multiply<'_, E> {
                     self.tile::<L, AsF32, R, N>(lanes, memory, (lines, asks), (tile, panel));
                 }
             } else {
-                let cold = self.first && tiles > 1 && (panel, start) == (self.group.from, 0);
+                let cold = task.first && tiles > 1 && (panel, start) == (task.group.from, 0);
                 for tile in 0..tiles {
                     let asks = Asks::new((tile, tiles), (lines.here, len, line), (next, line), cold);
                     self.tile::<L, E, R, N>(lanes, memory, (lines, asks), (tile, panel));
@@ -253,7 +272,7 @@ impl<E: Element> Multiply<'_, E> {
     /// Tile number `tile` against lines of N panels from `panel` on, which hold elements of W: those of the weight, or
     /// what became of them.
     #[inline(always)]
-    fn tile<L: Lanes, W: Element, const R: usize, const N: usize>(
+    fn tile<L: Lanes, W: Line, const R: usize, const N: usize>(
         &self,
         lanes: L,
         sums: &mut [f32],
@@ -264,14 +283,16 @@ impl<E: Element> Multiply<'_, E> {
         if lines.start > 0 {
             self.fetch::<L, R, N>(lanes, sums, tile * R, panel);
         }
-        let x = &self.tiles.tile(tile)[2 * lines.start * R..];
-        assert!(x.len() >= 2 * lines.len * R, "a tile is as long as its panels");
-        let far_stride = self.product.weight.stride();
-        let (out, cols) = (self.product.out, self.product.weight.rows);
+        let Task { tiles, product, rows, .. } = self.task;
+        let words = W::WORD.of_pair() * R;
+        let x = &tiles.tile(tile)[lines.start * words..];
+        assert!(x.len() >= lines.len * words, "a tile is as long as its panels");
+        let far_stride = product.weight.stride();
+        let (out, cols) = (product.out, product.weight.rows);
         let to = (place((out, cols), tile * R, panel).0.cast_const(), cols);
         lanes.apart(Tile::<W, R, N> { x, lines, asks, far_stride, sums, to, element: PhantomData });
-        let bias = self.product.bias.filter(|_| lines.last);
-        store_sums::<L, R, N>(lanes, sums, bias, (out, cols), (self.rows, tile * R, panel));
+        let bias = product.bias.filter(|_| lines.last);
+        store_sums::<L, R, N>(lanes, sums, bias, (out, cols), (rows, tile * R, panel));
     }
 
     /// Sums of elements before these, from `out`.
@@ -283,8 +304,9 @@ impl<E: Element> Multiply<'_, E> {
         row: usize,
         panel: usize,
     ) {
-        let out = (self.product.out, self.product.weight.rows);
-        for (i, sums) in sums.chunks_exact_mut(N * WIDTH).enumerate().take(self.rows - row) {
+        let Task { product, rows, .. } = self.task;
+        let out = (product.out, product.weight.rows);
+        for (i, sums) in sums.chunks_exact_mut(N * WIDTH).enumerate().take(rows - row) {
             for (j, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
                 let (at, whole, rest) = place(out, row + i, panel + j);
                 // SAFETY: inside `out`, and only this task writes these elements.
@@ -296,126 +318,5 @@ impl<E: Element> Multiply<'_, E> {
     }
 }
 
-/// Lines `start..start + len` of some panels, `stride` bytes from panel to panel.
-#[derive(Clone, Copy)]
-struct Lines {
-    here: *const u8,
-    stride: usize,
-    start: usize,
-    len: usize,
-    /// No elements are left after these: the sums are complete.
-    last: bool,
-}
-
-impl Lines {
-    /// The same lines of N panels in f32, in `to`.
-    #[inline(always)]
-    fn widen<L: Lanes, E: Element, const N: usize>(self, lanes: L, to: &mut [f32]) -> Self {
-        let (line, stride) = (2 * WIDTH * E::BYTES, 2 * WIDTH * self.len);
-        let widened = &mut to[..N * stride];
-        for (j, to) in widened.chunks_exact_mut(stride).enumerate() {
-            for (index, to) in to.chunks_exact_mut(2 * WIDTH).enumerate() {
-                let from = self.here.wrapping_add(j * self.stride + index * line);
-                lanes.prefetch(from.wrapping_add(WIDEN_AHEAD));
-                // SAFETY: N panels have the lines.
-                let first = unsafe { E::half_line::<L, false>(lanes, from) };
-                // SAFETY: as above.
-                let second = unsafe { E::half_line::<L, true>(lanes, from) };
-                // SAFETY: twice sixteen elements.
-                unsafe { lanes.store(to.as_mut_ptr(), first) };
-                // SAFETY: as above.
-                unsafe { lanes.store(to[WIDTH..].as_mut_ptr(), second) };
-            }
-        }
-        Self { here: widened.as_ptr().cast(), stride: 4 * stride, ..self }
-    }
-}
-
-/// A tile of R rows against lines of N panels: the innermost loop. Sums come and go through memory, where loops over
-/// what is there may be as long as they like: one that is not unrolled would keep all sums from living in registers.
-struct Tile<'a, W, const R: usize, const N: usize> {
-    /// R elements twice for each line.
-    x: &'a [f32],
-    lines: Lines,
-    asks: Asks,
-    /// Bytes from panel to panel of the weight.
-    far_stride: usize,
-    /// `[R][N][16]`: those of the elements before `lines.start`, if there are any, and then with these.
-    sums: &'a mut [f32],
-    /// Where the first row of sums will go, and the elements from there to the next one.
-    to: (*const f32, usize),
-    element: PhantomData<W>,
-}
-
-impl<W: Element, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let Self { x, lines, mut asks, far_stride, sums: memory, to: out, .. } = self;
-        let Lines { here, stride, start, len, .. } = lines;
-        let line = 2 * WIDTH * W::BYTES;
-        let mut sums = [[lanes.splat(0.0); N]; R];
-        if start > 0 {
-            for i in 0..R {
-                for j in 0..N {
-                    // SAFETY: R N vectors.
-                    sums[i][j] = unsafe { lanes.load(memory.as_ptr().wrapping_add((i * N + j) * WIDTH)) };
-                }
-            }
-        }
-        let (mut x, mut at) = (x.as_ptr(), here);
-        let mut from = 0;
-        for row in 0..=R {
-            let to = if row < R { len.min(from + SOME_LINES) } else { len };
-            if row < R {
-                // Lines that another core has written last are on their way here while there is time.
-                for j in 0..N {
-                    lanes.prefetch_write(out.0.wrapping_add(row * out.1 + j * WIDTH));
-                }
-            }
-            for _ in from..to {
-                asks.ask::<L, R, N>(lanes, line, (stride, far_stride));
-                if const { L::REGISTERS.one_of_several(R) } {
-                    lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
-                }
-                // SAFETY: `x` has R elements twice for each line, and N panels have the lines.
-                unsafe { multiply::<L, W, R, N, false>(lanes, x, at, stride, &mut sums) };
-                // SAFETY: as above.
-                unsafe { multiply::<L, W, R, N, true>(lanes, x.wrapping_add(R), at, stride, &mut sums) };
-                (x, at) = (x.wrapping_add(2 * R), at.wrapping_add(line));
-            }
-            from = to;
-        }
-        for i in 0..R {
-            for j in 0..N {
-                // SAFETY: R N vectors.
-                unsafe { lanes.store(memory.as_mut_ptr().wrapping_add((i * N + j) * WIDTH), sums[i][j]) };
-            }
-        }
-    }
-}
-
-/// The first or the second element of a line: `sums[i][j] += x[i] · w[j]`.
-///
-/// # Safety
-/// `x` has R elements, and at `line` and each of the N - 1 places `stride` apart behind it there is a line.
-#[inline(always)]
-unsafe fn multiply<L: Lanes, E: Element, const R: usize, const N: usize, const SECOND: bool>(
-    lanes: L,
-    x: *const f32,
-    line: *const u8,
-    stride: usize,
-    sums: &mut [[L::F; N]; R],
-) {
-    let mut w = [lanes.splat(0.0); N];
-    for j in 0..N {
-        // SAFETY: the caller's promise.
-        w[j] = unsafe { E::half_line::<L, SECOND>(lanes, line.wrapping_add(j * stride)) };
-    }
-    for i in 0..R {
-        // SAFETY: the caller's promise.
-        let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
-        for j in 0..N {
-            sums[i][j] = lanes.fma(x, w[j], sums[i][j]);
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

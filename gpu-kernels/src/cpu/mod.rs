@@ -17,6 +17,7 @@ mod integers;
 mod isa;
 mod lanes;
 mod latent;
+mod lines;
 mod matmul;
 mod norm;
 mod out;
@@ -50,8 +51,8 @@ pub use workers::Workers;
 use crate::door;
 use crate::error::same;
 use crate::{
-    Attention, BatchInput, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvOrder, KvShape, KvStorage,
-    Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
+    Attention, BatchInput, Dtype, Error, Fp8Source, Gate, HeadNorms, Heads, Int4Source, KvOrder, KvShape,
+    KvStorage, Norm, Ops, Projection, RopeStyle, Rounding, Scores, WeightSource,
 };
 use arena::Arena;
 use attention::Queries;
@@ -122,11 +123,12 @@ impl Cpu {
         Arc::clone(&self.workers)
     }
 
-    /// Nothing but multiply-adds in registers, on all threads; gives back how many operations it was (384 for each of
-    /// `rounds` on a thread with AVX-512). Timed, it is what the machine can do at most, to put beside a figure.
+    /// Nothing but multiply-adds in registers, on all threads, with the instruction that products with such weights
+    /// use; gives back how many operations it was (384 of f32 for each of `rounds` on a thread with AVX-512). Timed, it
+    /// is what the machine can do at most, to put beside a figure. Matrix tiles are not among them.
     #[must_use]
-    pub fn multiply_add(&self, rounds: usize) -> usize {
-        peak::multiply_add(&self.workers, self.isa, rounds)
+    pub fn multiply_add(&self, weights: Dtype, rounds: usize) -> usize {
+        peak::multiply_add(&self.workers, (self.isa, weights), rounds)
     }
 }
 
@@ -159,7 +161,7 @@ impl Cpu {
     ) -> Vec<Product<'a>> {
         let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
         let (tiles, rest): (Vec<_>, Vec<_>) =
-            products.into_iter().partition(|product| product.weight.dtype == crate::Dtype::Bf16);
+            products.into_iter().partition(|product| product.weight.dtype == Dtype::Bf16);
         amx::linear(unit, (&self.workers, self.isa), packed, x, rows, &tiles);
         rest
     }

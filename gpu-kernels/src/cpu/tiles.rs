@@ -6,7 +6,7 @@
 //! second-level cache in good time, and from there into the first shortly before their use: the buffers of the
 //! first-level cache are few, and a line on its way from memory holds one for ten times as long as one from the next.
 
-use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::norm::{load, store};
 use super::scratch::Scratch;
 use super::workers::Workers;
@@ -21,11 +21,36 @@ const PACK_AHEAD: usize = 64;
 /// Elements of `x` between those that are multiplied and those that are asked for.
 pub(super) const X_AHEAD: usize = 128;
 
-/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][in, to an even number][rows]`; zeros where there is
-/// nothing.
+/// What a word of a tile, 32 bits, holds of a row of `x`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// An element.
+    Number,
+    /// Two elements, rounded to bf16.
+    Pair,
+}
+
+impl Word {
+    /// Words of a pair of elements.
+    pub(super) const fn of_pair(self) -> usize {
+        match self {
+            Self::Number => 2,
+            Self::Pair => 1,
+        }
+    }
+
+    /// Elements of a word.
+    const fn elements(self) -> usize {
+        2 / self.of_pair()
+    }
+}
+
+/// `x` as the kernel reads it: tiles of `rows` rows, `[tile][words of in, to an even number][rows]`; zeros where there
+/// is nothing.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles<'a> {
     x: &'a [f32],
+    word: Word,
     /// Rows of a tile.
     pub(super) rows: usize,
     /// Tiles.
@@ -42,14 +67,15 @@ impl<'a> Tiles<'a> {
         packed: &'a mut Scratch,
         x: &'a [f32],
         (rows, cols): (usize, usize),
-        (of, step): (usize, usize),
+        (of, step, word): (usize, usize, Word),
     ) -> Self {
-        let tiles = Self { x, rows: of, count: rows.div_ceil(of), pairs: cols.next_multiple_of(step) / 2 };
-        let as_it_lies = of == 1 && rows == 1 && cols == 2 * tiles.pairs;
+        let pairs = cols.next_multiple_of(step) / 2;
+        let tiles = Self { x, word, rows: of, count: rows.div_ceil(of), pairs };
+        let as_it_lies = word == Word::Number && of == 1 && rows == 1 && cols == 2 * pairs;
         if as_it_lies { tiles } else { tiles.pack(with, packed, (rows, cols)) }
     }
 
-    /// The elements of one tile, `[in][rows]`.
+    /// The words of one tile, `[in][rows]`.
     #[inline(always)]
     pub(super) fn tile(&self, tile: usize) -> &'a [f32] {
         &self.x[tile * self.tile_len()..][..self.tile_len()]
@@ -62,26 +88,27 @@ impl<'a> Tiles<'a> {
         packed: &'a mut Scratch,
         (rows, cols): (usize, usize),
     ) -> Self {
-        let blocks = cols.div_ceil(WIDTH);
+        let blocks = cols.div_ceil(WIDTH * self.word.elements());
         // Whole vectors are stored, of which the next one overwrites what is beyond its rows; the last one needs a
         // line more.
         let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
         let to = SharedOut::new(packed);
-        workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| {
-            dispatch(isa, Pack { tiles: self, rows, cols, to, from, end });
+        workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| match self.word {
+            Word::Number => dispatch(isa, Pack::<false> { tiles: self, rows, cols, to, from, end }),
+            Word::Pair => dispatch_pairs(isa, Pack::<true> { tiles: self, rows, cols, to, from, end }),
         });
         Self { x: packed, ..self }
     }
 
-    /// Elements of one tile.
+    /// Words of one tile.
     fn tile_len(&self) -> usize {
-        2 * self.pairs * self.rows
+        self.word.of_pair() * self.pairs * self.rows
     }
 }
 
-/// Blocks of sixteen elements of the rows of a tile on their way to where lanes run along rows: blocks `from..end` of
-/// all tiles.
-struct Pack<'a> {
+/// Blocks of sixteen words of the rows of a tile on their way to where lanes run along rows: blocks `from..end` of all
+/// tiles.
+struct Pack<'a, const PAIRS: bool> {
     tiles: Tiles<'a>,
     rows: usize,
     cols: usize,
@@ -90,33 +117,50 @@ struct Pack<'a> {
     end: usize,
 }
 
-impl Kernel for Pack<'_> {
+impl<const PAIRS: bool> Kernel for Pack<'_, PAIRS> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { tiles, rows, cols, to, from, end } = self;
-        let blocks = cols.div_ceil(WIDTH);
+        let block_len = if PAIRS { 2 * WIDTH } else { WIDTH };
+        let blocks = cols.div_ceil(block_len);
         for index in from..end {
-            let (tile, first) = (index / blocks, index % blocks * WIDTH);
-            let (whole, rest) = (first + WIDTH <= cols, cols - first);
-            let mut block = [lanes.splat(0.0); WIDTH];
-            for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut block) {
-                lanes.prefetch(tiles.x.as_ptr().wrapping_add(row * cols + first + PACK_AHEAD).cast());
-                // SAFETY: sixteen elements of the row, or as many as are left.
-                *vector =
-                    unsafe { load(lanes, tiles.x.as_ptr().wrapping_add(row * cols + first), whole, rest) };
+            let (tile, block) = (index / blocks, index % blocks);
+            let mut words = [lanes.splat(0.0); WIDTH];
+            for (row, vector) in (tile * tiles.rows..rows.min((tile + 1) * tiles.rows)).zip(&mut words) {
+                let row = tiles.x.as_ptr().wrapping_add(row * cols);
+                let first = block * block_len;
+                // SAFETY: a row of `cols` elements.
+                *vector = unsafe { some(lanes, row, cols, first) };
+                if PAIRS {
+                    // SAFETY: as above.
+                    let second = unsafe { some(lanes, row, cols, first + WIDTH) };
+                    *vector = lanes.round_pairs(*vector, second);
+                }
             }
-            let block = lanes.transpose(block);
+            let words = lanes.transpose(words);
             // Behind the last block there is what somebody else writes.
-            let last = index + 1 == end || index % blocks + 1 == blocks;
-            let elements = WIDTH.min(2 * tiles.pairs - first);
-            for (element, &vector) in block.iter().enumerate().take(elements) {
-                let at = to.row(0, 0).wrapping_add(tile * tiles.tile_len() + (first + element) * tiles.rows);
+            let last = index + 1 == end || block + 1 == blocks;
+            let count = WIDTH.min(tiles.word.of_pair() * tiles.pairs - block * WIDTH);
+            for (word, &vector) in words.iter().enumerate().take(count) {
+                let at = tile * tiles.tile_len() + (block * WIDTH + word) * tiles.rows;
                 // SAFETY: inside the tile, and of this piece of work; except what a whole vector spills into the next
-                // elements, which are written after it.
-                unsafe { store(lanes, at, vector, !last, tiles.rows) };
+                // words, which are written after it.
+                unsafe { store(lanes, to.row(0, 0).wrapping_add(at), vector, !last, tiles.rows) };
             }
         }
     }
+}
+
+/// Elements `first..first + 16` of a row of `cols`, or as many as are left, zeros behind them.
+///
+/// # Safety
+/// The row is readable.
+#[inline(always)]
+unsafe fn some<L: Lanes>(lanes: L, row: *const f32, cols: usize, first: usize) -> L::F {
+    let at = row.wrapping_add(first);
+    lanes.prefetch(at.wrapping_add(PACK_AHEAD).cast());
+    // SAFETY: sixteen elements of the row, or as many as are left.
+    unsafe { load(lanes, at, first + WIDTH <= cols, cols.saturating_sub(first)) }
 }
 
 /// A group of panels of one product: what one thread does at a time.

@@ -134,7 +134,7 @@ pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
 /// What a sum of products of this absolute size may be off by: f32 rounding, and with matrix tiles the rounding of
 /// the activations to bf16.
 pub(crate) fn linear_error(cpu: &Cpu, dtype: Dtype, size: f64) -> f64 {
-    let coarse = cpu.isa().name() == "amx" && dtype == Dtype::Bf16;
+    let coarse = cpu.isa().rounds_activations() && dtype == Dtype::Bf16;
     size * if coarse { 1.0 / 256.0 } else { 1e-6 } + 1e-7
 }
 

@@ -94,7 +94,8 @@ pub(crate) struct EngineFlags {
     /// The share of the GPU's memory that weights, activations and cache may have
     #[arg(long, default_value_t = Options::default().gpu_memory_utilization)]
     gpu_memory_utilization: f64,
-    /// Number format of the weights: another than theirs is refused, but for float32 on the CPU, whose arithmetic it is
+    /// Number format of the weights: another than theirs is refused, but for float32 on the CPU, which then computes in
+    /// it throughout
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// Devices to spread the model over: one

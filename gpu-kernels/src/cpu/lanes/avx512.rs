@@ -6,19 +6,25 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::{Kernel, Lanes, Registers};
 
-/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and VNNI if so it says.
+/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; from `WITH` = [`VNNI`] on also VNNI, and
+/// with [`BF16`] dot products of bf16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const VNNI: bool>(());
+pub(crate) struct Avx512<const WITH: u8>(());
+
+const PLAIN: u8 = 0;
+const VNNI: u8 = 1;
+const BF16: u8 = 2;
 
 /// # Safety
 /// The machine has the features named at [`Avx512`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 #[inline(never)]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
-    kernel.run(Avx512::<false>(()));
+    kernel.run(Avx512::<PLAIN>(()));
 }
 
 /// # Safety
@@ -26,10 +32,18 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
 pub(crate) unsafe fn run_dots<K: Kernel>(kernel: K) {
-    kernel.run(Avx512::<true>(()));
+    kernel.run(Avx512::<VNNI>(()));
 }
 
-impl<const VNNI: bool> Avx512<VNNI> {
+/// # Safety
+/// The machine has the features named at [`Avx512`], VNNI and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+#[inline(never)]
+pub(crate) unsafe fn run_bf16<K: Kernel>(kernel: K) {
+    kernel.run(Avx512::<BF16>(()));
+}
+
+impl<const WITH: u8> Avx512<WITH> {
     #[inline(always)]
     fn first(n: usize) -> __mmask16 {
         debug_assert!(n <= 16);
@@ -39,7 +53,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
     }
 }
 
-impl<const VNNI: bool> Lanes for Avx512<VNNI> {
+impl<const WITH: u8> Lanes for Avx512<WITH> {
     type F = __m512;
     type P = __m512;
     type I = __m512i;
@@ -49,8 +63,14 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
 
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) {
-        // SAFETY: the token proves that the machine has the features.
-        if VNNI { unsafe { run_dots(kernel) } } else { unsafe { run(kernel) } }
+        match WITH {
+            // SAFETY: the token proves that the machine has the features.
+            BF16 => unsafe { run_bf16(kernel) },
+            // SAFETY: as above.
+            VNNI => unsafe { run_dots(kernel) },
+            // SAFETY: as above.
+            _ => unsafe { run(kernel) },
+        }
     }
 
     #[inline(always)]
@@ -167,6 +187,26 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn round_pairs(self, a: __m512, b: __m512) -> __m512 {
+        if WITH < BF16 {
+            return super::round_pairs(self, a, b);
+        }
+        // SAFETY: the token proves the feature; thirty-two bf16 are as long as sixteen f32.
+        unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(b, a)) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if WITH < BF16 {
+            return super::dot_pairs(self, a, b, c);
+        }
+        // SAFETY: the token proves the feature; sixteen f32 are as long as thirty-two bf16.
+        unsafe {
+            let [a, b] = [a, b].map(|pairs| transmute::<__m512, __m512bh>(pairs));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+
+    #[inline(always)]
     fn no_dots(self) -> __m512i {
         // SAFETY: the token proves the feature.
         unsafe { _mm512_setzero_si512() }
@@ -176,7 +216,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         // SAFETY: the caller's promise, and the token proves the features.
         unsafe {
             let [first, second] = x.map(|x| _mm512_set1_epi32(x.cast::<i32>().add(DIGIT).read()));
-            if VNNI {
+            if WITH >= VNNI {
                 return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, a[0], first), a[1], second);
             }
             let (first, second) = (_mm512_maddubs_epi16(a[0], first), _mm512_maddubs_epi16(a[1], second));

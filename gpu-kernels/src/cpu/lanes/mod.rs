@@ -44,7 +44,7 @@ impl Registers {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self::Few,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => Self::Many,
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self::Many,
         }
     }
 }
@@ -99,6 +99,18 @@ pub(crate) trait Lanes: Copy {
     fn largest(self, a: Self::F) -> f32;
     /// Rows become columns.
     fn transpose(self, rows: [Self::F; 16]) -> [Self::F; 16];
+
+    /// Sixteen pairs of bf16: the elements of `a`, then those of `b`, rounded to nearest, ties to even.
+    #[inline(always)]
+    fn round_pairs(self, a: Self::F, b: Self::F) -> Self::F {
+        round_pairs(self, a, b)
+    }
+    /// `c` and the two products of each pair of bf16, one after the other. Where there is an instruction for it, it
+    /// decides where it rounds; denormal numbers are zeros to it.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        dot_pairs(self, a, b, c)
+    }
 
     /// Zeros.
     fn no_dots(self) -> Self::I;
@@ -212,6 +224,36 @@ pub(crate) trait Lanes: Copy {
         let half = self.splat(0.5);
         self.add(self.zero_below(far, size, half), self.sub(near, self.zero_below(near, size, half)))
     }
+}
+
+/// [`Lanes::round_pairs`] by way of memory.
+#[inline(always)]
+fn round_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F) -> L::F {
+    let mut numbers = [0.0_f32; 2 * WIDTH];
+    // SAFETY: sixteen numbers.
+    unsafe { lanes.store(numbers.as_mut_ptr(), a) };
+    // SAFETY: sixteen more.
+    unsafe { lanes.store(numbers[WIDTH..].as_mut_ptr(), b) };
+    let pairs = numbers.map(|x| round_bf16(x).to_le());
+    // SAFETY: sixteen pairs are as long as sixteen numbers.
+    unsafe { lanes.load(pairs.as_ptr().cast()) }
+}
+
+/// [`Lanes::dot_pairs`] by way of memory.
+#[inline(always)]
+fn dot_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F, c: L::F) -> L::F {
+    let wide = |pairs| {
+        let mut memory = [0.0_f32; WIDTH];
+        // SAFETY: sixteen pairs.
+        unsafe { lanes.store(memory.as_mut_ptr(), pairs) };
+        let at = memory.as_ptr().cast();
+        // SAFETY: sixteen pairs.
+        let firsts = unsafe { lanes.load_firsts_bf16(at) };
+        // SAFETY: as above.
+        [firsts, unsafe { lanes.load_seconds_bf16(at) }]
+    };
+    let ([a0, a1], [b0, b1]) = (wide(a), wide(b));
+    lanes.fma(a1, b1, lanes.fma(a0, b0, c))
 }
 
 /// How the elements of a row are stored; `load` widens sixteen of them.
@@ -362,7 +404,23 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
         Isa::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 | Isa::Amx => unsafe { avx512::run(kernel) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::run(kernel) },
+    }
+}
+
+/// The same for kernels of which most is [`Lanes::dot_pairs`], which only [`Isa::Avx512Bf16`] has an instruction for.
+#[inline]
+pub(crate) fn dispatch_pairs<K: Kernel>(isa: Isa, kernel: K) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        // SAFETY: as in `dispatch`.
+        return unsafe { avx512::run_bf16(kernel) };
+    }
+    // Tests run it on every machine; to compile it for all of them would be for nothing.
+    if cfg!(test) {
+        dispatch(isa, kernel);
+    } else {
+        unreachable!("{isa} has no products of pairs");
     }
 }
 
@@ -370,7 +428,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
 #[inline]
 pub(crate) fn dispatch_dots<K: Kernel>(isa: Isa, kernel: K) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx512 | Isa::Amx) && is_x86_feature_detected!("avx512vnni") {
+    if matches!(isa, Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx) && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: as in `dispatch`, and the machine has the instruction besides.
         return unsafe { avx512::run_dots(kernel) };
     }

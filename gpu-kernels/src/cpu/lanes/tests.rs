@@ -209,3 +209,60 @@ fn tanh_is_right_at_every_size() {
         assert!(y.iter().all(|y| y.is_nan()), "{isa}: {y:?}");
     }
 }
+
+/// Rounds and multiplies pairs with the lanes that products of pairs run on.
+struct Pairs<'a> {
+    numbers: [[f32; WIDTH]; 5],
+    found: &'a mut Vec<f32>,
+}
+
+impl Kernel for Pairs<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let [a, b, c, d, e] = self.numbers.map(|numbers| load(lanes, &numbers));
+        let (x, w) = (lanes.round_pairs(a, b), lanes.round_pairs(c, d));
+        self.found.extend(store(lanes, x));
+        self.found.extend(store(lanes, lanes.dot_pairs(x, w, e)));
+    }
+}
+
+#[test]
+fn pairs_are_rounded_to_even_and_their_products_added() {
+    for seed in 0..200_u32 {
+        let mut state = seed + 1;
+        let numbers = std::array::from_fn(|_| {
+            std::array::from_fn(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Halves of what bf16 can tell apart are among them.
+                (state >> 8 & 0x1_ffff) as f32 / 256.0 - 256.0
+            })
+        });
+        let mut rounded = [[0.0; 2 * WIDTH]; 2];
+        for (rounded, pair) in rounded.iter_mut().zip(numbers[..4].chunks(2)) {
+            *rounded = std::array::from_fn(|i| half::bf16::from_f32(pair[i / WIDTH][i % WIDTH]).to_f32());
+        }
+        for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+            let mut found = Vec::new();
+            dispatch_pairs(isa, Pairs { numbers, found: &mut found });
+            let (pairs, sums) = found.split_at(WIDTH);
+            for (i, (pair, &sum)) in pairs.iter().zip(sums).enumerate() {
+                let halves = [pair.to_bits() << 16, pair.to_bits() & 0xffff_0000].map(f32::from_bits);
+                assert_eq!(
+                    halves,
+                    [rounded[0][2 * i], rounded[0][2 * i + 1]],
+                    "{isa}, seed {seed}, pair {i}"
+                );
+                let product = |which: usize| {
+                    f64::from(rounded[0][2 * i + which]) * f64::from(rounded[1][2 * i + which])
+                };
+                let exact = f64::from(numbers[4][i]) + product(0) + product(1);
+                let size = f64::from(numbers[4][i]).abs() + product(0).abs() + product(1).abs();
+                let error = (f64::from(sum) - exact).abs();
+                assert!(
+                    error <= size * 2.0_f64.powi(-23),
+                    "{isa}, seed {seed}, pair {i}: {sum}, not {exact}"
+                );
+            }
+        }
+    }
+}
