@@ -127,8 +127,9 @@ impl Isa {
 
     /// Whether it is faster here than the one before it.
     ///
-    /// AMD's processors begin two `vdpbf16ps` in a cycle, as many as multiply-adds of f32, and each does twice as much.
-    /// Intel's begin one in two cycles: half of what multiply-adds do.
+    /// A Zen 5 begins two `vdpbf16ps` in a cycle, as many as multiply-adds of f32, and each does twice as much. A
+    /// Sapphire Rapids begins one in two cycles: half of what its multiply-adds do. (Both measured; other processors of
+    /// AMD count as the one, others as the other.)
     fn pays(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         if self == Self::Avx512Bf16 {
