@@ -104,10 +104,13 @@ impl<O: Ops> Loader<'_, O> {
         let values = part("qweight", shape, Dtype::I32)?;
         let zeros = part("qzeros", [groups, rows / 8], Dtype::I32)?;
         let scales = part("scales", [groups, rows], Dtype::F16)?;
-        if layout != Int4Layout::Awq {
-            self.weights.take_order(&format!("{prefix}.g_idx"), cols, group)?;
-        }
-        let source = Int4Source { layout, rows, cols, group, values, zeros, scales, group_of: None };
+        let group_of = match layout {
+            Int4Layout::Awq => None,
+            Int4Layout::Gptq | Int4Layout::GptqV2 => {
+                self.weights.take_groups(&format!("{prefix}.g_idx"), cols, group)?
+            }
+        };
+        let source = Int4Source { layout, rows, cols, group, values, zeros, scales, group_of };
         Ok(self.ops.weight_int4(&source)?)
     }
 

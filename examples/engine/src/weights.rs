@@ -83,17 +83,17 @@ pub enum WeightsError {
         /// The format it should have.
         expected: String,
     },
-    /// A quantised matrix has its inputs in another order than activations come in.
-    #[error(
-        "tensor {name} puts input {input} into group {group}: reordered matrices (desc_act) are not supported"
-    )]
-    Reordered {
+    /// A quantised matrix has its inputs in groups that are not those of its scales.
+    #[error("tensor {name} puts {found} inputs into group {group}, not {expected}")]
+    Groups {
         /// The tensor.
         name: String,
-        /// The first input that is out of order.
-        input: usize,
-        /// The group that it was put into.
+        /// The group's number.
         group: i32,
+        /// Inputs that it was given.
+        found: usize,
+        /// Inputs of a group, or none where there is no such group.
+        expected: usize,
     },
     /// The same tensor name occurs twice.
     #[error("tensor {name} occurs twice: in {first} and in {second}")]
@@ -227,21 +227,33 @@ impl Weights {
         }
     }
 
-    /// The tensor that says which group each of `inputs` belongs to, if there is one: it must say what follows from
-    /// their order.
+    /// The tensor that says which group each of `inputs` belongs to, if there is one: every group has `group` of them.
     ///
     /// # Errors
-    /// When it says something else, or has another shape or format.
-    pub fn take_order(&mut self, name: &str, inputs: usize, group: usize) -> Result<(), WeightsError> {
+    /// When groups have more or fewer, or it has another shape or format.
+    pub fn take_groups(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        group: usize,
+    ) -> Result<Option<WeightPart>, WeightsError> {
         if !self.contains(name) {
-            return Ok(());
+            return Ok(None);
         }
         let part = self.take_part(name, &[inputs], safetensors::Dtype::I32)?;
-        let groups = (*part.bytes).as_ref()[part.range].as_chunks().0.iter().copied().map(i32::from_le_bytes);
-        match groups.enumerate().find(|&(input, found)| usize::try_from(found) != Ok(input / group)) {
-            Some((input, group)) => Err(WeightsError::Reordered { name: name.into(), input, group }),
-            None => Ok(()),
+        let mut members = BTreeMap::new();
+        for &word in (*part.bytes).as_ref()[part.range.clone()].as_chunks().0 {
+            *members.entry(i32::from_le_bytes(word)).or_insert(0) += 1;
         }
+        for (number, members) in members {
+            let is_one = usize::try_from(number).is_ok_and(|number| number < inputs / group);
+            let expected = if is_one { group } else { 0 };
+            if members != expected {
+                let name = name.into();
+                return Err(WeightsError::Groups { name, group: number, found: members, expected });
+            }
+        }
+        Ok(Some(part))
     }
 
     fn find(&self, name: &str, expected: &[usize]) -> Result<&Stored, WeightsError> {

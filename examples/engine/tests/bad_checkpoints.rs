@@ -242,7 +242,7 @@ fn what_is_not_computed_is_refused_by_name() {
         ),
         (
             "quantization_config",
-            json!({"quant_method": "gptq", "bits": 4, "desc_act": true}),
+            json!({"quant_method": "awq", "bits": 4, "desc_act": true}),
             "desc_act is true",
         ),
         (

@@ -124,6 +124,21 @@ impl Four {
     }
 }
 
+/// Which input is at each place of a matrix of `cols` whose groups are filled in another order than inputs come in.
+fn reordered(cols: usize) -> impl Iterator<Item = usize> {
+    // 37 has no factor in common with the widths of the bundled model.
+    (0..cols).map(move |place| place * 37 % cols)
+}
+
+/// The columns of a matrix, from the order of their places into that of the inputs.
+fn by_input<T: Copy>(matrix: &[T], cols: usize) -> Vec<T> {
+    let mut found = matrix.to_vec();
+    for (to, from) in found.chunks_mut(cols).zip(matrix.chunks(cols)) {
+        reordered(cols).zip(from).for_each(|(input, &x)| to[input] = x);
+    }
+    found
+}
+
 /// The bundled model in integers as `method` stores them, and in the floats that these are worth.
 fn pair(method: &str) -> [BTreeMap<String, Tensor>; 2] {
     let bytes = include_bytes!("../bundled/model.safetensors");
@@ -136,16 +151,29 @@ fn pair(method: &str) -> [BTreeMap<String, Tensor>; 2] {
             continue;
         };
         let pairs = tensor.data().as_chunks::<2>().0;
-        let matrix: Vec<f32> = pairs.iter().map(|&x| bf16::from_le_bytes(x).to_f32()).collect();
-        let four = Four::round(&matrix, (tensor.shape()[0], tensor.shape()[1]));
-        for (part, tensor) in four.tensors(method) {
+        let (rows, cols) = (tensor.shape()[0], tensor.shape()[1]);
+        let mut matrix: Vec<f32> = pairs.iter().map(|&x| bf16::from_le_bytes(x).to_f32()).collect();
+        let mut groups: Vec<i32> = (0..cols).map(|place| (place / GROUP) as i32).collect();
+        let act_order = method == "gptq_act_order";
+        if act_order {
+            let places = matrix.chunks(cols).flat_map(|row| reordered(cols).map(|input| row[input]));
+            matrix = places.collect();
+            groups = by_input(&groups, cols);
+        }
+        let mut four = Four::round(&matrix, (rows, cols));
+        let mut worth = four.worth();
+        if act_order {
+            four.values = by_input(&four.values, cols);
+            worth = by_input(&worth, cols);
+        }
+        for (part, tensor) in four.tensors(if act_order { "gptq" } else { method }) {
             integers.insert(format!("{prefix}.{part}"), tensor);
         }
         if method != "awq" {
-            let order = (0..four.cols).flat_map(|col| ((col / GROUP) as i32).to_le_bytes()).collect();
-            integers.insert(format!("{prefix}.g_idx"), (safetensors::Dtype::I32, vec![four.cols], order));
+            let order = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+            integers.insert(format!("{prefix}.g_idx"), (safetensors::Dtype::I32, vec![cols], order));
         }
-        let worth = four.worth().iter().flat_map(|x| x.to_le_bytes()).collect();
+        let worth = worth.iter().flat_map(|x| x.to_le_bytes()).collect();
         floats.insert(name, (safetensors::Dtype::F32, tensor.shape().to_vec(), worth));
     }
     [integers, floats]
@@ -193,12 +221,13 @@ fn checkpoints_of_awq_and_gptq_compute_what_their_integers_are_worth() {
     let tokens = held_out(100);
     // Floats and integers both meet activations in f32.
     let cpu = || Cpu::new(None, Some(Isa::best_in_f32())).unwrap();
-    for method in ["awq", "gptq", "gptq_v2"] {
+    for method in ["awq", "gptq", "gptq_v2", "gptq_act_order"] {
         let [integers, floats] = pair(method);
         let mut how = json!({"quant_method": &method[..method.len().min(4)], "bits": 4, "group_size": GROUP});
         if method == "gptq_v2" {
             how["checkpoint_format"] = json!("gptq_v2");
         }
+        how["desc_act"] = json!(method == "gptq_act_order");
         let found = {
             let (_directory, files) = checkpoint(&format!("{method}-integers"), &integers, how);
             let mut model = Model::load(cpu(), &files, LIMITS).unwrap();
@@ -218,14 +247,20 @@ fn checkpoints_of_awq_and_gptq_compute_what_their_integers_are_worth() {
 }
 
 #[test]
-fn a_matrix_with_reordered_inputs_is_refused_by_name() {
+fn groups_of_too_many_inputs_are_refused_by_name() {
     let [mut integers, _] = pair("gptq");
     let name = "model.layers.0.mlp.down_proj.g_idx";
-    integers.get_mut(name).unwrap().2[8] = 3;
-    let how = json!({"quant_method": "gptq", "bits": 4, "group_size": GROUP});
-    let (_directory, files) = checkpoint("reordered", &integers, how);
-    let message = Model::load(Cpu::detect().unwrap(), &files, LIMITS).unwrap_err().to_string();
-    assert!(message.contains(&format!("tensor {name} puts input 2 into group 3")), "{message}");
+    let mut says = |input: usize, group: i32| {
+        let tensor = integers.get_mut(name).unwrap();
+        tensor.2[4 * input..][..4].copy_from_slice(&group.to_le_bytes());
+        let how = json!({"quant_method": "gptq", "bits": 4, "group_size": GROUP});
+        let (_directory, files) = checkpoint("groups", &integers, how);
+        Model::load(Cpu::detect().unwrap(), &files, LIMITS).unwrap_err().to_string()
+    };
+    let message = says(2, 3);
+    assert!(message.contains(&format!("tensor {name} puts 31 inputs into group 0, not 32")), "{message}");
+    let message = says(2, -1);
+    assert!(message.contains(&format!("tensor {name} puts 1 inputs into group -1, not 0")), "{message}");
 }
 
 #[test]

@@ -107,6 +107,9 @@ fn awq(fields: &Fields<'_>) -> Result<Quantization, ConfigError> {
     if !version.eq_ignore_ascii_case("gemm") {
         return Err(unsupported(fields, "version", "this order of integers"));
     }
+    if fields.flag("desc_act", false)? {
+        return Err(unsupported(fields, "desc_act", "a matrix whose inputs are reordered"));
+    }
     int4(fields, Int4Layout::Awq)
 }
 
@@ -121,9 +124,6 @@ fn gptq(fields: &Fields<'_>) -> Result<Quantization, ConfigError> {
 fn int4(fields: &Fields<'_>, layout: Int4Layout) -> Result<Quantization, ConfigError> {
     if fields.number("bits")? != Some(4.0) {
         return Err(unsupported(fields, "bits", "a width other than 4 bits"));
-    }
-    if fields.flag("desc_act", false)? {
-        return Err(unsupported(fields, "desc_act", "a matrix whose inputs are reordered"));
     }
     let group = match fields.get("group_size").map_or(Some(128), Value::as_i64) {
         Some(-1) => None,
