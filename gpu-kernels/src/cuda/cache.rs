@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::source::hash;
+
 const MARK: &[u8; 8] = b"quaycub1";
 
 /// A folder of compiled kernels.
@@ -21,7 +23,6 @@ impl Cache {
     }
 
     /// `$QUAYLINE_CACHE`, else the user's cache folder; `None` where there is neither.
-    #[cfg(feature = "cuda")]
     pub(crate) fn of_user() -> Option<Self> {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let folder = set("QUAYLINE_CACHE")
@@ -32,17 +33,12 @@ impl Cache {
 
     /// The code kept under a name, whole and unchanged, or nothing.
     pub(crate) fn load(&self, name: &str) -> Option<Vec<u8>> {
-        let mut bytes = fs::read(self.path(name)).ok()?;
-        let start = MARK.len() + 8;
-        let hash = u64::from_le_bytes(bytes.get(MARK.len()..start)?.try_into().ok()?);
-        let intact =
-            bytes.starts_with(MARK) && super::source::hash(&[name.as_bytes(), &bytes[start..]]) == hash;
-        intact.then(|| bytes.split_off(start))
+        Some(unsealed(name, &fs::read(self.path(name)).ok()?)?.to_vec())
     }
 
     /// Keeps code under a name. A cache that cannot be written is no error: the next start compiles again.
     pub(crate) fn store(&self, name: &str, code: &[u8]) {
-        let hash = super::source::hash(&[name.as_bytes(), code]);
+        let hash = hash(&[name.as_bytes(), code]);
         let bytes = [MARK, hash.to_le_bytes().as_slice(), code].concat();
         // The finished file takes its place at once: a reader sees all of it or nothing. Others may be at the
         // same program.
@@ -60,6 +56,12 @@ impl Cache {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.cubin"))
     }
+}
+
+/// The code in a file of this name, or in a part of an archive, if it is whole and unchanged.
+pub(crate) fn unsealed<'a>(name: &str, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (found, code) = bytes.strip_prefix(MARK)?.split_first_chunk()?;
+    (hash(&[name.as_bytes(), code]) == u64::from_le_bytes(*found)).then_some(code)
 }
 
 #[cfg(test)]

@@ -22,12 +22,11 @@ use super::cache::Cache;
 use super::device::{
     Address, Device, EncodedTileMap, Launch, MemoryUse, Recording, Stream, TileElement, TileMap,
 };
+use super::embedded::waits;
 use crate::{Dtype, Error};
 
 /// The oldest driver that records launches which begin early: CUDA 12.4.
 const EARLY_DRIVER_MIN: i32 = 12_040;
-/// The oldest GPU on which they do: sm_90.
-const EARLY_CAPABILITY_MIN: (i32, i32) = (9, 0);
 
 impl Cuda {
     /// The machine's first GPU.
@@ -98,11 +97,6 @@ impl Gpu {
         let recording = Recording(self.recorded.fetch_add(1, Ordering::Relaxed));
         self.graphs.lock().unwrap_or_else(PoisonError::into_inner).insert(recording, ready);
         Ok(recording)
-    }
-
-    /// Whether its instructions wait for earlier launches; without them a launch must not begin early.
-    fn waits(&self) -> bool {
-        self.capability >= EARLY_CAPABILITY_MIN
     }
 }
 
@@ -304,7 +298,7 @@ impl Device for Gpu {
             sharedMemBytes: launch.shared_bytes,
             hStream: self.stream,
             attrs: &raw mut early,
-            numAttrs: u32::from(launch.early && self.waits() && self.driver >= EARLY_DRIVER_MIN),
+            numAttrs: u32::from(launch.early && waits(self.capability) && self.driver >= EARLY_DRIVER_MIN),
         };
         // SAFETY: the kernel takes one struct, which the driver copies at once, as it does the attribute; the rest is
         // the caller's promise.

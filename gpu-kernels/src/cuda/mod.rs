@@ -5,7 +5,7 @@
 
 mod attention;
 mod batch;
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
 mod cache;
 mod copy;
 #[cfg(feature = "cuda")]
@@ -14,7 +14,7 @@ mod device;
 #[cfg(feature = "cuda")]
 mod driver;
 mod elementwise;
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
 mod embedded;
 mod gemm;
 mod graph;
@@ -27,6 +27,8 @@ mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;
 mod ops;
+#[cfg(feature = "cuda")]
+mod places;
 mod plan;
 mod pool;
 #[cfg(feature = "cuda")]

@@ -65,9 +65,6 @@ macro_rules! programs {
         );
     };
 }
-#[cfg(any(feature = "cuda", test))]
-pub(super) use programs;
-
 macro_rules! sources {
     ($($name:literal),+) => {
         /// All programs.
@@ -101,6 +98,12 @@ impl Source {
         }
         let parts: Vec<_> = texts.iter().chain(&OPTIONS).map(|text| text.as_bytes()).collect();
         hash(&parts)
+    }
+
+    /// The name of its code for an architecture, made from exactly this text.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn code_name(&self, architecture: &str) -> String {
+        format!("{}-{architecture}-{:016x}", self.name, self.hash())
     }
 }
 

@@ -1,6 +1,4 @@
-//! Kernels in a driver's hands. A program's machine code comes from the first of: the disk cache; the PTX inside
-//! this crate, which the driver compiles; the run-time compiler (NVRTC), if the machine has it. What NVRTC made goes
-//! into the disk cache.
+//! Kernels in a driver's hands.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -10,9 +8,8 @@ use std::sync::PoisonError;
 use cudarc::driver::sys::{self, CUfunction_attribute};
 
 use super::super::device::Launch;
-use super::super::embedded;
 use super::super::nvrtc::compile;
-use super::super::source::SOURCES;
+use super::super::places;
 use super::{Gpu, check, failed};
 use crate::Error;
 
@@ -54,41 +51,8 @@ impl Gpu {
 
     /// Loads a program from the first place that has it.
     pub(super) fn load(&self, file: &str) -> Result<sys::CUmodule, Error> {
-        let source = SOURCES.iter().find(|source| source.name == file);
-        let source = source.ok_or_else(|| failed("cuda", &format!("no program {file}")))?;
-        let architecture = architecture(self.capability);
-        let name = format!("{file}-{architecture}-{:016x}", source.hash());
-        let cached = self.cache.as_ref().and_then(|cache| cache.load(&name));
-        // A cubin that the driver refuses (made for another driver, say) is no more than a missing one.
-        if let Some(Ok(module)) = cached.map(|cubin| load_module(&cubin)) {
-            return Ok(module);
-        }
-        let embedded = match embedded::ptx(source) {
-            Some(packed) => {
-                let ptx = embedded::unpack(packed, self.waits());
-                let ptx = ptx.map_err(|error| failed("cuda", &error.to_string()));
-                ptx.and_then(|ptx| load_module(&ptx))
-            }
-            None => Err(failed("cuda", "no PTX of this source inside the crate")),
-        };
-        match embedded {
-            Ok(module) => Ok(module),
-            Err(refused) => {
-                let cubin = compile(source, &architecture)
-                    .map_err(|missing| failed("cuda", &format!("{file}: {refused}; {missing}")))?;
-                if let Some(cache) = &self.cache {
-                    cache.store(&name, &cubin);
-                }
-                load_module(&cubin)
-            }
-        }
+        places::load(file, self.capability, self.cache.as_ref(), load_module, compile)
     }
-}
-
-/// The name by which compilers know a GPU; Hopper and the first Blackwells have one for all their instructions.
-fn architecture((major, minor): (i32, i32)) -> String {
-    let all = if matches!((major, minor), (9 | 10, 0)) { "a" } else { "" };
-    format!("sm_{major}{minor}{all}")
 }
 
 /// A module of a cubin, or of PTX that ends in a zero.
