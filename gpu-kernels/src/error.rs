@@ -30,6 +30,18 @@ pub enum Error {
         /// The largest legal value.
         max: usize,
     },
+    /// A dimension is below what another asks for.
+    #[error("{operator}: {dimension} is {found}, the least allowed is {min}")]
+    TooSmall {
+        /// The operator that was called.
+        operator: &'static str,
+        /// The dimension that is too small.
+        dimension: &'static str,
+        /// What the caller passed.
+        found: usize,
+        /// The smallest legal value.
+        min: usize,
+    },
     /// A dimension must not be zero, or must divide another, and does not.
     #[error("{operator}: {dimension} is {found}, which is not a positive multiple of {of}")]
     Multiple {
@@ -124,6 +136,16 @@ pub(crate) fn at_most(
     max: usize,
 ) -> Result<(), Error> {
     if found <= max { Ok(()) } else { Err(Error::TooLarge { operator, dimension, found, max }) }
+}
+
+/// `Ok` if a dimension is at least `min`.
+pub(crate) fn at_least(
+    operator: &'static str,
+    dimension: &'static str,
+    found: usize,
+    min: usize,
+) -> Result<(), Error> {
+    if found >= min { Ok(()) } else { Err(Error::TooSmall { operator, dimension, found, min }) }
 }
 
 /// `Ok` if an index is below a bound.

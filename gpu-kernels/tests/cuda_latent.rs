@@ -18,7 +18,8 @@ use std::sync::atomic::Ordering;
 
 use common::{Random, bits};
 use latents::Case;
-use quayline_gpu_kernels::{Dtype, RopeStyle};
+use quayline_gpu_kernels::cuda::{Device, DeviceMemory, KvStrides};
+use quayline_gpu_kernels::{Dtype, KvStorage, RopeStyle};
 
 fn check(name: &str, case: &Case) {
     let mut random = Random::new(name.bytes().map(u64::from).sum());
@@ -65,6 +66,38 @@ fn smaller_latents() {
 #[test]
 fn latents_of_eight_bits() {
     latents::latents_of_eight_bits(check);
+}
+
+#[test]
+fn latents_in_memory_of_somebody_else() {
+    let storage = KvStorage::Same;
+    let case =
+        Case { heads: 3, latent: 64, rope: 16, dtype: Dtype::Bf16, storage, lengths: vec![(2, 37), (1, 20)] };
+    let sequences = latents::sequences(&case, &mut Random::new(7));
+    let Some((cuda, emulator)) = emulator::cuda(case.dtype, false) else { return };
+    if emulator::on_gpu() {
+        return;
+    }
+    let own = latents::attend(&cuda, &case, &sequences, &mut Random::new(8));
+    // Rows 8 elements apart, pages 16 more, both layers of a page side by side.
+    let (token, layer) = (88, 88 * latents::BLOCK_SIZE + 16);
+    let strides = KvStrides { layer, value: 0, page: 2 * layer, head: 0, token };
+    let bytes = 64 * 2 * layer * 2;
+    let address = emulator.allocate(bytes).unwrap();
+    let theirs = latents::attend_in(&cuda, &case, &sequences, &mut Random::new(8), |shape| {
+        let memory = DeviceMemory { address, bytes };
+        let short = DeviceMemory { bytes: 4096, ..memory };
+        // SAFETY: the memory is the emulator's, and nobody but the pool writes it.
+        let over = |memory| unsafe { cuda.latent_pool_over(shape, storage, strides, memory) };
+        assert!(over(short).unwrap_err().to_string().contains("the most allowed is 4096"));
+        over(memory).unwrap()
+    });
+    assert_eq!((bits(&own.0), bits(&own.1)), (bits(&theirs.0), bits(&theirs.1)));
+    let mut found = vec![0; bytes];
+    emulator.download(address, &mut found).unwrap();
+    for row in found[..2 * layer * 2].chunks(2 * layer).flat_map(|page| page[..2 * 88 * 16].chunks(2 * 88)) {
+        assert!(row[160..].iter().all(|&byte| byte == 0xff), "written between rows");
+    }
 }
 
 #[test]

@@ -25,8 +25,8 @@ struct HopperArgument {
 }
 
 impl Call<'_> {
-    /// Whether a kernel for Hopper computes this: heads to 128, pages that a tile is made of or a part of, and
-    /// scores without slopes and masks. Any cache will do, but of latents.
+    /// Whether a kernel for Hopper computes this: heads to 128, pages that a tile is made of or a part of, strides
+    /// that the memory unit takes, and scores without slopes and masks. Any cache will do, but of latents.
     pub(super) fn takes_hopper(&self) -> bool {
         let (dim, block_size) = (self.attention.heads.dim, self.pool.shape.block_size);
         let pages = block_size.is_multiple_of(8)
@@ -38,6 +38,7 @@ impl Call<'_> {
             && dim.is_multiple_of(8)
             && dim <= 2 * PANEL
             && pages
+            && self.pool.layout.fits_maps()
             && scores
     }
 
@@ -55,7 +56,7 @@ impl Call<'_> {
         if work.items_len == 0 {
             return Ok(());
         }
-        let (shape, layout) = (self.pool.shape, self.pool.layout);
+        let (shape, strides) = (self.pool.shape, self.pool.layout.strides);
         let (panels, box_rows) = (self.attention.heads.dim.div_ceil(PANEL), shape.block_size.min(TILE));
         let (element, bytes, box_columns) = match (self.pool.storage, shape.dtype) {
             (KvStorage::Same, Dtype::Bf16) => (TileElement::Bf16, 2, PANEL),
@@ -66,7 +67,7 @@ impl Call<'_> {
             start: self.pool.plane(layer, which),
             element,
             sizes: [shape.head_dim, shape.block_size, shape.kv_heads, shape.blocks].map(|n| n as u64),
-            strides: [layout.token, layout.head, layout.page].map(|elements| elements as u64 * bytes),
+            strides: [strides.token, strides.head, strides.page].map(|elements| elements as u64 * bytes),
             #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
             box_sizes: [box_columns as u32, box_rows as u32, 1, 1],
         };

@@ -21,6 +21,7 @@ mod graph;
 mod hopper;
 mod hopper_product;
 mod latent;
+mod layout;
 mod memory;
 mod moe;
 mod norm;
@@ -53,10 +54,11 @@ pub use device::{
     Work as LibraryWork,
 };
 pub use graph::Graph;
+pub use layout::KvStrides;
 pub use moe::Routing;
 pub use norm::{QuantTensor, RowStorage};
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
-pub use pool::KvPool;
+pub use pool::{DeviceMemory, KvPool};
 pub use quant::QuantSource;
 pub use rope::RopeTable;
 pub use sample::Distributions;

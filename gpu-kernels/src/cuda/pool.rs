@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use super::Cuda;
 use super::device::Address;
+use super::layout::{KvStrides, Layout};
 use super::memory::{Keeper, Memory};
 use crate::door::{self, Pool};
-use crate::error::{at_most, multiple};
-use crate::shape::HEAD_DIM_MAX;
 use crate::{Dtype, Error, KvOrder, KvShape, KvStorage, LatentShape};
 
 /// K and V of all layers: for each layer K then V, each `[block][kv head][token][dim]` or, in [`KvOrder::Nhd`],
-/// `[block][token][kv head][dim]`, `dim` padded to whole 16s.
-/// Or latents of all layers, `[block][token][latent, rotated key]`.
+/// `[block][token][kv head][dim]`, `dim` padded to whole 16s. Or as [`KvStrides`] say, in its own memory or somebody
+/// else's. Or latents of all layers, `[block][token][latent, rotated key]`.
 #[derive(Debug)]
 pub struct KvPool {
     pub(crate) shape: KvShape,
@@ -19,24 +19,20 @@ pub struct KvPool {
     pub(crate) layout: Layout,
     /// Elements of a row that are the latent; `None`: keys and values.
     pub(crate) latent_dim: Option<usize>,
-    memory: Memory,
+    start: Address,
+    /// What is there, unless it is somebody else's.
+    _memory: Option<Memory>,
     /// Scales: two numbers, or for each layer and of K then V, `[slot][kv head]`.
     scales: Memory,
 }
 
-/// Distances in elements.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
-    pub(crate) page: usize,
-    pub(crate) head: usize,
-    pub(crate) token: usize,
-    /// A head's length in memory.
-    pub(crate) wide: usize,
-    /// Of a layer: 2 for K and V, 1 for latents.
-    pub(crate) planes: usize,
-    /// Bytes of K (or of V) of one layer.
-    pub(crate) plane_bytes: usize,
-    pub(crate) page_bytes: usize,
+/// Memory of the device that somebody else has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Where it starts: a multiple of 16.
+    pub address: Address,
+    /// How much of it there is.
+    pub bytes: usize,
 }
 
 /// Where a layer's scales are, and the distances between them in elements.
@@ -49,39 +45,76 @@ pub(crate) struct Scales {
     pub(crate) each: bool,
 }
 
-impl Layout {
-    fn block_bytes(&self, shape: &KvShape, storage: KvStorage) -> usize {
-        let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
-        (self.page_bytes + scales) * shape.layers * self.planes
+impl Cuda {
+    /// A pool whose K and V lie as strides say, in memory of its own. Blocks come to the host and from there without
+    /// the gaps, as those of a pool in [`KvOrder::Hnd`].
+    ///
+    /// # Errors
+    /// When a stride is no multiple of 16 bytes, reaches less far than what lies below it, or further than 64 bits
+    /// address; when `head_dim` is no multiple of 16 bytes; and as [`Ops::kv_pool_stored`](crate::Ops::kv_pool_stored).
+    pub fn kv_pool_strided(
+        &self,
+        shape: KvShape,
+        storage: KvStorage,
+        strides: KvStrides,
+    ) -> Result<KvPool, Error> {
+        self.strided((shape, None), storage, strides, None)
     }
 
-    fn new(shape: &KvShape, storage: KvStorage, order: KvOrder, planes: usize) -> Result<Self, Error> {
-        for (dimension, found) in [
-            ("layers", shape.layers),
-            ("blocks", shape.blocks),
-            ("block_size", shape.block_size),
-            ("kv_heads", shape.kv_heads),
-            ("head_dim", shape.head_dim),
-        ] {
-            multiple("kv_pool", dimension, found, 1)?;
-        }
-        if planes == 2 {
-            at_most("kv_pool", "head_dim", shape.head_dim, HEAD_DIM_MAX)?;
-        }
-        let wide = shape.head_dim.next_multiple_of(16);
-        let layout = || {
-            let of_head = wide.checked_mul(shape.block_size)?;
-            let page = of_head.checked_mul(shape.kv_heads)?;
-            let page_bytes = page.checked_mul(storage.bytes(shape.dtype))?;
-            let plane_bytes = page_bytes.checked_mul(shape.blocks)?;
-            plane_bytes.checked_mul(shape.layers)?.checked_mul(planes)?;
-            let (head, token) = match order {
-                KvOrder::Hnd => (of_head, wide),
-                KvOrder::Nhd => (wide, shape.kv_heads * wide),
-            };
-            Some(Self { page, head, token, wide, planes, plane_bytes, page_bytes })
-        };
-        layout().ok_or(Error::Memory { operator: "kv_pool", bytes: usize::MAX })
+    /// The same over memory that somebody else has, an engine's cache for example. What is in it stays. Where each head
+    /// of a token has a scale ([`KvStorage::Fp8PerHead`], [`KvStorage::Int8PerHead`]), scales are kept apart, in memory
+    /// of the pool's own.
+    ///
+    /// # Errors
+    /// As [`Cuda::kv_pool_strided`], and when the memory does not start at a multiple of 16 bytes or ends before the
+    /// last element.
+    ///
+    /// # Safety
+    /// It is memory of this device, and stays so while the pool or a [`Graph`](super::Graph) that was recorded with it
+    /// lives. Nobody else reads or writes the elements between a call that uses the pool and the end of the work that
+    /// the call began; [`Ops::read`](crate::Ops::read) waits for that.
+    pub unsafe fn kv_pool_over(
+        &self,
+        shape: KvShape,
+        storage: KvStorage,
+        strides: KvStrides,
+        memory: DeviceMemory,
+    ) -> Result<KvPool, Error> {
+        self.strided((shape, None), storage, strides, Some(memory))
+    }
+
+    /// [`Cuda::kv_pool_over`] for latents ([`Latent`](crate::Latent)), of which a layer has no K and V and no heads.
+    /// vLLM's and FlashMLA's `(blocks, block_size, latent and rotated key)` are pages and tokens without gaps.
+    ///
+    /// # Errors
+    /// As [`Cuda::kv_pool_over`] and [`Latent::latent_pool`](crate::Latent::latent_pool).
+    ///
+    /// # Safety
+    /// As [`Cuda::kv_pool_over`].
+    pub unsafe fn latent_pool_over(
+        &self,
+        shape: LatentShape,
+        storage: KvStorage,
+        strides: KvStrides,
+        memory: DeviceMemory,
+    ) -> Result<KvPool, Error> {
+        let latent_dim = shape.latent_dim;
+        let shape = door::latent_pool(shape, storage)?;
+        self.strided((shape, Some(latent_dim)), storage, strides, Some(memory))
+    }
+
+    fn strided(
+        &self,
+        (shape, latent_dim): (KvShape, Option<usize>),
+        storage: KvStorage,
+        strides: KvStrides,
+        memory: Option<DeviceMemory>,
+    ) -> Result<KvPool, Error> {
+        door::storage(storage)?;
+        same_dtype(&shape, self.dtype)?;
+        let planes = if latent_dim.is_some() { 1 } else { 2 };
+        let layout = Layout::strided(&shape, storage, strides, planes)?;
+        KvPool::with(&self.device, shape, storage, layout, latent_dim, memory)
     }
 }
 
@@ -93,7 +126,9 @@ impl KvPool {
         storage: KvStorage,
         order: KvOrder,
     ) -> Result<Self, Error> {
-        Self::with_planes(device, dtype, shape, (storage, order), None)
+        same_dtype(&shape, dtype)?;
+        let layout = Layout::dense(&shape, storage, order, 2)?;
+        Self::with(device, shape, storage, layout, None, None)
     }
 
     pub(crate) fn latents(
@@ -104,25 +139,22 @@ impl KvPool {
     ) -> Result<Self, Error> {
         let latent_dim = shape.latent_dim;
         let shape = door::latent_pool(shape, storage)?;
-        Self::with_planes(device, dtype, shape, (storage, KvOrder::default()), Some(latent_dim))
+        same_dtype(&shape, dtype)?;
+        let layout = Layout::dense(&shape, storage, KvOrder::default(), 1)?;
+        Self::with(device, shape, storage, layout, Some(latent_dim), None)
     }
 
-    fn with_planes(
+    fn with(
         device: &Arc<Keeper>,
-        dtype: Dtype,
         shape: KvShape,
-        (storage, order): (KvStorage, KvOrder),
+        storage: KvStorage,
+        layout: Layout,
         latent_dim: Option<usize>,
+        memory: Option<DeviceMemory>,
     ) -> Result<Self, Error> {
-        if shape.dtype != dtype {
-            return Err(Error::Unsupported {
-                operator: "kv_pool",
-                what: "a cache of",
-                found: shape.dtype.to_string(),
-                supported: "the activations' type, or one byte",
-            });
+        if let Some(DeviceMemory { address, bytes }) = memory {
+            door::memory(address, bytes, layout.bytes)?;
         }
-        let layout = Layout::new(&shape, storage, order, if latent_dim.is_some() { 1 } else { 2 })?;
         let scales = match storage {
             KvStorage::Same => Memory::new(device, 0)?,
             KvStorage::Fp8 { key_scale, value_scale } => {
@@ -132,19 +164,22 @@ impl KvPool {
                 Memory::zeroed(device, shape.layers * layout.planes * scales_bytes(&shape))?
             }
         };
-        let memory = Memory::zeroed(device, layout.plane_bytes * shape.layers * layout.planes)?;
-        Ok(Self { shape, storage, layout, latent_dim, memory, scales })
+        let own = if memory.is_none() { Some(Memory::zeroed(device, layout.bytes)?) } else { None };
+        let start = memory.map_or_else(|| own.as_ref().map_or(0, Memory::address), |memory| memory.address);
+        Ok(Self { shape, storage, layout, latent_dim, start, _memory: own, scales })
     }
 
     /// Bytes of one block of K and V over all layers.
     pub(crate) fn bytes_of_block(shape: &KvShape, storage: KvStorage) -> Result<usize, Error> {
-        Ok(Layout::new(shape, storage, KvOrder::default(), 2)?.block_bytes(shape, storage))
+        let layout = Layout::dense(shape, storage, KvOrder::default(), 2)?;
+        Ok(block_bytes(&layout, shape, storage))
     }
 
     /// Bytes of one block of latents over all layers.
     pub(crate) fn bytes_of_latents(shape: LatentShape, storage: KvStorage) -> Result<usize, Error> {
         let shape = door::latent_pool(shape, storage)?;
-        Ok(Layout::new(&shape, storage, KvOrder::default(), 1)?.block_bytes(&shape, storage))
+        let layout = Layout::dense(&shape, storage, KvOrder::default(), 1)?;
+        Ok(block_bytes(&layout, &shape, storage))
     }
 
     /// Its shape, for the door.
@@ -155,7 +190,7 @@ impl KvPool {
     /// Bytes of one block over all layers.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.layout.block_bytes(&self.shape, self.storage)
+        block_bytes(&self.layout, &self.shape, self.storage)
     }
 
     /// The dimensions that the pool was made with; one of latents has one kv head, of latent and rotated key.
@@ -166,7 +201,7 @@ impl KvPool {
 
     /// K (0) or V (1) of a layer.
     pub(crate) fn plane(&self, layer: usize, which: usize) -> Address {
-        self.memory.address() + ((layer * self.layout.planes + which) * self.layout.plane_bytes) as u64
+        self.start + self.layout.plane(layer, which)
     }
 
     pub(crate) fn scales(&self, layer: usize) -> Scales {
@@ -208,6 +243,24 @@ impl KvPool {
             (_, _) => "bf16_e4m3",
         }
     }
+}
+
+/// A refusal of numbers that kernels for these activations do not read.
+fn same_dtype(shape: &KvShape, dtype: Dtype) -> Result<(), Error> {
+    if shape.dtype == dtype {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        operator: "kv_pool",
+        what: "a cache of",
+        found: shape.dtype.to_string(),
+        supported: "the activations' type, or one byte",
+    })
+}
+
+fn block_bytes(layout: &Layout, shape: &KvShape, storage: KvStorage) -> usize {
+    let scales = if storage.per_head() { shape.block_size * shape.kv_heads * 4 } else { 0 };
+    (layout.page_bytes + scales) * shape.layers * layout.planes
 }
 
 /// Bytes of the scales of K (or of V) of one layer: `[slot][kv head]`.

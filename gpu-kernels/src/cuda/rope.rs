@@ -111,9 +111,9 @@ impl RopeAppendArgument {
             scale_token_stride: scales.token,
             scale_head_stride: scales.head,
             scale_each: u32::from(scales.each),
-            page_stride: pool.layout.page as u64,
-            token_stride: pool.layout.token as u64,
-            head_stride: pool.layout.head as u64,
+            page_stride: pool.layout.strides.page as u64,
+            token_stride: pool.layout.strides.token as u64,
+            head_stride: pool.layout.strides.head as u64,
             ..self
         }
     }

@@ -3,6 +3,7 @@
 mod grouped;
 mod latent;
 mod sampling;
+mod strides;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,7 @@ pub(crate) use latent::{
     LATENT_DIM_MAX, LATENT_ROPE_MAX, Pool, append_latent, attend_latent, keys_and_values, latent_pool,
 };
 pub(crate) use sampling::{sample, verify};
+pub(crate) use strides::{memory, strides};
 
 use crate::cpu::Batch;
 use crate::error::{at_most, below, multiple, same};

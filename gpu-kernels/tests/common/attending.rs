@@ -214,12 +214,25 @@ fn poison<O: Ops>(ops: &O, pool: &mut O::KvPool, shape: KvShape, storage: KvStor
 }
 
 pub(crate) fn step<O: Ops>(ops: &O, case: &Case, sequences: &[Sequence], random: &mut Random) -> Step<O> {
+    step_in(ops, case, sequences, random, |shape| {
+        ops.kv_pool_ordered(shape, case.storage, case.order).unwrap()
+    })
+}
+
+/// The same in a pool that somebody else makes.
+pub(crate) fn step_in<O: Ops>(
+    ops: &O,
+    case: &Case,
+    sequences: &[Sequence],
+    random: &mut Random,
+    pool: impl FnOnce(KvShape) -> O::KvPool,
+) -> Step<O> {
     let Heads { query, kv, dim } = case.heads;
     let block_size = case.block_size;
     let of = |sequence: &Sequence| sequence.context.div_ceil(block_size);
     let blocks = 2 + sequences.iter().map(of).sum::<usize>();
     let shape = KvShape { layers: 2, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: case.dtype };
-    let mut pool = ops.kv_pool_ordered(shape, case.storage, case.order).unwrap();
+    let mut pool = pool(shape);
     poison(ops, &mut pool, shape, case.storage);
 
     let mut free: Vec<u32> = (0..blocks as u32).collect();

@@ -174,7 +174,8 @@ impl Device for Emulator {
     /// `emulator::Box`.
     fn encode(&self, map: &TileMap) -> Result<EncodedTileMap, Error> {
         let aligned = [map.start].iter().chain(&map.strides).all(|n| n.is_multiple_of(16));
-        if !aligned || map.box_sizes.iter().any(|&n| n == 0 || n > 256) {
+        let far = map.strides.iter().any(|&stride| stride >= 1 << 40);
+        if far || !aligned || map.box_sizes.iter().any(|&n| n == 0 || n > 256) {
             return Err(failed(format!("a map that the driver refuses: {map:?}")));
         }
         let mut encoded = [0; 128];

@@ -143,9 +143,20 @@ pub(crate) fn attend<O: Latent>(
     sequences: &[Sequence],
     random: &mut Random,
 ) -> (Vec<f32>, Vec<f32>) {
+    attend_in(ops, case, sequences, random, |shape| ops.latent_pool(shape, case.storage).unwrap())
+}
+
+/// The same in a pool that somebody else makes.
+pub(crate) fn attend_in<O: Latent>(
+    ops: &O,
+    case: &Case,
+    sequences: &[Sequence],
+    random: &mut Random,
+    pool: impl FnOnce(LatentShape) -> O::KvPool,
+) -> (Vec<f32>, Vec<f32>) {
     let blocks_of = |context: usize| context.div_ceil(BLOCK_SIZE);
     let blocks = 1 + case.lengths.iter().map(|&(_, context)| blocks_of(context)).sum::<usize>();
-    let mut pool = pool(ops, case, blocks);
+    let mut pool = pool(case.shape(blocks));
     let all: Vec<i64> = (0..(blocks * BLOCK_SIZE) as i64).collect();
     append(ops, case, &mut pool, &all, &vec![f32::NAN; all.len() * case.dim()]);
     let mut free: Vec<u32> = (0..blocks as u32).collect();
