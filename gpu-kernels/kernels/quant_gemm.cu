@@ -15,17 +15,19 @@ struct QuantGemm {
     // Four bits: [groups][out_padded], and the number that stands for zero. Eight bits: null.
     const f16 *group_scales;
     const u8 *group_zeros;
+    // Blocks of eight bits: [out_padded / block_rows][groups]. Else null.
+    const float *block_scales;
     // Eight bits: one number, or one per output. Else null.
     const float *scales;
     const void *bias;
     // [rows, out]; of `dequantise` the weight [out, in].
     void *out;
-    // Of `dequantise`: the rows to write, `out_cols` of them, multiplied by their scales. Null: all, and eight-bit
-    // numbers without their scale.
+    // Of `dequantise`: the rows to write, `out_cols` of them, multiplied by their scales. Null: all, without what sums
+    // are multiplied by.
     const u32 *which;
     // In elements.
     u64 x_stride, out_stride;
-    u32 rows, in, out_cols, out_padded, group, scale_stride;
+    u32 rows, in, out_cols, out_padded, group, scale_stride, block_rows, unused;
 };
 
 constexpr u32 PART = 128, STEPS = PART / 16;
@@ -34,15 +36,25 @@ constexpr u32 STAGE = TILE * PART;
 
 // Four bits, with a scale and a zero for each group of `group` numbers of a row.
 struct u4 {};
+// E4M3, with a scale for each block of outputs and of `group` numbers of their rows.
+struct e4m3_blocks {};
 
 template <class W> struct Format {
+    // Numbers are multiplied by scales of their own before they are rounded, not the sums.
     static constexpr bool GROUPED = false;
     // 16-byte pieces of a lane for a block of 128.
     static constexpr u32 PIECES = 2;
+    using Number = W;
 };
 template <> struct Format<u4> {
     static constexpr bool GROUPED = true;
     static constexpr u32 PIECES = 1;
+    using Number = u4;
+};
+template <> struct Format<e4m3_blocks> {
+    static constexpr bool GROUPED = true;
+    static constexpr u32 PIECES = 2;
+    using Number = e4m3;
 };
 
 // What a lane holds of one row for a block of 128.
@@ -63,9 +75,13 @@ template <class T, class W> struct Part {
     FN void find_group(const QuantGemm &p, u32 row, u32 block, u32 step) {
         u32 at = block * PART + step * 16;
         if (!Format<W>::GROUPED || (step > 0 && at % p.group != 0)) return;
-        u64 group = static_cast<u64>(least(at, p.in - 1) / p.group) * p.out_padded + row;
-        scale = widen(p.group_scales[group]);
-        zero = static_cast<float>(p.group_zeros[group]);
+        u64 group = least(at, p.in - 1) / p.group;
+        if (Format<W>::PIECES == 2) {
+            scale = p.block_scales[row / p.block_rows * static_cast<u64>(divide_up(p.in, p.group)) + group];
+        } else {
+            scale = widen(p.group_scales[group * p.out_padded + row]);
+            zero = static_cast<float>(p.group_zeros[group * p.out_padded + row]);
+        }
     }
 
     FN float number(u32 step, u32 i) const;
@@ -78,10 +94,12 @@ template <class T, class W> struct Part {
 };
 
 template <class T, class W> FN float Part<T, W>::number(u32 step, u32 i) const {
-    if constexpr (Format<W>::GROUPED)
+    if constexpr (Format<W>::PIECES == 1)
         return (static_cast<float>(words[step / 2] >> (step % 2 * 16 + 4 * i) & 15u) - zero) * scale;
-    else
-        return widen(W{static_cast<u8>(words[step] >> 8 * i & 255u)});
+    else {
+        float x = widen(typename Format<W>::Number{static_cast<u8>(words[step] >> 8 * i & 255u)});
+        return Format<W>::GROUPED ? x * scale : x;
+    }
 }
 
 template <class T, class W> FN void quant_gemm(const QuantGemm &p) {
@@ -167,6 +185,8 @@ QUANT_KERNELS(bf16, i8)
 QUANT_KERNELS(f16, i8)
 QUANT_KERNELS(bf16, e4m3)
 QUANT_KERNELS(f16, e4m3)
+QUANT_KERNELS(bf16, e4m3_blocks)
+QUANT_KERNELS(f16, e4m3_blocks)
 
 // Columns of x in another order: a weight whose groups are not in the order of its input.
 struct Permute {

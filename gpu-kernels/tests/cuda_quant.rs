@@ -211,8 +211,14 @@ fn bytes_with_one_scale_and_with_one_per_output() {
 #[test]
 fn fp8_of_a_checkpoint_in_blocks() {
     each(|dtype, cuda, random| {
-        let (rows, cols) = (20_usize, 136_usize);
-        for block in [(rows, cols), (1, cols), (128, 128), (3, 16)] {
+        for ((rows, cols), block) in [
+            ((20_usize, 136_usize), (20, 136)),
+            ((20, 136), (1, 136)),
+            ((20, 136), (3, 16)),
+            ((20, 136), (4, 24)),
+            // As DeepSeek's checkpoints, with all dimensions of more than one block.
+            ((150, 300), (128, 128)),
+        ] {
             let across = cols.div_ceil(block.1);
             let scales: Vec<f32> =
                 (0..rows.div_ceil(block.0) * across).map(|_| 0.01 + random.float().abs()).collect();
@@ -221,18 +227,52 @@ fn fp8_of_a_checkpoint_in_blocks() {
             let source = Fp8Source { rows, cols, elements, scales: scales.clone(), block };
             let weight = cuda.weight_fp8(&source).unwrap();
             let worth = |(at, &code): (usize, &u8)| {
-                let scale = scales[at / cols / block.0 * across + at % cols / block.1];
-                // With several scales for a row, weights are kept in the type of activations.
-                if across == 1 {
-                    e4m3(code) * f64::from(scale)
-                } else {
-                    f64::from(rounded(dtype, e4m3(code) as f32 * scale))
-                }
+                e4m3(code) as f32 * scales[at / cols / block.0 * across + at % cols / block.1]
             };
-            let exact: Vec<f64> = codes.iter().enumerate().map(worth).collect();
-            check(&format!("fp8 by {block:?}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+            let worth: Vec<f32> = codes.iter().enumerate().map(worth).collect();
+            // With several scales for a row, numbers are rounded once they are multiplied by theirs.
+            let exact = worth.iter().map(|&x| f64::from(if across == 1 { x } else { rounded(dtype, x) }));
+            let exact: Vec<f64> = exact.collect();
+            let what = format!("fp8 by {block:?}");
+            check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+            if across == 1 {
+                continue;
+            }
+            // The bits of the same matrix in the activations' type, in products and as a table.
+            let floats = cuda.weight(store(Dtype::F32, &[rows, cols], &worth, 0).source).unwrap();
+            let x: Vec<f32> = (0..70 * cols).map(|_| rounded(dtype, random.float())).collect();
+            let [found, expected] = [&weight, &floats].map(|weight| {
+                let mut table = cuda.tensor(rows, cols).unwrap();
+                let all: Vec<u32> = (0..rows as u32).rev().collect();
+                cuda.embed(weight, &all, &mut table).unwrap();
+                let product = product(cuda, &x, weight, &vec![0.0; rows], (rows, cols));
+                (bits(&product), bits(&cuda.read(&table).unwrap()))
+            });
+            assert!(found == expected, "{what} {dtype}: other bits than those of floats");
         }
     });
+}
+
+#[test]
+fn fp8_in_blocks_takes_a_byte_for_a_number() {
+    let Some((cuda, emulator)) = emulator::cuda(Dtype::Bf16, false) else { return };
+    let (rows, cols) = (256, 512);
+    let source = |block| Fp8Source {
+        rows,
+        cols,
+        elements: part(&vec![0x38_u8; rows * cols]),
+        scales: vec![1.0; rows.div_ceil(block) * cols.div_ceil(block)],
+        block: (block, block),
+    };
+    let bytes = |block| {
+        let before = emulator.allocated_bytes();
+        let _weight = cuda.weight_fp8(&source(block)).unwrap();
+        emulator.allocated_bytes() - before
+    };
+    if !emulator::on_gpu() {
+        assert_eq!(bytes(128), rows * cols + 2 * 4 * 4);
+        assert_eq!(bytes(8), 2 * rows * cols, "blocks that the kernels do not know");
+    }
 }
 
 /// What matrices are rounded to is what the CPU rounds them to: products, and rows as of an embedding table.

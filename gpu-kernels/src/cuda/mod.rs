@@ -28,6 +28,7 @@ mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;
 mod ops;
+mod packing;
 #[cfg(feature = "cuda")]
 mod places;
 mod plan;
@@ -57,9 +58,9 @@ pub use graph::Graph;
 pub use layout::KvStrides;
 pub use moe::Routing;
 pub use norm::{QuantTensor, RowStorage};
+pub use packing::QuantSource;
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{DeviceMemory, KvPool};
-pub use quant::QuantSource;
 pub use rope::RopeTable;
 pub use sample::Distributions;
 pub use source::{HEADERS, OPTIONS, SOURCES, Source};

@@ -1,65 +1,46 @@
-//! Weights of four and eight bits: `kernels/quant_gemm.cu`.
-//!
-//! A weight is read in the form of its checkpoint (GPTQ, AWQ, or one byte per element), or rounded, and packed once for
-//! the kernel.
-
-use std::sync::Arc;
-
-use half::f16;
+//! Products with weights of four and eight bits: `kernels/quant_gemm.cu`. How they get there is `packing.rs`.
 
 use super::device::Address;
 use super::gemm::Matrix;
 use super::memory::Memory;
-use super::tensor::{Tensor, Weight, weight_bytes, widen_row};
+use super::tensor::Tensor;
 use super::{Cuda, count, divide};
-use crate::error::{multiple, same};
-use crate::fp8;
-use crate::rounding::{GROUP, round_eight, round_four, round_fp8};
-use crate::stored::Stored;
-use crate::{Dtype, Error, Fp8Source, Int4Source, Ops, Rounding, WeightSource};
-
-/// A matrix `[out, in]` of a quantised checkpoint, of one byte for an element. Those of four bits are
-/// [`Int4Source`](crate::Int4Source)s.
-#[derive(Clone, Copy, Debug)]
-pub enum QuantSource<'a> {
-    /// E4M3, `[out, in]`, and what it is multiplied by: one number, or one per output.
-    Fp8 {
-        /// One byte per element.
-        elements: &'a [u8],
-        /// `[1]` or `[out]`.
-        scales: &'a [f32],
-    },
-    /// Whole numbers of -127..=127, `[out, in]`, and what they are multiplied by: one number, or one per output.
-    Int8 {
-        /// One byte per element.
-        elements: &'a [i8],
-        /// `[1]` or `[out]`.
-        scales: &'a [f32],
-    },
-}
+use crate::{Dtype, Error};
 
 /// A quantised matrix in a device's memory.
 #[derive(Debug)]
 pub(crate) struct QuantWeight {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    format: Format,
-    packed: Memory,
-    /// Four bits: f16 scales and zeros of one byte, `[groups, rows padded]`. Eight: f32 scales, and nothing.
-    scales: Memory,
-    zeros: Memory,
+    pub(super) format: Format,
+    pub(super) packed: Memory,
+    /// Four bits: f16 scales and zeros of one byte, `[groups, rows padded]`. Eight: f32 scales, and nothing;
+    /// of blocks `[rows padded / rows of a block, groups]`.
+    pub(super) scales: Memory,
+    pub(super) zeros: Memory,
     /// Each output has a scale of its own.
-    scale_each: bool,
-    group: usize,
+    pub(super) scale_each: bool,
+    /// Inputs and outputs with one scale.
+    pub(super) group: usize,
+    pub(super) block_rows: usize,
     /// Which input each column is, when it is not its own number.
-    order: Option<Memory>,
+    pub(super) order: Option<Memory>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Four,
     Int8,
     Fp8,
+    /// E4M3 with several scales for an output.
+    Fp8Blocks,
+}
+
+impl Format {
+    /// Sums are multiplied by scales, not the numbers before they are rounded.
+    fn scales_sums(self) -> bool {
+        matches!(self, Self::Int8 | Self::Fp8)
+    }
 }
 
 #[repr(C)]
@@ -69,6 +50,7 @@ struct QuantGemmArgument {
     weight: Address,
     group_scales: Address,
     group_zeros: Address,
+    block_scales: Address,
     scales: Address,
     bias: Address,
     out: Address,
@@ -81,6 +63,8 @@ struct QuantGemmArgument {
     out_padded: u32,
     group: u32,
     scale_stride: u32,
+    block_rows: u32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -96,198 +80,37 @@ struct PermuteArgument {
 }
 
 /// As the kernel's: rows of weight and of x that a block takes, numbers of a row's block, and threads.
-const TILE: usize = 16;
-const PART: usize = 128;
+pub(super) const TILE: usize = 16;
+pub(super) const PART: usize = 128;
 const THREADS: usize = 256;
 /// Rows up to which the weight is read again for every 16 rows, and not written out whole.
 const FLAT_ROWS: usize = 64;
 
-/// The places that lane 0 to 3 has in sixteen numbers.
-fn places(lane: usize) -> [usize; 4] {
-    [2 * lane, 2 * lane + 1, 2 * lane + 8, 2 * lane + 9]
-}
-
-/// Packs rows for the kernel, `width` bits each; `number(row, column)` within the matrix.
-fn pack(rows: usize, cols: usize, width: usize, number: impl Fn(usize, usize) -> u8) -> Vec<u8> {
-    let (blocks, padded) = (cols.div_ceil(PART), rows.next_multiple_of(TILE));
-    // Steps of sixteen numbers that fill 16 bytes of a lane.
-    let steps = 16 * 8 / (4 * width);
-    let mut packed = Vec::with_capacity(padded * blocks * PART * width / 8);
-    for row in 0..padded {
-        for piece in 0..blocks * PART / (16 * steps) {
-            for lane in 0..4 {
-                let columns = (0..steps)
-                    .flat_map(|step| places(lane).map(|place| (piece * steps + step) * 16 + place))
-                    .map(|column| if row < rows && column < cols { number(row, column) } else { 0 });
-                let numbers: Vec<u8> = columns.collect();
-                match width {
-                    4 => packed.extend(numbers.as_chunks::<2>().0.iter().map(|[low, high]| low | high << 4)),
-                    _ => packed.extend(numbers),
-                }
-            }
-        }
-    }
-    packed
-}
-
 impl QuantWeight {
     /// What a kernel reads of it.
     fn argument(&self, operator: &'static str) -> Result<QuantGemmArgument, Error> {
-        let (scales, four) = (self.scales.address(), self.format == Format::Four);
+        let of = |formats: &[Format]| if formats.contains(&self.format) { self.scales.address() } else { 0 };
         Ok(QuantGemmArgument {
             weight: self.packed.address(),
-            group_scales: if four { scales } else { 0 },
+            group_scales: of(&[Format::Four]),
             group_zeros: self.zeros.address(),
-            scales: if four { 0 } else { scales },
+            block_scales: of(&[Format::Fp8Blocks]),
+            scales: of(&[Format::Int8, Format::Fp8]),
             in_cols: count(operator, "in of the weight", self.cols)?,
             out_cols: count(operator, "out of the weight", self.rows)?,
             out_padded: count(operator, "out of the weight", self.rows.next_multiple_of(TILE))?,
             group: count(operator, "group", self.group)?,
             scale_stride: u32::from(self.scale_each),
+            block_rows: count(operator, "outputs of a block", self.block_rows)?,
             ..bytemuck::Zeroable::zeroed()
         })
     }
 }
 
 impl Cuda {
-    /// A matrix `[rows, cols]` of one byte for an element, packed and brought to the device.
-    ///
-    /// # Errors
-    /// When lengths disagree with the shape, or the memory cannot be had.
-    pub fn weight_bytes(&self, rows: usize, cols: usize, source: QuantSource<'_>) -> Result<Weight, Error> {
-        let operator = "weight_bytes";
-        multiple(operator, "out", rows, 1)?;
-        multiple(operator, "in", cols, 1)?;
-        let (format, elements, scales) = match source {
-            QuantSource::Fp8 { elements, scales } => (Format::Fp8, elements, scales),
-            QuantSource::Int8 { elements, scales } => (Format::Int8, bytemuck::cast_slice(elements), scales),
-        };
-        same(operator, "elements", elements.len(), rows.saturating_mul(cols))?;
-        if scales.len() != 1 {
-            same(operator, "scales", scales.len(), rows)?;
-        }
-        self.eight(format, (rows, cols), elements, scales).map(Weight::of_integers)
-    }
-
-    /// A matrix of four bits of a checkpoint.
-    pub(super) fn stored(&self, source: &Int4Source) -> Result<QuantWeight, Error> {
-        let stored = Stored::new(source, 16)?;
-        let order = stored.order()?;
-        let input = |column: usize| order.as_ref().map_or(column, |order| order[column] as usize);
-        self.four(
-            (source.rows, source.cols, source.group),
-            |row, column| stored.value(row, input(column)),
-            |row, group| (stored.scale(row, group), stored.zero(row, group)),
-            order.as_deref(),
-        )
-    }
-
-    /// A matrix of E4M3 of a checkpoint. The kernels know one scale for an output: with several for a row, it is kept
-    /// in the activations' type.
-    pub(super) fn fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
-        let elements = fp8::checked(source)?;
-        let &Fp8Source { rows, cols, block, .. } = source;
-        let groups = cols.div_ceil(block.1);
-        let scale = |row: usize, col: usize| source.scales[row / block.0 * groups + col / block.1];
-        if groups == 1 {
-            let outputs = if block.0 < rows { rows } else { 1 };
-            let scales: Vec<f32> = (0..outputs).map(|row| scale(row, 0)).collect();
-            return self.eight(Format::Fp8, (rows, cols), elements, &scales).map(Weight::of_integers);
-        }
-        let worth = |(at, &code): (usize, &u8)| fp8::small(code) * (scale(at / cols, at % cols) * fp8::SCALE);
-        let floats: Vec<u8> = elements.iter().enumerate().flat_map(|at| worth(at).to_le_bytes()).collect();
-        self.weight(WeightSource {
-            range: 0..floats.len(),
-            bytes: Arc::new(floats),
-            dtype: Dtype::F32,
-            shape: vec![rows, cols],
-        })
-    }
-
-    /// A matrix of floats, rounded. Cost: one pass over the bytes.
-    pub(super) fn rounded(&self, source: &WeightSource, rounding: Rounding) -> Result<QuantWeight, Error> {
-        let bytes = weight_bytes(source)?;
-        let [rows, cols] = source.shape[..] else { unreachable!("a matrix") };
-        multiple("weight_rounded", "out", rows, 1)?;
-        multiple("weight_rounded", "in", cols, 1)?;
-        let group = if rounding == Rounding::Int4 { GROUP } else { cols };
-        let groups = cols.div_ceil(group);
-        let (mut values, mut eight, mut four) = (vec![0_i8; rows * cols], Vec::new(), Vec::new());
-        for (row, to) in bytes.chunks(cols * source.dtype.bytes()).zip(values.chunks_mut(cols)) {
-            let row = widen_row(source.dtype, row);
-            for (from, to) in row.chunks(group).zip(to.chunks_mut(group)) {
-                match rounding {
-                    Rounding::Int8 => eight.push(round_eight(from, to)),
-                    Rounding::Int4 => four.push(round_four(from, to)),
-                    Rounding::Fp8 => eight.push(round_fp8(from, to)),
-                }
-            }
-        }
-        match rounding {
-            Rounding::Int8 => self.eight(Format::Int8, (rows, cols), bytemuck::cast_slice(&values), &eight),
-            Rounding::Fp8 => self.eight(Format::Fp8, (rows, cols), bytemuck::cast_slice(&values), &eight),
-            Rounding::Int4 => self.four(
-                (rows, cols, group),
-                |row, column| (values[row * cols + column] + 8).cast_unsigned(),
-                |row, index| (four[row * groups + index], 8),
-                None,
-            ),
-        }
-    }
-
-    /// Packs numbers of four bits by what they, and the scale and zero of a row and group, are.
-    fn four(
-        &self,
-        (rows, cols, group): (usize, usize, usize),
-        number: impl Fn(usize, usize) -> u8,
-        scale_and_zero: impl Fn(usize, usize) -> (f16, u8),
-        order: Option<&[u32]>,
-    ) -> Result<QuantWeight, Error> {
-        let packed = pack(rows, cols, 4, number);
-        let padded = rows.next_multiple_of(TILE);
-        let places = (0..cols.div_ceil(group)).flat_map(|group| (0..padded).map(move |row| (group, row)));
-        let of = |(group, row)| if row < rows { scale_and_zero(row, group) } else { (f16::ZERO, 0) };
-        let (scales, zeros): (Vec<f16>, Vec<u8>) = places.map(of).unzip();
-        let device = &self.device;
-        let order = order.map(|order| Memory::of(device, bytemuck::cast_slice(order))).transpose()?;
-        Ok(QuantWeight {
-            rows,
-            cols,
-            format: Format::Four,
-            packed: Memory::of(device, &packed)?,
-            scales: Memory::of(device, bytemuck::cast_slice(&scales))?,
-            zeros: Memory::of(device, &zeros)?,
-            scale_each: false,
-            group,
-            order,
-        })
-    }
-
-    fn eight(
-        &self,
-        format: Format,
-        (rows, cols): (usize, usize),
-        elements: &[u8],
-        scales: &[f32],
-    ) -> Result<QuantWeight, Error> {
-        let packed = pack(rows, cols, 8, |row, column| elements[row * cols + column]);
-        let device = &self.device;
-        Ok(QuantWeight {
-            rows,
-            cols,
-            format,
-            packed: Memory::of(device, &packed)?,
-            scales: Memory::of(device, bytemuck::cast_slice(scales))?,
-            zeros: Memory::new(device, 0)?,
-            scale_each: scales.len() > 1,
-            group: cols,
-            order: None,
-        })
-    }
-
-    /// `out = x · weightᵀ + bias`, all shapes checked. Four-bit numbers are rounded to the activations' type once they
-    /// are multiplied by their scale; eight-bit ones are exact in it, and sums are multiplied. A row's bits do not
-    /// depend on the other rows.
+    /// `out = x · weightᵀ + bias`, all shapes checked. Numbers with several scales for an output are rounded to the
+    /// activations' type once they are multiplied by theirs; others of eight bits are exact in it, and sums are
+    /// multiplied. A row's bits do not depend on the other rows.
     pub(super) fn multiply_integers(
         &self,
         x: &Tensor,
@@ -326,7 +149,7 @@ impl Cuda {
         let whole = self.workspace(weight.rows * stride * 2)?;
         let argument = QuantGemmArgument { out: whole.address(), out_stride: stride as u64, ..argument };
         self.dequantise(weight, weight.rows, &argument)?;
-        let scales = (weight.format != Format::Four).then(|| (weight.scales.address(), weight.scale_each));
+        let scales = weight.format.scales_sums().then(|| (weight.scales.address(), weight.scale_each));
         let matrix =
             Matrix { address: whole.address(), stride, rows: weight.rows, cols: weight.cols, scales };
         self.multiply(x, matrix, bias, out)
@@ -370,6 +193,7 @@ impl Cuda {
             Format::Four => "u4",
             Format::Int8 => "i8",
             Format::Fp8 => "e4m3",
+            Format::Fp8Blocks => "e4m3_blocks",
         };
         let activations = if self.dtype == Dtype::F16 { "f16" } else { "bf16" };
         format!("{kernel}_{format}_{activations}")

@@ -139,6 +139,15 @@ impl Emulator {
         self.memory.lock().expect("no panic").len()
     }
 
+    /// Bytes of all of them, rounded up to eights.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        let memory = self.memory.lock().expect("no panic");
+        let of = |(&address, words): (&Address, &Vec<u64>)| {
+            words.len() * 8 - RIM - (address - words.as_ptr() as u64) as usize
+        };
+        memory.iter().map(of).sum()
+    }
+
     /// An error while a recording is under way.
     fn not_recording(&self, what: &str, bytes: usize) -> Result<(), Error> {
         if self.recording.lock().expect("no panic").is_some() {
