@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Random, bits, close, cpus};
+use common::{Random, attention_error, bits, close, cpus};
 use half::{bf16, f16};
 use quayline_gpu_kernels::{Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Span};
 
@@ -209,7 +209,7 @@ fn attention_is_right_at_every_edge() {
                 let first = sequences[*index].tokens - sequences[*index].queries;
                 let at = ((token - first) * case.heads.query + head) * case.heads.dim;
                 for (i, exact) in exact.iter().enumerate() {
-                    close(out[*index][at + i], *exact, 1e-5, || {
+                    close(out[*index][at + i], *exact, attention_error(&cpu, case.dtype, 1e-5), || {
                         format!(
                             "seed {seed} {cpu:?} {case:?}: sequence {index}, token {token}, head {head}, {i}"
                         )
@@ -272,7 +272,7 @@ fn a_context_cut_among_threads_gives_the_bits_of_one_thread_and_of_a_prompt() {
                 assert_eq!(bits(&out[1]), bits(&whole[0][49 * width..]), "{}", at());
                 let (head, i) = (random.below(heads.query), random.below(dim));
                 let exact = exact(case, &last, tokens - 1, head);
-                close(out[1][head * dim + i], exact[i], 1e-5, at);
+                close(out[1][head * dim + i], exact[i], attention_error(&cpu, dtype, 1e-5), at);
             }
         }
     }

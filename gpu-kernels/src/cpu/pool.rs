@@ -172,6 +172,12 @@ impl KvPool {
         self.shape
     }
 
+    /// Whether attention may multiply pairs of bf16: the type is bf16, and so are, before their scales, all numbers of
+    /// one byte.
+    pub(crate) fn of_bf16(&self) -> bool {
+        self.shape.dtype == Dtype::Bf16
+    }
+
     /// Its shape, for the door.
     pub(crate) fn dims(&self) -> Pool {
         Pool { shape: self.shape, latent_dim: self.latent_dim }

@@ -15,9 +15,14 @@
 mod call;
 mod merge;
 mod pages;
+mod pairs;
 mod scores;
+mod segment;
 mod shaping;
 mod state;
+#[cfg(test)]
+mod tests;
+mod tiles;
 mod values;
 
 pub(crate) use merge::merge_states;
@@ -27,17 +32,15 @@ pub use shaping::{Floats, TreeMask};
 use super::Isa;
 use super::batch::Batch;
 use super::eight_bits::{AsE4m3, AsInt8};
-use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch};
+use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch, dispatch_pairs};
 use super::out::SharedOut;
 use super::pool::{Form, KvPool, OfPlane, padded};
 use super::scratch::Scratch;
 use super::workers::Workers;
-use crate::{Attention, Heads, Span};
+use crate::Attention;
 
-use pages::{Chunk, Pages, Places};
-use shaping::{Shape, scale};
-use state::{State, Sums, base, exponentials, soften};
-use values::{InPlace, Widened, add_values};
+use state::{State, Sums, base, exponentials};
+use tiles::{Tile, cut, seen, tiles};
 
 /// Positions that are reduced together.
 const CHUNK: usize = 64;
@@ -101,6 +104,18 @@ pub(crate) fn attention(
     step: Step<'_>,
     out: &mut [f32],
 ) {
+    let in_pairs = isa.multiplies_pairs() && step.pool.of_bf16();
+    attention_by(in_pairs, (workers, isa), memory, step, out);
+}
+
+/// The same, in pairs of bf16 or in f32.
+fn attention_by(
+    in_pairs: bool,
+    (workers, isa): (&Workers, Isa),
+    memory: &mut Scratch,
+    step: Step<'_>,
+    out: &mut [f32],
+) {
     let Step { batch, attention, q, .. } = step;
     clear_uncovered(batch, attention.heads.query * q.value_dim, out);
     let out = SharedOut::new(out);
@@ -114,7 +129,11 @@ pub(crate) fn attention(
     pieces.sort_by_key(|(tile, _)| std::cmp::Reverse(tile.cost / tile.parts));
     workers.run(pieces.len(), &|index, scratch| {
         let (tile, part) = pieces[index];
-        dispatch(isa, Run { step, out, tile, part, sums, scratch });
+        if in_pairs {
+            dispatch_pairs(isa, Run::<true> { step, out, tile, part, sums, scratch });
+        } else {
+            dispatch(isa, Run::<false> { step, out, tile, part, sums, scratch });
+        }
     });
     let cut: Vec<_> = tiles.iter().filter(|tile| tile.parts > 1).collect();
     if !cut.is_empty() {
@@ -134,118 +153,8 @@ fn clear_uncovered(batch: &Batch, width: usize, out: &mut [f32]) {
     out[row * width..].fill(0.0);
 }
 
-/// Queries of some kv heads of one span: of each head, rows `row..row + rows` of `query_len x group`, token by token.
-struct Tile {
-    span: Span,
-    /// The span's number.
-    index: usize,
-    kv_head: usize,
-    /// Heads that lie one after the other in every block, so that memory is read in longer runs.
-    kv_heads: usize,
-    row: usize,
-    /// Rows of each head.
-    rows: usize,
-    /// Positions `low..high` are seen by somebody.
-    low: usize,
-    high: usize,
-    /// Positions times rows: how long it takes.
-    cost: usize,
-    /// Into how many pieces its segments are cut.
-    parts: usize,
-    /// Where the sums of its first segment lie, if there are several pieces.
-    sums: usize,
-}
-
-fn tiles(threads: usize, step: &Step<'_>) -> Vec<Tile> {
-    let Step { batch, attention: Attention { heads, .. }, .. } = *step;
-    let group = heads.query / heads.kv;
-    // Every thread gets at least two tiles, if there are so many heads.
-    let heads_max = (batch.spans.len() * heads.kv / (2 * threads)).clamp(1, heads.kv);
-    let mut tiles = Vec::new();
-    for (index, &span) in batch.spans.iter().enumerate() {
-        let all = span.query_len as usize * group;
-        for row in (0..all).step_by(ROWS_MAX) {
-            let rows = ROWS_MAX.min(all - row);
-            let (low, _) = seen(span, step, row / group);
-            let (_, high) = seen(span, step, (row + rows - 1) / group);
-            let step = heads_max.min(ROWS_MAX / rows);
-            for kv_head in (0..heads.kv).step_by(step) {
-                let kv_heads = step.min(heads.kv - kv_head);
-                let cost = high.saturating_sub(low) * (rows + 8) * kv_heads;
-                tiles.push(Tile {
-                    span,
-                    index,
-                    kv_head,
-                    kv_heads,
-                    row,
-                    rows,
-                    low,
-                    high,
-                    cost,
-                    parts: 1,
-                    sums: 0,
-                });
-            }
-        }
-    }
-    tiles
-}
-
-/// The first position that a query token of the span sees, and the one after its last.
-fn seen(span: Span, Step { attention, shaping, .. }: &Step<'_>, token: usize) -> (usize, usize) {
-    let end = (span.context_len as usize + token + 1).saturating_sub(span.query_len as usize);
-    let start = attention.window.map_or(0, |window| end.saturating_sub(window as usize));
-    (start, if shaping.causal { end } else { span.context_len as usize })
-}
-
-/// Cuts what is too long for one thread. Answers how much memory the sums take that have to be merged.
-fn cut(threads: usize, wide: usize, tiles: &mut [Tile]) -> usize {
-    let share = tiles.iter().map(|tile| tile.cost).sum::<usize>().div_ceil(2 * threads).max(1);
-    let mut size = 0;
-    for tile in tiles.iter_mut().filter(|_| threads > 1) {
-        let segments = tile.segments();
-        tile.parts = tile.cost.div_ceil(share).clamp(1, segments.len().max(1));
-        if tile.parts > 1 {
-            tile.sums = size;
-            size += segments.len() * tile.sums_len(wide);
-        }
-    }
-    size
-}
-
-impl Tile {
-    /// The segments that somebody sees something of.
-    fn segments(&self) -> std::ops::Range<usize> {
-        self.low / SEGMENT..self.high.div_ceil(SEGMENT)
-    }
-
-    fn rows_all(&self) -> usize {
-        self.rows * self.kv_heads
-    }
-
-    /// Elements that hold the sums of a segment.
-    fn sums_len(&self, wide: usize) -> usize {
-        self.rows_all() * wide + 2 * ROWS_MAX
-    }
-
-    /// Which token of the span a row is of, and which query head.
-    #[inline(always)]
-    fn token_and_head(&self, row: usize, heads: Heads) -> (usize, usize) {
-        let group = heads.query / heads.kv;
-        let (kv_head, row) = (self.kv_head + row / self.rows, self.row + row % self.rows);
-        (row / group, kv_head * group + row % group)
-    }
-
-    /// The number of a row's head among those of all tokens: heads of `q` and of `out` lie in that order.
-    #[inline(always)]
-    fn place(&self, row: usize, heads: Heads) -> usize {
-        let (token, head) = self.token_and_head(row, heads);
-        (self.span.query_start as usize + token) * heads.query + head
-    }
-}
-
-/// One piece of a tile.
-struct Run<'a> {
+/// One piece of a tile, in pairs of bf16 or in f32.
+struct Run<'a, const PAIRS: bool> {
     step: Step<'a>,
     out: SharedOut,
     tile: &'a Tile,
@@ -255,7 +164,7 @@ struct Run<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Run<'_> {
+impl<const PAIRS: bool> Kernel for Run<'_, PAIRS> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { step, out, tile, part, sums, scratch } = self;
@@ -263,8 +172,8 @@ impl Kernel for Run<'_> {
         let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
         let (wide, rows) = (pool.layout.wide, tile.rows_all());
         let sums_len = rows * q.wide();
-        let [query, value, weight, all, keys, values] =
-            scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK, CHUNK * wide]);
+        let [query, value, weight, all, chunk] =
+            scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK]);
         let mut state = State {
             seen: [(0, 0); ROWS_MAX],
             sums: Sums::new(value),
@@ -275,8 +184,13 @@ impl Kernel for Run<'_> {
         for row in 0..rows {
             state.seen[row] = seen(tile.span, &step, (tile.row + row % tile.rows) / group);
             let (to, behind) = state.query[row * wide..][..wide].split_at_mut(dim);
-            q.scaled(tile.place(row, attention.heads), attention.scale, to);
+            // Queries that are bf16 stay what they are: scores are scaled then.
+            let scale = if PAIRS { 1.0 } else { attention.scale };
+            q.scaled(tile.place(row, attention.heads), scale, to);
             behind.fill(0.0);
+        }
+        if PAIRS {
+            pairs::round_rows(lanes, state.query, wide);
         }
         let mut all = Sums::new(all);
         let segments = tile.segments();
@@ -284,7 +198,7 @@ impl Kernel for Run<'_> {
         for segment in edge(part)..edge(part + 1) {
             state.sums.clear();
             let of = (tile.low.max(segment * SEGMENT), tile.high.min((segment + 1) * SEGMENT));
-            self::segment(lanes, step, tile, &mut state, [&mut *keys, &mut *values], of);
+            segment::segment::<L, PAIRS>(lanes, step, tile, &mut state, chunk, of);
             if tile.parts == 1 {
                 all.merge(lanes, &state.sums, rows, q.wide());
             } else {
@@ -349,92 +263,5 @@ fn finish<L: Lanes>(lanes: L, tile: &Tile, step: &Step<'_>, all: &Sums<'_>, out:
             let lse = unsafe { lse.slice(place, 1) };
             lse[0] = most + total.ln();
         }
-    }
-}
-
-/// Positions `low..high`, all of one segment, for all heads of a tile.
-#[inline(always)]
-fn segment<L: Lanes>(
-    lanes: L,
-    step: Step<'_>,
-    tile: &Tile,
-    state: &mut State<'_>,
-    [keys, values]: [&mut [f32]; 2],
-    (low, high): (usize, usize),
-) {
-    let Step { pool, layer, batch, q, attention, shaping, .. } = step;
-    let (dim, wide) = (attention.heads.dim, pool.layout.wide);
-    let pages = Pages { pool, table: batch.table(tile.index) };
-    let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
-    let start = low / CHUNK * CHUNK;
-    let nowhere = Places { panels: [0; CHUNK / WIDTH], rows: [0; CHUNK] };
-    let (mut here, mut next) = (nowhere, nowhere);
-    if start < high {
-        pages.places(start, valid(start), &mut here);
-    }
-    for chunk in (start..high).step_by(CHUNK) {
-        if chunk + CHUNK < high {
-            pages.places(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
-        }
-        for index in 0..tile.kv_heads {
-            let head = |index: usize, at| pages.head(layer, tile.kv_head + index, at);
-            let last = index + 1 == tile.kv_heads;
-            let of_chunk = Chunk {
-                here: head(index, &here),
-                next: if last { head(0, &next) } else { head(index + 1, &here) },
-            };
-            let rows = (index * tile.rows, (index + 1) * tile.rows);
-            let few = tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
-            let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
-            match pool.form {
-                Form::F32 if few && pages.in_panels() => {
-                    scores::in_place::<L, AsF32>(lanes, state, of_chunk, rows, (wide, dim));
-                }
-                Form::Bf16 if few && pages.in_panels() => {
-                    scores::in_place::<L, AsBf16>(lanes, state, of_chunk, rows, (wide, dim));
-                }
-                Form::F16 if few && pages.in_panels() => {
-                    scores::in_place::<L, AsF16>(lanes, state, of_chunk, rows, (wide, dim));
-                }
-                form => {
-                    match form {
-                        Form::F32 => pages.widen_keys::<L, AsF32>(lanes, of, of_chunk, keys),
-                        Form::Bf16 => pages.widen_keys::<L, AsBf16>(lanes, of, of_chunk, keys),
-                        Form::F16 => pages.widen_keys::<L, AsF16>(lanes, of, of_chunk, keys),
-                        Form::E4m3 => pages.widen_keys::<L, AsE4m3>(lanes, of, of_chunk, keys),
-                        Form::Int8 => pages.widen_keys::<L, AsInt8>(lanes, of, of_chunk, keys),
-                    }
-                    scores::of_widened(lanes, state, (chunk, &*keys), rows, (wide, dim));
-                }
-            }
-            if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
-                scale(lanes, state, rows, &scales);
-            }
-            if shaping.changes_scores() {
-                let heads = attention.heads;
-                lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows });
-            }
-            soften(lanes, state, chunk, rows);
-            if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
-                scale(lanes, state, rows, &scales);
-            }
-            let to = (chunk, rows, q.wide());
-            match pool.form {
-                Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&of_chunk), to),
-                Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&of_chunk), to),
-                Form::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&of_chunk), to),
-                form => {
-                    match form {
-                        Form::F32 => pages.widen_values::<L, AsF32>(lanes, of.1, of_chunk, values),
-                        Form::Bf16 => pages.widen_values::<L, AsBf16>(lanes, of.1, of_chunk, values),
-                        Form::F16 => pages.widen_values::<L, AsF16>(lanes, of.1, of_chunk, values),
-                        Form::E4m3 => pages.widen_values::<L, AsE4m3>(lanes, of.1, of_chunk, values),
-                        Form::Int8 => pages.widen_values::<L, AsInt8>(lanes, of.1, of_chunk, values),
-                    }
-                    add_values(lanes, state, Widened { values, wide }, to);
-                }
-            }
-        }
-        here = next;
     }
 }

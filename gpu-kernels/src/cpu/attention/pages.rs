@@ -26,6 +26,18 @@ pub(super) struct Of<'a> {
     pub(super) at: &'a Places,
 }
 
+impl Of<'_> {
+    /// What is asked for after the last K of a chunk: V, which lies in its plane as K does in its own.
+    pub(super) fn values_as_keys(self) -> Self {
+        Of { keys: self.values, ..self }
+    }
+
+    /// What is asked for after the last V of a chunk: K.
+    pub(super) fn keys_as_values(self) -> Self {
+        Of { values: self.keys, ..self }
+    }
+}
+
 /// A head's chunk on its way into registers, while the next one is asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk<'a> {
@@ -82,10 +94,10 @@ impl Pages<'_> {
         panels[valid.1.div_ceil(WIDTH)..].fill(panel);
     }
 
-    /// K of a chunk, widened to `[dim][64]` for blocks of any size. What nobody sees is left as it was, or holds what
-    /// the cache holds.
+    /// K of a chunk, for blocks of any size: widened to `[dim][64]`, or, of numbers that are bf16, as pairs of them,
+    /// `[dim / 2][64]`. What nobody sees is left as it was, or holds what the cache holds.
     #[inline(always)]
-    pub(super) fn widen_keys<L: Lanes, E: Element>(
+    pub(super) fn gather_keys<L: Lanes, E: Element, const PAIRS: bool>(
         &self,
         lanes: L,
         (chunk, valid): (usize, (usize, usize)),
@@ -93,7 +105,7 @@ impl Pages<'_> {
         keys: &mut [f32],
     ) {
         if self.pool.latent_dim.is_some() {
-            return self.turn_rows::<L, E>(lanes, Chunk { here, next }, keys);
+            return self.turn_rows::<L, E, PAIRS>(lanes, Chunk { here, next }, keys);
         }
         let (layout, block_size, width) = (self.pool.layout, self.pool.shape.block_size, self.pool.lanes());
         let (pairs, line) = (self.pool.shape.head_dim.div_ceil(2), 2 * width * E::BYTES);
@@ -123,27 +135,38 @@ impl Pages<'_> {
                 let first = unsafe { E::half_line::<L, false>(lanes, at) };
                 // SAFETY: as above.
                 let second = unsafe { E::half_line::<L, true>(lanes, at) };
-                for (element, half) in (2 * pair..).zip([first, second]) {
-                    let to = &mut keys[element * CHUNK..][..CHUNK];
+                let mut put = |line: usize, numbers: L::F| {
+                    let to = &mut keys[line * CHUNK..][..CHUNK];
                     if position + WIDTH <= CHUNK {
                         // What this writes too much is written again, or nobody sees it.
                         // SAFETY: sixteen positions are left.
-                        unsafe { lanes.store(to[position..].as_mut_ptr(), half) };
+                        unsafe { lanes.store(to[position..].as_mut_ptr(), numbers) };
                     } else {
                         let mut all = [0.0; WIDTH];
                         // SAFETY: sixteen elements.
-                        unsafe { lanes.store(all.as_mut_ptr(), half) };
+                        unsafe { lanes.store(all.as_mut_ptr(), numbers) };
                         to[position..position + count].copy_from_slice(&all[..count]);
                     }
+                };
+                if PAIRS {
+                    put(pair, lanes.join_pairs(first, second));
+                } else {
+                    put(2 * pair, first);
+                    put(2 * pair + 1, second);
                 }
             }
             position += count;
         }
     }
 
-    /// The rows of a chunk of latents, which are keys too, widened to `[dim][64]`.
+    /// The rows of a chunk of latents, which are keys too, in the same two forms.
     #[inline(always)]
-    fn turn_rows<L: Lanes, E: Element>(&self, lanes: L, Chunk { here, next }: Chunk<'_>, keys: &mut [f32]) {
+    fn turn_rows<L: Lanes, E: Element, const PAIRS: bool>(
+        &self,
+        lanes: L,
+        Chunk { here, next }: Chunk<'_>,
+        keys: &mut [f32],
+    ) {
         let wide = self.pool.layout.wide;
         assert!(keys.len() >= wide * CHUNK, "scratch holds a chunk");
         for (first, d) in
@@ -157,10 +180,17 @@ impl Pages<'_> {
                 *vector =
                     unsafe { E::load(lanes, here.values.wrapping_add(here.at.rows[position] + offset)) };
             }
-            for (element, vector) in (d..).zip(lanes.transpose(block)) {
-                let to = keys.as_mut_ptr().wrapping_add(element * CHUNK + first);
+            let mut put = |line: usize, numbers: L::F| {
+                let to = keys.as_mut_ptr().wrapping_add(line * CHUNK + first);
                 // SAFETY: asserted above.
-                unsafe { lanes.store(to, vector) };
+                unsafe { lanes.store(to, numbers) };
+            };
+            let turned = lanes.transpose(block);
+            if PAIRS {
+                let pairs = turned.as_chunks::<2>().0;
+                (d / 2..).zip(pairs).for_each(|(line, &[a, b])| put(line, lanes.join_pairs(a, b)));
+            } else {
+                (d..).zip(turned).for_each(|(line, numbers)| put(line, numbers));
             }
         }
     }
@@ -188,9 +218,9 @@ impl Pages<'_> {
         true
     }
 
-    /// V of a chunk, widened to `[64][wide]`.
+    /// V of a chunk: widened to `[64][wide]`, or, of numbers that are bf16, as pairs of two positions, `[32][wide]`.
     #[inline(always)]
-    pub(super) fn widen_values<L: Lanes, E: Element>(
+    pub(super) fn gather_values<L: Lanes, E: Element, const PAIRS: bool>(
         &self,
         lanes: L,
         valid: (usize, usize),
@@ -198,16 +228,21 @@ impl Pages<'_> {
         values: &mut [f32],
     ) {
         let wide = self.pool.layout.wide;
-        assert!(values.len() >= CHUNK * wide, "scratch holds a chunk");
-        for position in valid.0..valid.1 {
+        assert!(values.len() >= CHUNK * wide && valid.1 <= CHUNK, "scratch holds a chunk");
+        let together = if PAIRS { 2 } else { 1 };
+        for position in (valid.0 / together * together..valid.1).step_by(together) {
             for d in (0..wide).step_by(WIDTH) {
-                let at = here.values.wrapping_add(here.at.rows[position] + d * E::BYTES);
-                // SAFETY: rows are valid and `wide` elements long.
-                let vector = unsafe { E::load(lanes, at) };
-                lanes.prefetch_far(next.values.wrapping_add(next.at.rows[position] + d * E::BYTES));
-                let to = values.as_mut_ptr().wrapping_add(position * wide + d);
+                let row = |position: usize| {
+                    lanes.prefetch_far(next.values.wrapping_add(next.at.rows[position] + d * E::BYTES));
+                    let at = here.values.wrapping_add(here.at.rows[position] + d * E::BYTES);
+                    // SAFETY: rows are in the cache and `wide` elements long; the first stands in where nobody looks.
+                    unsafe { E::load(lanes, at) }
+                };
+                let first = row(position);
+                let numbers = if PAIRS { lanes.join_pairs(first, row(position + 1)) } else { first };
+                let to = values.as_mut_ptr().wrapping_add(position / together * wide + d);
                 // SAFETY: asserted above.
-                unsafe { lanes.store(to, vector) };
+                unsafe { lanes.store(to, numbers) };
             }
         }
     }

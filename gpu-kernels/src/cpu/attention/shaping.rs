@@ -2,7 +2,8 @@
 //! where the products left them, so attention that asks for none of it does not know of it.
 
 use super::state::{State, clip};
-use super::{CHUNK, Heads, Kernel, Lanes, Tile, WIDTH};
+use super::{CHUNK, Kernel, Lanes, Tile, WIDTH};
+use crate::Heads;
 
 /// Numbers of heads ([`crate::Ops::Floats`]).
 #[derive(Clone, Debug)]

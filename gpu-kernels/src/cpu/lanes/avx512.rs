@@ -43,6 +43,19 @@ pub(crate) unsafe fn run_bf16<K: Kernel>(kernel: K) {
     kernel.run(Avx512::<BF16>(()));
 }
 
+/// Of two rows of words, 0.. and 32.., the first of each, then the second.
+const INTERLEAVED: [[u16; 2]; 16] = {
+    let mut places = [[0, 32]; 16];
+    let mut lane = 0;
+    while lane < 16 {
+        #[expect(clippy::cast_possible_truncation, reason = "lanes are few")]
+        let place = lane as u16;
+        places[lane] = [place, 32 + place];
+        lane += 1;
+    }
+    places
+};
+
 impl<const WITH: u8> Avx512<WITH> {
     #[inline(always)]
     fn first(n: usize) -> __mmask16 {
@@ -203,6 +216,29 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
         unsafe {
             let [a, b] = [a, b].map(|pairs| transmute::<__m512, __m512bh>(pairs));
             _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+    #[inline(always)]
+    fn join_pairs(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves the feature.
+        unsafe {
+            let firsts = _mm512_srli_epi32::<16>(_mm512_castps_si512(a));
+            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, firsts, _mm512_castps_si512(b)))
+        }
+    }
+    #[inline(always)]
+    fn keep_of_pairs(self, pairs: __m512, keep: [bool; 2]) -> __m512 {
+        let mask = super::mask_of_pair(keep).cast_signed();
+        // SAFETY: the token proves the feature.
+        unsafe { _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(mask))) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_bf16(self, at: [*const u8; 2]) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe {
+            let [a, b] = at.map(|at| _mm512_castsi256_si512(_mm256_loadu_si256(at.cast())));
+            let places = _mm512_loadu_si512(INTERLEAVED.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, places, b))
         }
     }
 

@@ -114,6 +114,26 @@ pub(crate) trait Lanes: Copy {
         dot_pairs(self, a, b, c)
     }
 
+    /// Sixteen pairs of bf16, the elements of `a` before those of `b`, all of which are bf16.
+    #[inline(always)]
+    fn join_pairs(self, a: Self::F, b: Self::F) -> Self::F {
+        join_pairs(self, a, b)
+    }
+    /// The firsts or the seconds or both of sixteen pairs of bf16, zeros in the others' place.
+    #[inline(always)]
+    fn keep_of_pairs(self, pairs: Self::F, keep: [bool; 2]) -> Self::F {
+        keep_of_pairs(self, pairs, keep)
+    }
+    /// Sixteen pairs of elements of two rows.
+    /// # Safety
+    /// 16 bf16 are readable at each of `at`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pairs_bf16(self, at: [*const u8; 2]) -> Self::F {
+        // SAFETY: the caller's promise.
+        let [a, b] = at.map(|at| unsafe { self.load_bf16(at) });
+        self.join_pairs(a, b)
+    }
+
     /// Zeros.
     fn no_dots(self) -> Self::I;
     /// Adds to the sum of each output the products of its four numbers of each of `a` with one digit of the four of
@@ -256,6 +276,37 @@ fn dot_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F, c: L::F) -> L::F {
     };
     let ([a0, a1], [b0, b1]) = (wide(a), wide(b));
     lanes.fma(a1, b1, lanes.fma(a0, b0, c))
+}
+
+/// [`Lanes::join_pairs`] by way of memory.
+#[inline(always)]
+fn join_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F) -> L::F {
+    let [a, b] = [a, b].map(|numbers| words(lanes, numbers));
+    let both: [u32; WIDTH] = std::array::from_fn(|lane| a[lane] >> 16 | b[lane] & 0xffff_0000);
+    // SAFETY: sixteen words.
+    unsafe { lanes.load(both.as_ptr().cast()) }
+}
+
+/// [`Lanes::keep_of_pairs`] by way of memory.
+#[inline(always)]
+fn keep_of_pairs<L: Lanes>(lanes: L, pairs: L::F, keep: [bool; 2]) -> L::F {
+    let kept = words(lanes, pairs).map(|word| word & mask_of_pair(keep));
+    // SAFETY: sixteen words.
+    unsafe { lanes.load(kept.as_ptr().cast()) }
+}
+
+/// The bits of a pair that are kept.
+#[inline(always)]
+fn mask_of_pair([first, second]: [bool; 2]) -> u32 {
+    (u32::from(first) * 0xffff) | (u32::from(second) * 0xffff_0000)
+}
+
+#[inline(always)]
+fn words<L: Lanes>(lanes: L, a: L::F) -> [u32; WIDTH] {
+    let mut words = [0; WIDTH];
+    // SAFETY: sixteen words.
+    unsafe { lanes.store(words.as_mut_ptr().cast(), a) };
+    words
 }
 
 /// Arithmetic that is compiled once for each instruction set.

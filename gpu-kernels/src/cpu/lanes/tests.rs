@@ -55,6 +55,8 @@ impl Kernel for All<'_> {
             out.push(lanes.keep(a, from, to, -1.5));
         }
         out.extend(lanes.transpose(std::array::from_fn(|i| lanes.keep(a, i, WIDTH, 0.25))));
+        out.push(lanes.join_pairs(a, b));
+        out.extend([[false, true], [true, false], [true, true]].map(|keep| lanes.keep_of_pairs(a, keep)));
         let bytes: Vec<u8> =
             self.numbers.iter().flat_map(|x| x.iter().flat_map(|x| x.to_le_bytes())).collect();
         let at = bytes.as_ptr();
@@ -64,6 +66,7 @@ impl Kernel for All<'_> {
                 out.extend([lanes.load(at.add(n).cast()), lanes.load_first(at.add(n).cast(), n)]);
                 out.extend([lanes.load_bf16(at.add(n)), lanes.load_f16(at.add(n)), lanes.load_i8(at.add(n))]);
                 out.push(lanes.load_e4m3(at.add(n)));
+                out.push(lanes.load_pairs_bf16([at.add(n), at.add(64 + n)]));
                 out.extend([lanes.load_firsts_bf16(at.add(n)), lanes.load_seconds_bf16(at.add(n))]);
             }
             let mut some = [0.5; WIDTH];

@@ -1,0 +1,332 @@
+//! Scores and weighted sums in pairs of bf16, where the machine multiplies those ([`crate::Isa::Avx512Bf16`]).
+//!
+//! Queries and weights are rounded to bf16, as they are on GPUs; K and V are bf16 already, or of one byte, which are
+//! exact in bf16. Sums are f32. A score is one chain of [`Lanes::dot_pairs`] over the pairs of elements of a head,
+//! ascending; a value one over the pairs of positions of a segment, ascending, of which the halves that a row does not
+//! see are zeros in its weights and in its V. So bits do not depend on who else is in the batch, nor on where K and V
+//! are read.
+#![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
+
+use super::pages::Chunk;
+use super::state::{State, clip};
+use super::{CHUNK, Kernel, Lanes, WIDTH};
+
+/// Panels in a chunk.
+const PANELS: usize = CHUNK / WIDTH;
+/// Bytes of a line of a panel.
+const LINE: usize = 4 * WIDTH;
+/// Rows that have room in registers, four vectors of sums each.
+const TOGETHER: usize = 6;
+
+/// Rounds rows of numbers `[wide]` to pairs, which take the first half of their room.
+#[inline(always)]
+pub(super) fn round_rows<L: Lanes>(lanes: L, rows: &mut [f32], wide: usize) {
+    for row in rows.chunks_exact_mut(wide) {
+        for first in (0..wide).step_by(2 * WIDTH) {
+            let at = row[first..].as_ptr();
+            // SAFETY: rows are whole vectors.
+            let a = unsafe { lanes.load(at) };
+            let there = first + WIDTH < wide;
+            // SAFETY: as above.
+            let b = if there { unsafe { lanes.load(at.wrapping_add(WIDTH)) } } else { lanes.splat(0.0) };
+            let to = row[first / 2..].as_mut_ptr();
+            // SAFETY: sixteen words end before `first + 16` where `first` is not 0, and so where they were read.
+            unsafe { lanes.store(to, lanes.round_pairs(a, b)) };
+        }
+    }
+}
+
+/// A number of rows that go together, all of about the same size.
+fn evenly(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(TOGETHER))
+}
+
+/// `weight[row][position] = scale · query[row] · key[position]` for all 64 positions, with K in panels where it lies;
+/// asks for what comes next meanwhile. Queries are pairs.
+#[inline(always)]
+pub(super) fn scores_in_place<L: Lanes>(
+    lanes: L,
+    state: &mut State<'_>,
+    Chunk { here, next }: Chunk<'_>,
+    rows: (usize, usize),
+    of: Dims,
+) {
+    let keys = Keys {
+        panels: here.at.panels.map(|panel| here.keys.wrapping_add(panel)),
+        ask: next.at.panels.map(|panel| next.keys.wrapping_add(panel)),
+        line: LINE,
+    };
+    for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
+        scores_of::<L, true>(lanes, state, keys, (row, evenly(rows.1 - rows.0).min(rows.1 - row)), of);
+    }
+}
+
+/// The same with `keys` gathered, `[dim / 2][64]`, for rows that see something of the chunk.
+#[inline(always)]
+pub(super) fn scores_of_gathered<L: Lanes>(
+    lanes: L,
+    state: &mut State<'_>,
+    (chunk, keys): (usize, &[f32]),
+    rows: (usize, usize),
+    of: Dims,
+) {
+    assert!(keys.len() >= of.dim.div_ceil(2) * CHUNK, "a chunk of keys");
+    let panels = std::array::from_fn(|panel| keys[panel * WIDTH..].as_ptr().cast());
+    let keys = Keys { panels, ask: panels, line: 4 * CHUNK };
+    for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
+        let count = evenly(rows.1 - rows.0).min(rows.1 - row);
+        let sees = |&seen: &(usize, usize)| clip(seen, chunk).0 < clip(seen, chunk).1;
+        if state.seen[row..row + count].iter().any(sees) {
+            scores_of::<L, false>(lanes, state, keys, (row, count), of);
+        }
+    }
+}
+
+/// Elements of a query, numbers from one to the next, and what their products with keys are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Dims {
+    pub(super) dim: usize,
+    pub(super) wide: usize,
+    pub(super) scale: f32,
+}
+
+/// The panels of a chunk of K, those that will be needed next, and the bytes from one line to the next.
+#[derive(Clone, Copy)]
+struct Keys {
+    panels: [*const u8; PANELS],
+    ask: [*const u8; PANELS],
+    line: usize,
+}
+
+#[inline(always)]
+fn scores_of<L: Lanes, const ASK: bool>(
+    lanes: L,
+    state: &mut State<'_>,
+    keys: Keys,
+    (row, count): (usize, usize),
+    of: Dims,
+) {
+    let (query, weight) = (&state.query[row * of.wide..], &mut state.weight[row * CHUNK..]);
+    match count {
+        6 => lanes.apart(Scores::<6, ASK> { query, keys, weight, of }),
+        5 => lanes.apart(Scores::<5, ASK> { query, keys, weight, of }),
+        4 => lanes.apart(Scores::<4, ASK> { query, keys, weight, of }),
+        3 => lanes.apart(Scores::<3, ASK> { query, keys, weight, of }),
+        2 => lanes.apart(Scores::<2, ASK> { query, keys, weight, of }),
+        _ => lanes.apart(Scores::<1, ASK> { query, keys, weight, of }),
+    }
+}
+
+/// M rows, `query` of pairs `wide` numbers apart, against a chunk.
+struct Scores<'a, const M: usize, const ASK: bool> {
+    query: &'a [f32],
+    keys: Keys,
+    /// `[M][64]`.
+    weight: &'a mut [f32],
+    of: Dims,
+}
+
+impl<const M: usize, const ASK: bool> Kernel for Scores<'_, M, ASK> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { query, keys: Keys { panels, ask, line }, weight, of: Dims { dim, wide, scale } } = self;
+        let pairs = dim.div_ceil(2);
+        assert!(query.len() >= (M - 1) * wide + pairs && weight.len() >= M * CHUNK, "M rows");
+        let mut sums = [[lanes.splat(0.0); PANELS]; M];
+        for pair in 0..pairs {
+            let mut keys = [lanes.splat(0.0); PANELS];
+            for j in 0..PANELS {
+                if ASK {
+                    lanes.prefetch(ask[j].wrapping_add(pair * line));
+                }
+                // SAFETY: a panel has a line for every pair of elements.
+                keys[j] = unsafe { lanes.load(panels[j].wrapping_add(pair * line).cast()) };
+            }
+            for i in 0..M {
+                // SAFETY: M rows, as asserted.
+                let query = lanes.splat(unsafe { query.as_ptr().wrapping_add(i * wide + pair).read() });
+                for j in 0..PANELS {
+                    sums[i][j] = lanes.dot_pairs(query, keys[j], sums[i][j]);
+                }
+            }
+        }
+        for i in 0..M {
+            for j in 0..PANELS {
+                let score = lanes.mul(sums[i][j], lanes.splat(scale));
+                // SAFETY: M rows of 64 weights, as asserted.
+                unsafe { lanes.store(weight.as_mut_ptr().wrapping_add(i * CHUNK + j * WIDTH), score) };
+            }
+        }
+    }
+}
+
+/// V of a chunk, as pairs of positions.
+pub(super) trait Values: Copy {
+    /// Sixteen columns of positions `2 pair` and `2 pair + 1`, from a multiple of sixteen on. With `ASK`, the next
+    /// chunk's are asked for, if it does that at all.
+    ///
+    /// # Safety
+    /// Somebody sees one of the positions, and the rows have these columns.
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, ask: bool) -> L::F;
+}
+
+/// In scratch, `[32][wide]`.
+#[derive(Clone, Copy)]
+pub(super) struct Gathered<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) wide: usize,
+}
+
+impl Values for Gathered<'_> {
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, _: bool) -> L::F {
+        // SAFETY: the caller's promise; scratch holds a chunk.
+        unsafe { lanes.load(self.values.as_ptr().wrapping_add(pair * self.wide + column)) }
+    }
+}
+
+/// Rows of bf16 where they lie.
+impl Values for Chunk<'_> {
+    #[inline(always)]
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, ask: bool) -> L::F {
+        let (Chunk { here, next }, positions) = (self, [2 * pair, 2 * pair + 1]);
+        if ask {
+            positions.iter().for_each(|&position| {
+                lanes.prefetch(next.values.wrapping_add(next.at.rows[position] + 2 * column));
+            });
+        }
+        let at = positions.map(|position| here.values.wrapping_add(here.at.rows[position] + 2 * column));
+        // SAFETY: the caller's promise; the first position stands in for one that nobody sees.
+        unsafe { lanes.load_pairs_bf16(at) }
+    }
+}
+
+/// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]`, over what each row sees.
+///
+/// Rows go together over the pairs of positions that all of their group see whole; before and after that, at the edges
+/// of the mask, each goes alone. Weights are 0 where a row does not see, and become pairs here.
+#[inline(always)]
+pub(super) fn add_values<L: Lanes, V: Values>(
+    lanes: L,
+    state: &mut State<'_>,
+    values: V,
+    (chunk, rows, wide): (usize, (usize, usize), usize),
+) {
+    assert!(
+        state.sums.value.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
+        "state has these rows"
+    );
+    round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
+    let together = evenly(rows.1 - rows.0);
+    for first in (rows.0..rows.1).step_by(together) {
+        let group = first..rows.1.min(first + together);
+        let seen = |row: usize| clip(state.seen[row], chunk);
+        let start = group.clone().map(|row| seen(row).0.div_ceil(2)).max().unwrap_or(0);
+        let end = group.clone().map(|row| seen(row).1 / 2).min().unwrap_or(0).max(start);
+        let edge = |state: &mut State<'_>, row: usize, of: (usize, usize)| {
+            let seen = clip(state.seen[row], chunk);
+            let of = (of.0.max(seen.0 / 2), of.1.min(seen.1.div_ceil(2)));
+            if seen.0 < seen.1 && of.0 < of.1 {
+                lanes.apart(Sum::<V, 1, true> { state, values, row, of, seen, wide });
+            }
+        };
+        group.clone().for_each(|row| edge(state, row, (0, start)));
+        if start < end {
+            common(lanes, state, values, (first, group.len()), (start, end), wide);
+        }
+        group.for_each(|row| edge(state, row, (end, CHUNK / 2)));
+    }
+}
+
+/// Pairs of positions that `count` rows all see.
+#[inline(always)]
+fn common<L: Lanes, V: Values>(
+    lanes: L,
+    state: &mut State<'_>,
+    values: V,
+    (row, count): (usize, usize),
+    of: (usize, usize),
+    wide: usize,
+) {
+    let seen = (0, CHUNK);
+    match count {
+        6 => lanes.apart(Sum::<V, 6, false> { state, values, row, of, seen, wide }),
+        5 => lanes.apart(Sum::<V, 5, false> { state, values, row, of, seen, wide }),
+        4 => lanes.apart(Sum::<V, 4, false> { state, values, row, of, seen, wide }),
+        3 => lanes.apart(Sum::<V, 3, false> { state, values, row, of, seen, wide }),
+        2 => lanes.apart(Sum::<V, 2, false> { state, values, row, of, seen, wide }),
+        _ => lanes.apart(Sum::<V, 1, false> { state, values, row, of, seen, wide }),
+    }
+}
+
+/// Pairs `of.0..of.1` of positions for M rows, all columns; what was there before fades first. At an EDGE positions
+/// outside of `seen` count as zeros.
+struct Sum<'a, 's, V, const M: usize, const EDGE: bool> {
+    state: &'a mut State<'s>,
+    values: V,
+    row: usize,
+    of: (usize, usize),
+    seen: (usize, usize),
+    wide: usize,
+}
+
+impl<V: Values, const M: usize, const EDGE: bool> Kernel for Sum<'_, '_, V, M, EDGE> {
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        let mut fade = [1.0; M];
+        // Only the first positions of a chunk meet what came before it.
+        fade.swap_with_slice(&mut self.state.fade[self.row..self.row + M]);
+        let mut column = 0;
+        while column < self.wide {
+            column += match (self.wide - column) / WIDTH {
+                4.. => self.columns::<L, 4>(lanes, fade, column),
+                2.. => self.columns::<L, 2>(lanes, fade, column),
+                _ => self.columns::<L, 1>(lanes, fade, column),
+            };
+        }
+    }
+}
+
+impl<V: Values, const M: usize, const EDGE: bool> Sum<'_, '_, V, M, EDGE> {
+    /// N vectors of columns; answers the columns done.
+    #[inline(always)]
+    fn columns<L: Lanes, const N: usize>(&mut self, lanes: L, fade: [f32; M], column: usize) -> usize {
+        let Self { values, row, of, seen, wide, .. } = *self;
+        let weight = self.state.weight[row * CHUNK..(row + M) * CHUNK].as_ptr();
+        let value = self.state.sums.value[row * wide..(row + M) * wide][column..].as_mut_ptr();
+        let mut sums = [[lanes.splat(0.0); N]; M];
+        for i in 0..M {
+            for j in 0..N {
+                // SAFETY: `value` has M rows, and N vectors behind `column`.
+                let before = unsafe { lanes.load(value.wrapping_add(i * wide + j * WIDTH)) };
+                sums[i][j] = lanes.mul(before, lanes.splat(fade[i]));
+            }
+        }
+        for pair in of.0..of.1 {
+            let mut v = [lanes.splat(0.0); N];
+            for j in 0..N {
+                // A line of memory is two vectors of columns.
+                // SAFETY: all rows see one of the positions.
+                v[j] = unsafe { values.pair(lanes, pair, column + j * WIDTH, j % 2 == 0) };
+                if EDGE {
+                    let sees = [2 * pair, 2 * pair + 1].map(|position| (seen.0..seen.1).contains(&position));
+                    v[j] = lanes.keep_of_pairs(v[j], sees);
+                }
+            }
+            for i in 0..M {
+                // SAFETY: M rows of 64 numbers, the first half of which are pairs.
+                let weight = lanes.splat(unsafe { weight.wrapping_add(i * CHUNK + pair).read() });
+                for j in 0..N {
+                    sums[i][j] = lanes.dot_pairs(weight, v[j], sums[i][j]);
+                }
+            }
+        }
+        for i in 0..M {
+            for j in 0..N {
+                // SAFETY: as above.
+                unsafe { lanes.store(value.wrapping_add(i * wide + j * WIDTH), sums[i][j]) };
+            }
+        }
+        N * WIDTH
+    }
+}

@@ -1,0 +1,162 @@
+//! The positions of a segment, chunk by chunk: scores of all heads of a tile, their weights, weighted sums of values.
+//!
+//! Heads lie one after the other in every block, so each of the three goes through all of them: K and V are read in
+//! long runs, and what comes next is asked for meanwhile, of V by the last head's K and of the next chunk's K by the
+//! last head's V.
+
+use super::pages::{Chunk, Pages, Places};
+use super::shaping::{Shape, scale};
+use super::state::{State, soften};
+use super::tiles::Tile;
+use super::values::{InPlace, Widened, add_values};
+use super::{AsBf16, AsE4m3, AsF16, AsF32, AsInt8, CHUNK, FEW, Form, Lanes, Step, WIDTH, pairs, scores};
+
+/// Positions `low..high`, all of one segment, for all heads of a tile. With PAIRS queries are pairs of bf16 already,
+/// and whatever the pool stores is exact in bf16. `scratch` has room for K or V of a chunk.
+#[inline(always)]
+pub(super) fn segment<L: Lanes, const PAIRS: bool>(
+    lanes: L,
+    step: Step<'_>,
+    tile: &Tile,
+    state: &mut State<'_>,
+    scratch: &mut [f32],
+    (low, high): (usize, usize),
+) {
+    let Step { pool, layer, batch, shaping, .. } = step;
+    let pages = Pages { pool, table: batch.table(tile.index) };
+    let valid = |chunk: usize| (low.max(chunk) - chunk, high.min(chunk + CHUNK) - chunk);
+    let start = low / CHUNK * CHUNK;
+    let nowhere = Places { panels: [0; CHUNK / WIDTH], rows: [0; CHUNK] };
+    let (mut here, mut next) = (nowhere, nowhere);
+    if start < high {
+        pages.places(start, valid(start), &mut here);
+    }
+    for chunk in (start..high).step_by(CHUNK) {
+        if chunk + CHUNK < high {
+            pages.places(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
+        }
+        let head = |index: usize| pages.head(layer, tile.kv_head + index, &here);
+        let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
+        let few = tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
+        let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
+        for index in 0..tile.kv_heads {
+            let after = if index + 1 < tile.kv_heads { head(index + 1) } else { head(0).values_as_keys() };
+            let keys = Chunk { here: head(index), next: after };
+            scores_of_head::<L, PAIRS>(
+                lanes,
+                &pages,
+                state,
+                scratch,
+                (of, keys, few),
+                (rows(index), step.attention.scale),
+            );
+            if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
+                scale(lanes, state, rows(index), &scales);
+            }
+        }
+        let all = (0, tile.rows_all());
+        if shaping.changes_scores() {
+            let heads = step.attention.heads;
+            lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows: all });
+        }
+        soften(lanes, state, chunk, all);
+        for index in 0..tile.kv_heads {
+            let last = index + 1 == tile.kv_heads;
+            let after =
+                if last { pages.head(layer, tile.kv_head, &next).keys_as_values() } else { head(index + 1) };
+            let values = Chunk { here: head(index), next: after };
+            if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
+                scale(lanes, state, rows(index), &scales);
+            }
+            let columns = step.q.wide();
+            values_of_head::<L, PAIRS>(
+                lanes,
+                &pages,
+                state,
+                scratch,
+                (of, values, few),
+                (rows(index), columns),
+            );
+        }
+        here = next;
+    }
+}
+
+/// Positions `.0.0 + .0.1.0 .. .0.0 + .0.1.1` of a head, and whether few rows see them.
+type OfHead<'a> = ((usize, (usize, usize)), Chunk<'a>, bool);
+
+/// The scores of a kv head's rows over a chunk.
+#[inline(always)]
+fn scores_of_head<L: Lanes, const PAIRS: bool>(
+    lanes: L,
+    pages: &Pages<'_>,
+    state: &mut State<'_>,
+    scratch: &mut [f32],
+    (of, chunk, few): OfHead<'_>,
+    (rows, scale): ((usize, usize), f32),
+) {
+    let (dim, wide) = (pages.pool.shape.head_dim, pages.pool.layout.wide);
+    let (to, in_pairs) = ((wide, dim), pairs::Dims { dim, wide, scale });
+    match pages.pool.form {
+        Form::Bf16 if PAIRS && few && pages.in_panels() => {
+            pairs::scores_in_place(lanes, state, chunk, rows, in_pairs);
+        }
+        Form::F32 if few && pages.in_panels() => {
+            scores::in_place::<L, AsF32>(lanes, state, chunk, rows, to);
+        }
+        Form::Bf16 if few && pages.in_panels() => {
+            scores::in_place::<L, AsBf16>(lanes, state, chunk, rows, to);
+        }
+        Form::F16 if few && pages.in_panels() => {
+            scores::in_place::<L, AsF16>(lanes, state, chunk, rows, to);
+        }
+        form => {
+            match form {
+                Form::F32 => pages.gather_keys::<L, AsF32, false>(lanes, of, chunk, scratch),
+                Form::Bf16 => pages.gather_keys::<L, AsBf16, PAIRS>(lanes, of, chunk, scratch),
+                Form::F16 => pages.gather_keys::<L, AsF16, false>(lanes, of, chunk, scratch),
+                Form::E4m3 => pages.gather_keys::<L, AsE4m3, PAIRS>(lanes, of, chunk, scratch),
+                Form::Int8 => pages.gather_keys::<L, AsInt8, PAIRS>(lanes, of, chunk, scratch),
+            }
+            if PAIRS {
+                pairs::scores_of_gathered(lanes, state, (of.0, &*scratch), rows, in_pairs);
+            } else {
+                scores::of_widened(lanes, state, (of.0, &*scratch), rows, to);
+            }
+        }
+    }
+}
+
+/// The values of a chunk, weighted, go to the sums of a kv head's rows.
+#[inline(always)]
+fn values_of_head<L: Lanes, const PAIRS: bool>(
+    lanes: L,
+    pages: &Pages<'_>,
+    state: &mut State<'_>,
+    scratch: &mut [f32],
+    (of, chunk, few): OfHead<'_>,
+    (rows, columns): ((usize, usize), usize),
+) {
+    let to = (of.0, rows, columns);
+    match pages.pool.form {
+        Form::Bf16 if PAIRS && few => pairs::add_values(lanes, state, chunk, to),
+        Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&chunk), to),
+        Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&chunk), to),
+        Form::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&chunk), to),
+        form => {
+            match form {
+                Form::F32 => pages.gather_values::<L, AsF32, false>(lanes, of.1, chunk, scratch),
+                Form::Bf16 => pages.gather_values::<L, AsBf16, PAIRS>(lanes, of.1, chunk, scratch),
+                Form::F16 => pages.gather_values::<L, AsF16, false>(lanes, of.1, chunk, scratch),
+                Form::E4m3 => pages.gather_values::<L, AsE4m3, PAIRS>(lanes, of.1, chunk, scratch),
+                Form::Int8 => pages.gather_values::<L, AsInt8, PAIRS>(lanes, of.1, chunk, scratch),
+            }
+            let wide = pages.pool.layout.wide;
+            if PAIRS {
+                pairs::add_values(lanes, state, pairs::Gathered { values: scratch, wide }, to);
+            } else {
+                add_values(lanes, state, Widened { values: scratch, wide }, to);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Attention in pairs of bf16 on every machine, with the instruction or without: against f64, and bit by bit between a
+//! prompt and its last token alone. What needs no pairs is tested through the interface, in `tests/attention.rs`.
+#![expect(clippy::cast_possible_truncation, reason = "small counts")]
+
+use half::bf16;
+
+use super::*;
+use crate::{BatchInput, Cpu, Dtype, Heads, KvShape, KvStorage, Ops, Span};
+
+/// A context of one sequence, `[tokens, heads · dim]`.
+struct Case {
+    heads: Heads,
+    tokens: usize,
+    block_size: usize,
+    window: Option<u32>,
+    storage: KvStorage,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Numbers below 1 that are bf16.
+fn numbers(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bf16::from_f32((state >> 8) as f32 / 8_388_608.0 - 1.0).to_f32()
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+impl Case {
+    fn new((query, kv, dim): (usize, usize, usize), tokens: usize, block_size: usize) -> Self {
+        let of = |seed, heads: usize| numbers(seed, tokens * heads * dim);
+        Self {
+            heads: Heads { query, kv, dim },
+            tokens,
+            block_size,
+            window: None,
+            storage: KvStorage::Same,
+            q: of(1, query),
+            k: of(2, kv),
+            v: of(3, kv),
+        }
+    }
+
+    fn attention(&self) -> Attention {
+        Attention { heads: self.heads, scale: 0.37, window: self.window }
+    }
+
+    /// The last `queries` rows, in pairs; slots that hold nothing hold what is no number.
+    fn last(&self, cpu: &Cpu, queries: usize) -> Vec<f32> {
+        let Heads { query, kv, dim } = self.heads;
+        let blocks = self.tokens.div_ceil(self.block_size) + 1;
+        let (block_size, slots) = (self.block_size, blocks * self.block_size);
+        let shape =
+            KvShape { layers: 1, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: Dtype::Bf16 };
+        let mut pool = cpu.kv_pool_stored(shape, self.storage).unwrap();
+        let span = Span { query_start: 0, query_len: queries as u32, context_len: self.tokens as u32 };
+        let tables: Vec<u32> = (0..blocks as u32).rev().collect();
+        let mut fill = |tokens: usize, [k, v]: [&[f32]; 2]| {
+            let slot = |token: usize| tables[token / block_size] as usize * block_size + token % block_size;
+            let slots: Vec<i64> = (0..tokens).map(|token| slot(token) as i64).collect();
+            let input = BatchInput {
+                positions: &vec![0; tokens],
+                slots: &slots,
+                spans: &[],
+                block_tables: &[],
+                block_size,
+            };
+            let batch = cpu.batch(input).unwrap();
+            let [k, v] = [k, v].map(|x| {
+                let mut tensor = cpu.tensor(tokens, kv * dim).unwrap();
+                cpu.write(&mut tensor, x).unwrap();
+                tensor
+            });
+            cpu.append(&mut pool, 0, &batch, &k, &v).unwrap();
+        };
+        let nothing = vec![f32::NAN; slots * kv * dim];
+        fill(slots, [&nothing, &nothing]);
+        fill(self.tokens, [&self.k, &self.v]);
+        let input = BatchInput {
+            positions: &vec![0; queries],
+            slots: &vec![-1; queries],
+            spans: &[span],
+            block_tables: &tables,
+            block_size,
+        };
+        let batch = cpu.batch(input).unwrap();
+        let q =
+            Queries { values: &self.q[(self.tokens - queries) * query * dim..], value_dim: dim, others: &[] };
+        let shaping = Shaping { causal: true, softcap: None, slopes: None, sinks: None, mask: None };
+        let attention = self.attention();
+        let step = Step { pool: &pool, layer: 0, batch: &batch, q, attention, shaping, lse: None };
+        let mut out = vec![f32::NAN; queries * query * dim];
+        let mut memory = Scratch::default();
+        attention_by(true, (&cpu.workers, cpu.isa()), &mut memory, step, &mut out);
+        out
+    }
+
+    /// An element of a row in f64.
+    fn exact(&self, token: usize, head: usize, element: usize) -> f64 {
+        let Heads { query, kv, dim } = self.heads;
+        let row = |position: usize| (position * kv + head / (query / kv)) * dim;
+        let first = self.window.map_or(0, |window| (token + 1).saturating_sub(window as usize));
+        let of = |position: usize| {
+            let q = &self.q[(token * query + head) * dim..][..dim];
+            let k = &self.k[row(position)..][..dim];
+            let score: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+            (score * f64::from(self.attention().scale)).exp()
+        };
+        let (mut total, mut sum) = (0.0, 0.0);
+        for position in first..=token {
+            total += of(position);
+            sum += of(position) * f64::from(self.v[row(position) + element]);
+        }
+        sum / total
+    }
+}
+
+#[test]
+fn pairs_are_right_and_a_token_alone_has_the_bits_of_its_prompt() {
+    let windowed = |case: Case| Case { window: Some(37), ..case };
+    let cases = [
+        Case::new((7, 1, 64), 131, 16),
+        Case::new((2, 2, 17), 66, 5),
+        windowed(Case::new((6, 3, 48), 150, 16)),
+        windowed(Case::new((1, 1, 80), 99, 32)),
+        Case::new((12, 1, 128), 3, 16),
+    ];
+    for (case, isa) in cases.iter().flat_map(|case| Isa::ALL.iter().map(move |&isa| (case, isa))) {
+        if !isa.available() {
+            continue;
+        }
+        let cpu = Cpu::new(std::num::NonZeroUsize::new(2), Some(isa)).unwrap();
+        let Heads { query, dim, .. } = case.heads;
+        let all = case.last(&cpu, case.tokens);
+        for (index, &found) in all.iter().enumerate().step_by(13) {
+            let (token, head, element) = (index / dim / query, index / dim % query, index % dim);
+            let exact = case.exact(token, head, element);
+            // Weights are rounded: at most half a unit of the last of their eight bits.
+            let apart = (f64::from(found) - exact).abs();
+            assert!(apart <= 1.0 / 256.0, "{isa} {token} {head} {element}: {found}, exact {exact}");
+        }
+        for queries in [1, case.tokens / 2] {
+            let last = case.last(&cpu, queries);
+            let of_prompt = &all[all.len() - last.len()..];
+            assert!(last.iter().zip(of_prompt).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}: {queries}");
+        }
+    }
+}
+
+#[test]
+fn bytes_in_pairs_are_near_the_numbers_they_stand_for() {
+    let case = Case { storage: KvStorage::Int8PerHead, ..Case::new((4, 2, 64), 90, 16) };
+    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+        let cpu = Cpu::new(std::num::NonZeroUsize::new(1), Some(isa)).unwrap();
+        let (dim, token) = (case.heads.dim, case.tokens - 1);
+        for (index, &found) in case.last(&cpu, 1).iter().enumerate() {
+            let exact = case.exact(token, index / dim, index % dim);
+            // Numbers up to 1 in 127 steps, of keys and of values, and weights of eight bits.
+            assert!((f64::from(found) - exact).abs() < 0.02, "{isa}: {found}, exact {exact}");
+        }
+    }
+}
+
+#[test]
+fn what_a_row_does_not_see_may_be_no_number() {
+    for (&isa, window) in Isa::ALL.iter().flat_map(|isa| [None, Some(9)].map(|window| (isa, window))) {
+        if !isa.available() {
+            continue;
+        }
+        let cpu = Cpu::new(std::num::NonZeroUsize::new(1), Some(isa)).unwrap();
+        let mut case = Case { window, ..Case::new((3, 1, 32), 75, 16) };
+        let all = case.last(&cpu, case.tokens);
+        let (of_token, bad) = (case.heads.query * case.heads.dim, 40);
+        case.v[bad * case.heads.dim..][..case.heads.dim].fill(f32::NAN);
+        let found = case.last(&cpu, case.tokens);
+        for (token, (found, all)) in found.chunks(of_token).zip(all.chunks(of_token)).enumerate() {
+            let sees = token >= bad && window.is_none_or(|window| token < bad + window as usize);
+            let same = found.iter().zip(all).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same != sees, "{isa} {window:?}: token {token}");
+            assert!(!sees || found.iter().all(|x| x.is_nan()), "{isa} {window:?}: token {token}");
+        }
+    }
+}
