@@ -1,5 +1,5 @@
 // Products of groups of rows, each group with a weight of its own: the experts of a mixture, the adapters of a
-// batch (LoRA, arXiv 2106.09685; SGMV, arXiv 2310.18547). Sums are as in `gemm.cu`, so a row's bits are those of
+// batch (LoRA, arXiv 2106.09685; SGMV, arXiv 2310.18547), the heads of latent attention. Sums are as in `gemm.cu`, so a row's bits are those of
 // `gemm` with that weight.
 #include "gemm.cuh"
 
@@ -45,3 +45,31 @@ template <class T> FN void grouped(const Grouped &p) {
 
 KERNEL(grouped_bf16, Grouped, TALL_THREADS) { grouped<bf16>(p); }
 KERNEL(grouped_f16, Grouped, TALL_THREADS) { grouped<f16>(p); }
+
+struct HeadLinear {
+    // `weight` is the first head's, `rows` are tokens; the strides of x and out are from head to head.
+    Gemm gemm;
+    u64 weight_size;
+    u32 heads, unused;
+};
+
+// A head's part of each token.
+struct OfHead {
+    u32 head, heads;
+    FN u32 from(u32 token) const { return token * heads + head; }
+    template <class T> FN void put(const Gemm &p, u32 token, u32 column, float x) const {
+        if (token >= p.rows || column >= p.out_cols) return;
+        static_cast<T *>(p.out)[from(token) * p.out_stride + column] = narrow<T>(x);
+    }
+};
+
+template <class T> FN void head_linear(const HeadLinear &p) {
+    u32 down = divide_up(p.gemm.rows, TALL_ROWS), across = divide_up(p.gemm.out_cols, TALL_COLUMNS);
+    u32 tile = block_index() / down, head = tile / across;
+    Gemm gemm = p.gemm;
+    gemm.weight = static_cast<const T *>(gemm.weight) + head * p.weight_size;
+    tall<T>(gemm, OfHead{head, p.heads}, block_index() % down * TALL_ROWS, gemm.rows, tile % across * TALL_COLUMNS);
+}
+
+KERNEL(head_linear_bf16, HeadLinear, TALL_THREADS) { head_linear<bf16>(p); }
+KERNEL(head_linear_f16, HeadLinear, TALL_THREADS) { head_linear<f16>(p); }

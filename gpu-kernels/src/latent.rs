@@ -41,7 +41,8 @@ pub trait Latent: Ops {
     ) -> Result<(), Error>;
 
     /// Attention over a pool of latents: `out` `[tokens, heads · latent_dim]`, still to be multiplied by the
-    /// up-projection of the values; and the natural logarithm of each row's sum of exponentials, as [`Ops::attend`].
+    /// up-projection of the values ([`Latent::head_linear`]); and the natural logarithm of each row's sum of
+    /// exponentials, as [`Ops::attend`].
     ///
     /// # Errors
     /// When shapes disagree, or a layer or block is not there, or the pool holds no latents; and as [`Ops::attend`].
@@ -56,6 +57,22 @@ pub trait Latent: Ops {
         scores: Scores<'_, Self>,
         out: &mut Self::Tensor,
         lse: Option<&mut Self::Floats>,
+    ) -> Result<(), Error>;
+
+    /// Each head's part of `x` `[tokens, heads · in]` times a matrix of that head's own: `out` `[tokens, heads · out]`.
+    /// The matrices are one, `[heads · out, in]`. Before attention it takes the up-projection of the keys into the
+    /// queries, with each head's `[latent_dim, key_dim]` (of `k = W c` the transposed `W`); after it that of the
+    /// values, `[value_dim, latent_dim]`, makes values of latents. A part has the bits that [`Ops::linear`] gives it
+    /// alone.
+    ///
+    /// # Errors
+    /// When shapes disagree, `in` or `out` is no multiple of 8, or the weights are integers.
+    fn head_linear(
+        &self,
+        x: &Self::Tensor,
+        weights: &Self::Weight,
+        heads: usize,
+        out: &mut Self::Tensor,
     ) -> Result<(), Error>;
 }
 

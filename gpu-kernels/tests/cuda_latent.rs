@@ -11,6 +11,8 @@
 mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/heads.rs"]
+mod heads;
 #[path = "common/latents.rs"]
 mod latents;
 
@@ -112,4 +114,20 @@ fn appending_norms_rotates_and_keeps_to_its_slots() {
 fn shapes_that_disagree_are_refused() {
     let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
     latents::shapes_that_disagree_are_refused(&cuda);
+}
+
+#[test]
+fn heads_have_matrices_of_their_own() {
+    emulator::each(|dtype, cuda, random| {
+        heads::heads_have_matrices_of_their_own(dtype, cuda, random);
+        heads::heads_that_do_not_fit_are_refused(cuda);
+    });
+}
+
+#[test]
+fn the_absorbed_form_is_attention() {
+    emulator::each(|dtype, cuda, _| {
+        let error = if dtype == Dtype::F16 { 4e-3 } else { 3e-2 };
+        heads::the_absorbed_form_is_attention(dtype, cuda, error);
+    });
 }

@@ -6,6 +6,8 @@
 )]
 
 mod common;
+#[path = "common/heads.rs"]
+mod heads;
 #[path = "common/latents.rs"]
 mod latents;
 
@@ -88,6 +90,23 @@ fn appending_norms_rotates_and_keeps_to_its_slots() {
 #[test]
 fn shapes_that_disagree_are_refused() {
     cpus().for_each(|cpu| latents::shapes_that_disagree_are_refused(&cpu));
+}
+
+#[test]
+fn heads_have_matrices_of_their_own() {
+    for cpu in cpus() {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            heads::heads_have_matrices_of_their_own(dtype, &cpu, &mut Random::new(40));
+        }
+        heads::heads_that_do_not_fit_are_refused(&cpu);
+    }
+}
+
+#[test]
+fn the_absorbed_form_is_attention() {
+    for cpu in cpus() {
+        heads::the_absorbed_form_is_attention(Dtype::F32, &cpu, 1e-5);
+    }
 }
 
 #[test]

@@ -122,7 +122,7 @@ impl Grouped for Cpu {
 impl Cpu {
     /// For each row of the list, row `from(row)` of `x` times its weight: outputs `weight · cols..` of `weights`. `put`
     /// gets weight, row and sums, on any thread.
-    fn grouped(
+    pub(super) fn grouped(
         &self,
         x: &[f32],
         weights: &Panels,

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::attention::{Floats, Queries};
-use super::{Batch, Cpu, KvPool, RopeTable, Tensor, Weight, append};
+use super::{Batch, Cpu, KvPool, RopeTable, SharedOut, Tensor, Weight, append};
 use crate::{
     Attention, Error, Heads, KvOrder, KvStorage, Latent, LatentAttention, LatentQuery, LatentShape, Scores,
     door,
@@ -67,5 +67,22 @@ impl Latent for Cpu {
         let heads = Heads { query: heads, kv: 1, dim: value_dim + rope_dim };
         let q = Queries { values: q.latent.data(), value_dim, others: q.rope.data() };
         self.attend_rows((pool, layer, batch), q, Attention { heads, scale, window }, scores, out, lse)
+    }
+
+    fn head_linear(&self, x: &Tensor, weights: &Weight, heads: usize, out: &mut Tensor) -> Result<(), Error> {
+        let weights = weights.floats("head_linear")?;
+        let (each, _) = door::head_linear(x.shape(), (weights.rows, weights.cols), heads, out.shape())?;
+        out.set_rows(x.rows());
+        // The part of head `h` of token `t` is row `t · heads + h`.
+        let parts = u32::try_from(x.rows() * heads).unwrap_or(u32::MAX);
+        let heads = u32::try_from(heads).unwrap_or(u32::MAX);
+        let of = |head| (head..parts).step_by(heads as usize).map(move |part| (head, part));
+        let list: Vec<(u32, u32)> = (0..heads).flat_map(of).collect();
+        let out = SharedOut::new(out.data_mut());
+        self.grouped(x.data(), weights, each, &list, &|part| part, &|_, part, sums| {
+            // SAFETY: every part is in the list once.
+            unsafe { out.slice(part * each, each) }.copy_from_slice(sums);
+        });
+        Ok(())
     }
 }

@@ -8,6 +8,8 @@
 use super::attention::{Call, Floats};
 use super::batch::Batch;
 use super::device::Address;
+use super::gemm::GemmArgument;
+use super::moe::{TILE_BYTES, TILE_COLUMNS, TILE_ROWS};
 use super::pool::KvPool;
 use super::rope::RopeTable;
 use super::tensor::{Tensor, Weight};
@@ -41,6 +43,15 @@ struct LatentAppendArgument {
     block_size: u32,
     scale_each: u32,
     eps: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct HeadLinearArgument {
+    gemm: GemmArgument,
+    weight_size: u64,
+    heads: u32,
     unused: u32,
 }
 
@@ -117,5 +128,34 @@ impl Latent for Cuda {
         let call =
             Call { cuda: self, pool, batch, attention, scores, value_dim: latent_dim, q_rope: Some(q.rope) };
         call.run(layer, q.latent, out, lse)
+    }
+
+    fn head_linear(&self, x: &Tensor, weights: &Weight, heads: usize, out: &mut Tensor) -> Result<(), Error> {
+        let operator = "head_linear";
+        let weights = weights.floats(operator)?;
+        let (each, into) = door::head_linear(x.shape(), (weights.rows, weights.cols), heads, out.shape())?;
+        out.set_rows(x.rows());
+        let argument = HeadLinearArgument {
+            gemm: GemmArgument {
+                x: x.address(),
+                weight: weights.address(),
+                out: out.address(),
+                x_stride: into as u64,
+                weight_stride: weights.stride() as u64,
+                out_stride: each as u64,
+                rows: count(operator, "tokens", x.rows())?,
+                in_cols: count(operator, "in of a head", into)?,
+                out_cols: count(operator, "out of a head", each)?,
+                ..bytemuck::Zeroable::zeroed()
+            },
+            weight_size: (each * weights.stride()) as u64,
+            heads: count(operator, "heads", heads)?,
+            unused: 0,
+        };
+        // A part is a row by its number.
+        count(operator, "heads of all tokens", x.rows().saturating_mul(heads))?;
+        let tiles = x.rows().div_ceil(TILE_ROWS) * each.div_ceil(TILE_COLUMNS);
+        let blocks = divide(operator, tiles * heads, 1)?;
+        self.launch("grouped", operator, blocks, 128, TILE_BYTES, &argument)
     }
 }

@@ -23,10 +23,10 @@ pub struct Routing {
 }
 
 /// Rows of a tile, as `TALL_ROWS` of the kernel.
-const TILE_ROWS: usize = 64;
+pub(super) const TILE_ROWS: usize = 64;
 /// `TALL_COLUMNS`, and three stages of both.
-const TILE_COLUMNS: usize = 128;
-const TILE_BYTES: usize = 3 * (TILE_ROWS + TILE_COLUMNS) * 64 * 2;
+pub(super) const TILE_COLUMNS: usize = 128;
+pub(super) const TILE_BYTES: usize = 3 * (TILE_ROWS + TILE_COLUMNS) * 64 * 2;
 /// Threads of a block of the other kernels.
 const BLOCK: usize = 128;
 

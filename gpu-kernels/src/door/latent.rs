@@ -100,3 +100,20 @@ pub(crate) fn attend_latent(
     batch.block_top.map_or(Ok(()), |top| below(operator, "block", top as usize, pool.shape.blocks))?;
     Ok((latent_dim, rope_dim))
 }
+
+/// Matrices of all heads, outputs and inputs. Gives back those of one.
+pub(crate) fn head_linear(
+    x: Rows,
+    (outs, into): (usize, usize),
+    heads: usize,
+    out: Rows,
+) -> Result<(usize, usize), Error> {
+    let operator = "head_linear";
+    multiple(operator, "width of x", x.cols, heads)?;
+    multiple(operator, "out of the weights of all heads", outs, heads)?;
+    same(operator, "in of the weights", into, x.cols / heads)?;
+    multiple(operator, "in of a head", into, 8)?;
+    multiple(operator, "out of a head", outs / heads, 8)?;
+    out.takes(operator, x.rows, outs)?;
+    Ok((outs / heads, into))
+}

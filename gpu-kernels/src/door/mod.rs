@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use grouped::{Routed, combine, expert_linear, lora, route};
 pub(crate) use latent::{
-    LATENT_DIM_MAX, LATENT_ROPE_MAX, Pool, append_latent, attend_latent, keys_and_values, latent_pool,
+    LATENT_DIM_MAX, LATENT_ROPE_MAX, Pool, append_latent, attend_latent, head_linear, keys_and_values,
+    latent_pool,
 };
 pub(crate) use sampling::{sample, verify};
 pub(crate) use strides::{memory, strides};

@@ -10,11 +10,11 @@ use quayline_gpu_kernels::{
 
 use crate::common::{Random, close, rounded, store};
 
-fn floats(random: &mut Random, dtype: Dtype, n: usize, size: f32) -> Vec<f32> {
+pub(crate) fn floats(random: &mut Random, dtype: Dtype, n: usize, size: f32) -> Vec<f32> {
     (0..n).map(|_| rounded(dtype, random.float() * size)).collect()
 }
 
-fn tensor<O: Ops>(ops: &O, cols: usize, elements: &[f32]) -> O::Tensor {
+pub(crate) fn tensor<O: Ops>(ops: &O, cols: usize, elements: &[f32]) -> O::Tensor {
     let mut x = ops.tensor(elements.len() / cols, cols).unwrap();
     ops.write(&mut x, elements).unwrap();
     x
@@ -109,12 +109,12 @@ fn reference(
     [average(&weights), average(&plain).into_iter().map(round).collect(), vec![lse]]
 }
 
-fn pool<O: Latent>(ops: &O, case: &Case, blocks: usize) -> O::KvPool {
+pub(crate) fn pool<O: Latent>(ops: &O, case: &Case, blocks: usize) -> O::KvPool {
     ops.latent_pool(case.shape(blocks), case.storage).unwrap()
 }
 
 /// Appends whole rows to slots of layer 1, as they are.
-fn append<O: Latent>(ops: &O, case: &Case, pool: &mut O::KvPool, slots: &[i64], rows: &[f32]) {
+pub(crate) fn append<O: Latent>(ops: &O, case: &Case, pool: &mut O::KvPool, slots: &[i64], rows: &[f32]) {
     let part = |from: usize, to: usize| -> Vec<f32> {
         rows.chunks(case.dim()).flat_map(|row| row[from..to].to_vec()).collect()
     };
