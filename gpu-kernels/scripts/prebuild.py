@@ -1,4 +1,5 @@
-"""The programs inside the crate, `gpu-kernels/prebuilt`: PTX, and machine code (cubins) for the GPUs that have it.
+"""The programs inside the crate, `gpu-kernels/prebuilt`: PTX, and machine code (cubins) for the GPUs that have it. Makes the archives
+that it is given (`ptx`, `sm_80`, `sm_90a`, `sm_100`), or with `check` looks at what is there.
 
 An archive is all programs of one kind, sealed and one after the other, as one .lzma: the code of a program's kernels for several
 types is much alike, so together they take a fifth of what each by itself would. `index.txt` names its parts in their order, with
@@ -15,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from nvrtc_check import HEADERS, KERNELS, OPTIONS, compile_kernel, instructions, library, runs_on
 
 FOLDER = KERNELS.parent / "prebuilt"
-# The GPUs of sm_80 also run on 8.6 and 8.9, those of sm_100 on 10.3; sm_90a is Hopper.
-ARCHITECTURES = ["sm_80", "sm_90a", "sm_100"]
 LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 24, "lc": 2, "lp": 2, "pb": 4}]
 
 
@@ -117,13 +116,11 @@ def assemble(linker, ptx, architecture):
     return log.value.decode() or f"error {failed}" if failed else None
 
 
-def machine_fault(name, kernels, cubin, architecture):
-    """What a cubin lacks: from Hopper on each kernel waits for earlier launches and lets later ones come, before that none does;
-    and what programs for Hopper are made of."""
-    expected = 0 if architecture == "sm_80" else kernels
-    counts = instructions(cubin, ["ACQBULK", "PREEXIT", "HGMMA", "UTMALDG", "USETMAXREG"])
-    waits, opens, *hopper = counts.values()
-    if (waits, opens) != (expected, expected):
+def machine_fault(name, kernels, cubin):
+    """What a cubin for Hopper or later lacks: each kernel waits for earlier launches and lets later ones come; and what programs
+    for Hopper are made of."""
+    waits, opens, *hopper = instructions(cubin, ["ACQBULK", "PREEXIT", "HGMMA", "UTMALDG", "USETMAXREG"]).values()
+    if (waits, opens) != (kernels, kernels):
         return f"{waits} waits and {opens} openings in {kernels} kernels"
     if name.startswith("hopper_") and not all(hopper):
         return f"products, copies and registers of Hopper: {hopper}"
@@ -141,9 +138,9 @@ def check():
     for name, text in texts.items():
         architecture = "sm_90a" if ".target sm_90a" in text else "sm_90"
         jobs.append((name, architecture, "assembles", assemble, (linker, opened(text), architecture)))
-    for architecture in ARCHITECTURES:
+    for architecture in ["sm_90a", "sm_100"]:
         for name, cubin in parts(architecture).items():
-            arguments = (name, texts[name].count(".entry "), cubin, architecture)
+            arguments = (name, texts[name].count(".entry "), cubin)
             jobs.append((name, architecture, "is machine code", machine_fault, arguments))
     faults = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
