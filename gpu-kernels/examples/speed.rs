@@ -137,7 +137,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
             });
             let gb = (k * n) as f64 * bytes_each / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
-            let peak = peak(cpu, if rounding.is_none() { Dtype::Bf16 } else { Dtype::F32 });
+            let peak = peak(cpu, Dtype::Bf16);
             println!(
                 "{:41} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
                 name(m),

@@ -107,7 +107,7 @@ pub trait Ops {
     }
 
     /// Takes a matrix of 4-bit integers from its bytes. Products have the sums that the integers, scales and zero
-    /// points say, without rounding activations.
+    /// points say; activations are rounded only where they are for bf16 weights.
     ///
     /// # Errors
     /// When the parts do not hold exactly what the shape needs, a dimension is no multiple of 8 or of the group, the
@@ -116,8 +116,8 @@ pub trait Ops {
         Err(no_integers("weight_int4", format!("{:?}", source.layout)))
     }
 
-    /// Takes a matrix of E4M3 numbers from its bytes. Products have the sums that numbers and scales say, without
-    /// rounding activations.
+    /// Takes a matrix of E4M3 numbers from its bytes. Products have the sums that numbers and scales say; activations
+    /// are rounded only where they are for bf16 weights.
     ///
     /// # Errors
     /// When elements or scales do not hold exactly what the shape and the blocks need, one of them is no number, the

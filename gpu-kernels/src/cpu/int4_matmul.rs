@@ -7,13 +7,13 @@
 //! how many rows there are, and every instruction set has the same.
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
+use super::Isa;
 use super::digits::{BASE, Digits, QUAD};
 use super::integers::{LINE, Product};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch_dots};
 use super::scratch::Scratch;
 use super::tiles::{Asks, Group, groups, place, store_sums};
 use super::workers::{Turn, Workers};
-use super::{Isa, SharedOut};
 
 /// Most vectors of outputs of a tile.
 const SUMS_MAX: usize = 8;
@@ -22,45 +22,9 @@ const DIGITS: usize = 3;
 /// Words of `x` for the elements of a line.
 const LINE_WORDS: usize = 2 * QUAD;
 
-/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `memory` is to work
-/// in.
+/// `x` is `[rows, cols]`, in the order of the weights' columns; every product's weight has `cols` columns in groups of
+/// one size, and its `out` has `rows` rows. `memory` is to work in.
 pub(crate) fn linear(
-    with: (&Workers, Isa),
-    memory: &mut Scratch,
-    x: &[f32],
-    rows: usize,
-    products: &[Product<'_>],
-) {
-    // Digits are those of a group, in its order.
-    let alike = |a: &Product<'_>, b: &Product<'_>| {
-        a.weight.group == b.weight.group && a.weight.order == b.weight.order
-    };
-    for products in products.chunk_by(alike) {
-        if let Some(order) = &products[0].weight.order {
-            linear_of_group(with, memory, &in_order(with.0, x, order), rows, products);
-        } else {
-            linear_of_group(with, memory, x, rows, products);
-        }
-    }
-}
-
-/// The columns of `x` in the order of a weight's.
-fn in_order(workers: &Workers, x: &[f32], order: &[u32]) -> Vec<f32> {
-    let cols = order.len();
-    let mut turned = vec![0.0; x.len()];
-    let to = SharedOut::new(&mut turned);
-    workers.rows(x.len() / cols, cols, &|from, end| {
-        for row in from..end {
-            let x = &x[row * cols..][..cols];
-            // SAFETY: this piece alone has the row.
-            let to = unsafe { to.slice(row * cols, cols) };
-            to.iter_mut().zip(order).for_each(|(to, &input)| *to = x[input as usize]);
-        }
-    });
-    turned
-}
-
-fn linear_of_group(
     (workers, isa): (&Workers, Isa),
     memory: &mut Scratch,
     x: &[f32],

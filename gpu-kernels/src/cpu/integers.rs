@@ -12,6 +12,13 @@
 //!              4 elements of `in`, 16 bytes each                                    64 bytes, group / 4 times
 //! ```
 //!
+//! Where products are of pairs of bf16 ([`super::narrow_matmul`]), values lie in a line as they are widened to pairs:
+//!
+//! ```text
+//! four bits    the first elements of 4 pairs in the lower half of a word, the second ones in the upper, 16 words
+//! eight bits   2 pairs, for each quarter of the outputs: the first of each of the four, and then the second
+//! ```
+//!
 //! Checkpoints of AWQ (arXiv 2306.00978) and GPTQ (arXiv 2210.17323) keep their integers, scales and zero points
 //! exactly, and those of E4M3 (arXiv 2209.05433) their bytes. Other matrices can be rounded: to eight bits with one
 //! scale for an output, to four with one for 128 elements, both around zero.
@@ -23,6 +30,7 @@ use half::f16;
 use super::arena::{Arena, Room};
 use super::lanes::WIDTH;
 use super::out::SharedOut;
+use super::tiles::Word;
 use super::weight::widen;
 use super::workers::Workers;
 use crate::fp8;
@@ -54,12 +62,25 @@ impl Form {
             Self::Eight | Self::E4m3 => 4,
         }
     }
+
+    /// Where in a line the value of an element of `in` lies for one of sixteen outputs: its byte, and the lowest of its
+    /// bits there.
+    fn place(self, word: Word, element: usize, lane: usize) -> (usize, usize) {
+        match (self, word) {
+            (Self::Four, Word::Number) => (lane * 4 + element % 4, element / 4 * 4),
+            (Self::Four, Word::Pair) => (lane * 4 + element % 2 * 2 + element / 4, element / 2 % 2 * 4),
+            (_, Word::Number) => (element * WIDTH + lane, 0),
+            (_, Word::Pair) => (lane / 4 * 16 + element / 2 * 8 + lane % 4 * 2 + element % 2, 0),
+        }
+    }
 }
 
 /// A packed matrix of integers.
 pub(crate) struct Integers {
     room: Room,
     pub(crate) form: Form,
+    /// What products read `x` in.
+    pub(super) word: Word,
     /// Outputs.
     pub(crate) rows: usize,
     /// Inputs.
@@ -68,6 +89,8 @@ pub(crate) struct Integers {
     pub(crate) group: usize,
     /// Which input each column is, where it is not its own number (act-order).
     pub(crate) order: Option<Vec<u32>>,
+    /// Whether there are zero points but the usual ones.
+    pub(crate) zeros: bool,
 }
 
 impl fmt::Debug for Integers {
@@ -98,8 +121,8 @@ struct Panel {
 
 impl Integers {
     /// Rounds a row-major matrix `[rows, cols]`. Cost: one pass over the bytes, on all threads.
-    pub(crate) fn round(
-        with: (&Workers, &Arena),
+    pub(super) fn round(
+        with: (&Workers, Word, &Arena),
         bytes: &[u8],
         dtype: Dtype,
         (rows, cols): (usize, usize),
@@ -127,7 +150,7 @@ impl Integers {
     }
 
     /// Takes a matrix of a checkpoint, bit for bit. Cost: one pass, on all threads.
-    pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
+    pub(super) fn int4(with: (&Workers, Word, &Arena), source: &Int4Source) -> Result<Self, Error> {
         let stored = Stored::new(source, STEP)?;
         let order = stored.order()?;
         let input = |col: usize| order.as_ref().map_or(col, |order| order[col] as usize);
@@ -144,11 +167,13 @@ impl Integers {
                 }
             }
         })?;
-        Ok(Self { order, ..packed })
+        let groups = 0..cols / group;
+        let zeros = groups.into_iter().any(|group| (0..rows).any(|row| stored.zero(row, group) != 8));
+        Ok(Self { order, zeros, ..packed })
     }
 
     /// Takes a matrix of E4M3 of a checkpoint, byte for byte. Cost: one pass to check them, and one on all threads.
-    pub(crate) fn fp8(with: (&Workers, &Arena), source: &Fp8Source) -> Result<Self, Error> {
+    pub(super) fn fp8(with: (&Workers, Word, &Arena), source: &Fp8Source) -> Result<Self, Error> {
         let elements = fp8::checked(source)?;
         let &Fp8Source { rows, cols, block, .. } = source;
         let group = if block.1 < cols { block.1 } else { cols.next_multiple_of(STEP) };
@@ -167,7 +192,7 @@ impl Integers {
 
     /// Packs panels that `fill` makes, given the first row and how many of the sixteen there are.
     fn pack(
-        (workers, arena): (&Workers, &Arena),
+        (workers, word, arena): (&Workers, Word, &Arena),
         form: Form,
         (rows, cols, group): (usize, usize, usize),
         fill: &(dyn Fn(usize, usize, &mut Panel) + Sync),
@@ -176,7 +201,7 @@ impl Integers {
         let group_bytes = (group / form.elements()).checked_add(1).and_then(|lines| lines.checked_mul(LINE));
         let size = group_bytes.and_then(|bytes| bytes.checked_mul(groups)?.checked_mul(panels));
         let room = arena.room(size.ok_or(Error::Memory { operator: "weight", bytes: usize::MAX })?)?;
-        let packed = Self { room, form, rows, cols, group, order: None };
+        let packed = Self { room, form, word, rows, cols, group, order: None, zeros: false };
         workers.rows(panels, WIDTH * cols, &|from, to| {
             let mut panel = Panel {
                 values: vec![0; WIDTH * cols],
@@ -222,18 +247,19 @@ impl Integers {
                 let (line, place) = (element / self.form.elements(), element % self.form.elements());
                 for lane in 0..WIDTH {
                     let value = panel.values[lane * self.cols + col];
-                    match self.form {
-                        Form::Eight | Form::E4m3 => {
-                            lines[line][place * WIDTH + lane] = value.cast_unsigned();
-                        }
-                        Form::Four => {
-                            let nibble = (value + 8).cast_unsigned() << (place / 4 * 4);
-                            lines[line][lane * 4 + place % 4] |= nibble;
-                        }
-                    }
+                    let (byte, bit) = self.form.place(self.word, place, lane);
+                    lines[line][byte] |= match self.form {
+                        Form::Eight | Form::E4m3 => value.cast_unsigned(),
+                        Form::Four => (value + 8).cast_unsigned() << bit,
+                    };
                 }
             }
         }
+    }
+
+    /// Whether products take `x` apart into digits.
+    pub(crate) fn in_digits(&self) -> bool {
+        (self.form, self.word) == (Form::Four, Word::Number)
     }
 
     /// How many panels there are.
@@ -291,11 +317,11 @@ impl Integers {
             };
             for (element, out) in out.iter_mut().enumerate() {
                 let (line, place) = (&lines[element / self.form.elements()], element % self.form.elements());
-                let four = || (line[lane * 4 + place % 4] >> (place / 4 * 4) & 15).cast_signed() - 8;
+                let (byte, bit) = self.form.place(self.word, place, lane);
                 let value = match self.form {
-                    Form::Eight => f32::from(line[place * WIDTH + lane].cast_signed()),
-                    Form::E4m3 => fp8::small(line[place * WIDTH + lane]),
-                    Form::Four => f32::from(four() - zero),
+                    Form::Eight => f32::from(line[byte].cast_signed()),
+                    Form::E4m3 => fp8::small(line[byte]),
+                    Form::Four => f32::from((line[byte] >> bit & 15).cast_signed() - 8 - zero),
                 };
                 *out = value * scale;
             }

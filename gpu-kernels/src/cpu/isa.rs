@@ -16,7 +16,8 @@ pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX-512 with VNNI, and dot products of bf16 pairs for products with bf16 weights.
+    /// AVX-512 with VNNI and VBMI, and dot products of bf16 pairs for products with weights of bf16, eight bits and
+    /// four.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// AVX-512, and matrix tiles for products with bf16 weights.
@@ -83,6 +84,7 @@ impl Isa {
             Self::Avx512Bf16 => {
                 Self::Avx512.available()
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512bf16")
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -107,6 +109,7 @@ impl Isa {
     }
 
     /// Whether products with bf16 weights round activations to bf16, as GPUs do: machines that multiply bf16 by bf16.
+    /// Those that multiply pairs do so for weights of eight bits and four too.
     #[must_use]
     pub const fn rounds_activations(self) -> bool {
         match self {
@@ -116,7 +119,7 @@ impl Isa {
         }
     }
 
-    /// Whether products with bf16 weights multiply pairs.
+    /// Whether products with weights of bf16, eight bits and four multiply pairs.
     pub(crate) const fn multiplies_pairs(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]

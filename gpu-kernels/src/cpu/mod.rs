@@ -12,15 +12,16 @@ mod eight_bits;
 mod embed;
 mod grouped;
 mod int4_matmul;
-mod int8_matmul;
 mod integers;
 mod isa;
 mod lanes;
 mod latent;
 mod lines;
 mod matmul;
+mod narrow_matmul;
 mod norm;
 mod ops;
+mod order;
 mod out;
 mod panels;
 mod peak;
@@ -30,6 +31,7 @@ mod sampling;
 mod scratch;
 mod tensor;
 mod tiles;
+mod values;
 mod verify;
 mod weight;
 mod workers;
@@ -141,6 +143,23 @@ impl Cpu {
     fn multiply(&self, packed: &mut Scratch, (x, rows): (&[f32], usize), products: Vec<Product<'_>>) {
         let rest = self.on_tiles(packed, (x, rows), products);
         matmul::linear((&self.workers, self.isa), packed, x, rows, &rest);
+    }
+
+    /// Products of rows of `x` with weights of small numbers.
+    fn multiply_integers(
+        &self,
+        packed: &mut Scratch,
+        (x, rows): (&[f32], usize),
+        products: &[integers::Product<'_>],
+    ) {
+        let with = (&*self.workers, self.isa);
+        order::in_order(with.0, x, products, |x, products| {
+            if products[0].weight.in_digits() {
+                int4_matmul::linear(with, packed, x, rows, products);
+            } else {
+                narrow_matmul::linear(with, packed, x, rows, products);
+            }
+        });
     }
 
     /// Computes what matrix tiles can, and gives back the other products.

@@ -11,7 +11,7 @@ use super::out::SharedOut;
 use super::weight::Matrix;
 use super::{
     Batch, Cpu, Floats, KvPool, RopeTable, Tensor, TreeMask, Weight, activation, append, attention, embed,
-    int4_matmul, int8_matmul, integers, norm,
+    integers, norm,
 };
 use crate::door;
 use crate::error::same;
@@ -42,11 +42,11 @@ impl Ops for Cpu {
     }
 
     fn weight_int4(&self, source: &Int4Source) -> Result<Weight, Error> {
-        Weight::int4((&self.workers, &self.arena), source)
+        Weight::int4((&self.workers, self.isa, &self.arena), source)
     }
 
     fn weight_fp8(&self, source: &Fp8Source) -> Result<Weight, Error> {
-        Weight::fp8((&self.workers, &self.arena), source)
+        Weight::fp8((&self.workers, self.isa, &self.arena), source)
     }
 
     fn table(&self, source: WeightSource) -> Result<Weight, Error> {
@@ -141,9 +141,8 @@ impl Ops for Cpu {
         }
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         self.multiply(&mut packed, (x.data(), x.rows()), floats);
-        let with = (&*self.workers, self.isa);
-        int8_matmul::linear(with, &mut packed, x.data(), x.rows(), &eights);
-        int4_matmul::linear(with, &mut packed, x.data(), x.rows(), &fours);
+        self.multiply_integers(&mut packed, (x.data(), x.rows()), &eights);
+        self.multiply_integers(&mut packed, (x.data(), x.rows()), &fours);
         Ok(())
     }
 

@@ -31,6 +31,11 @@ pub(super) enum Word {
 }
 
 impl Word {
+    /// What products with weights of bf16 and less read.
+    pub(super) fn of(isa: Isa) -> Self {
+        if isa.multiplies_pairs() { Self::Pair } else { Self::Number }
+    }
+
     /// Words of a pair of elements.
     pub(super) const fn of_pair(self) -> usize {
         match self {
@@ -156,7 +161,7 @@ impl<const PAIRS: bool> Kernel for Pack<'_, PAIRS> {
 /// # Safety
 /// The row is readable.
 #[inline(always)]
-unsafe fn some<L: Lanes>(lanes: L, row: *const f32, cols: usize, first: usize) -> L::F {
+pub(super) unsafe fn some<L: Lanes>(lanes: L, row: *const f32, cols: usize, first: usize) -> L::F {
     let at = row.wrapping_add(first);
     lanes.prefetch(at.wrapping_add(PACK_AHEAD).cast());
     // SAFETY: sixteen elements of the row, or as many as are left.

@@ -8,6 +8,7 @@ use super::Isa;
 use super::arena::Arena;
 use super::integers::Integers;
 use super::panels::Panels;
+use super::tiles::Word;
 use super::workers::Workers;
 use crate::error::{no_integers, same};
 use crate::{Dtype, Error, Fp8Source, Int4Source, Rounding, WeightBytes, WeightSource};
@@ -112,18 +113,24 @@ impl Weight {
     ) -> Result<Self, Error> {
         let bytes = checked(source)?;
         let [rows, cols] = *source.shape.as_slice() else { return Self::new((workers, isa, arena), source) };
-        Integers::round((workers, arena), bytes, source.dtype, (rows, cols), rounding)
+        Integers::round((workers, Word::of(isa), arena), bytes, source.dtype, (rows, cols), rounding)
             .map(|integers| Self(Kind::Integers(integers)))
     }
 
     /// A matrix of integers of a checkpoint.
-    pub(crate) fn int4(with: (&Workers, &Arena), source: &Int4Source) -> Result<Self, Error> {
-        Integers::int4(with, source).map(|integers| Self(Kind::Integers(integers)))
+    pub(crate) fn int4(
+        (workers, isa, arena): (&Workers, Isa, &Arena),
+        source: &Int4Source,
+    ) -> Result<Self, Error> {
+        Integers::int4((workers, Word::of(isa), arena), source).map(|integers| Self(Kind::Integers(integers)))
     }
 
     /// A matrix of E4M3 of a checkpoint.
-    pub(crate) fn fp8(with: (&Workers, &Arena), source: &Fp8Source) -> Result<Self, Error> {
-        Integers::fp8(with, source).map(|numbers| Self(Kind::Integers(numbers)))
+    pub(crate) fn fp8(
+        (workers, isa, arena): (&Workers, Isa, &Arena),
+        source: &Fp8Source,
+    ) -> Result<Self, Error> {
+        Integers::fp8((workers, Word::of(isa), arena), source).map(|numbers| Self(Kind::Integers(numbers)))
     }
 
     /// A table that stays where it lies.

@@ -8,10 +8,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Kernel, Lanes, Registers};
+use super::{Kernel, Lanes, Registers, look_up, pairs};
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; from `WITH` = [`VNNI`] on also VNNI, and
-/// with [`BF16`] dot products of bf16.
+/// with [`BF16`] VBMI and dot products of bf16.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const WITH: u8>(());
 
@@ -36,8 +36,10 @@ pub(crate) unsafe fn run_dots<K: Kernel>(kernel: K) {
 }
 
 /// # Safety
-/// The machine has the features named at [`Avx512`], VNNI and BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+/// The machine has the features named at [`Avx512`], VNNI, VBMI and BF16.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512bf16,avx2,fma,f16c"
+)]
 #[inline(never)]
 pub(crate) unsafe fn run_bf16<K: Kernel>(kernel: K) {
     kernel.run(Avx512::<BF16>(()));
@@ -202,7 +204,7 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
     #[inline(always)]
     fn round_pairs(self, a: __m512, b: __m512) -> __m512 {
         if WITH < BF16 {
-            return super::round_pairs(self, a, b);
+            return pairs::round(self, a, b);
         }
         // SAFETY: the token proves the feature; thirty-two bf16 are as long as sixteen f32.
         unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(b, a)) }
@@ -210,7 +212,7 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
     #[inline(always)]
     fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         if WITH < BF16 {
-            return super::dot_pairs(self, a, b, c);
+            return pairs::dot(self, a, b, c);
         }
         // SAFETY: the token proves the feature; sixteen f32 are as long as thirty-two bf16.
         unsafe {
@@ -228,7 +230,7 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
     }
     #[inline(always)]
     fn keep_of_pairs(self, pairs: __m512, keep: [bool; 2]) -> __m512 {
-        let mask = super::mask_of_pair(keep).cast_signed();
+        let mask = pairs::mask(keep).cast_signed();
         // SAFETY: the token proves the feature.
         unsafe { _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(mask))) }
     }
@@ -331,6 +333,21 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
             let (bytes, low) = (_mm512_loadu_si512(at.cast()), _mm512_set1_epi8(15));
             [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)]
         }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_of_i8(self, line: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's promise, and the token proves the features.
+        if WITH < BF16 { unsafe { pairs::of_whole(self, line) } } else { unsafe { look_up::whole(line) } }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_of_e4m3(self, line: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's promise, and the token proves the features.
+        if WITH < BF16 { unsafe { pairs::of_e4m3(self, line) } } else { unsafe { look_up::e4m3(line) } }
+    }
+    #[inline(always)]
+    unsafe fn load_pair_of_nibbles<const PAIR: usize>(self, line: *const u8) -> __m512 {
+        // SAFETY: the caller's promise, and the token proves the feature.
+        unsafe { look_up::nibbles::<PAIR>(line) }
     }
     #[inline(always)]
     unsafe fn store_digits(self, at: *mut f32, digits: [__m512; 3]) {

@@ -9,8 +9,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod element;
+#[cfg(target_arch = "x86_64")]
+mod look_up;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pairs;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -105,24 +108,24 @@ pub(crate) trait Lanes: Copy {
     /// Sixteen pairs of bf16: the elements of `a`, then those of `b`, rounded to nearest, ties to even.
     #[inline(always)]
     fn round_pairs(self, a: Self::F, b: Self::F) -> Self::F {
-        round_pairs(self, a, b)
+        pairs::round(self, a, b)
     }
     /// `c` and the two products of each pair of bf16, one after the other. Where there is an instruction for it, it
     /// decides where it rounds; denormal numbers are zeros to it.
     #[inline(always)]
     fn dot_pairs(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        dot_pairs(self, a, b, c)
+        pairs::dot(self, a, b, c)
     }
 
     /// Sixteen pairs of bf16, the elements of `a` before those of `b`, all of which are bf16.
     #[inline(always)]
     fn join_pairs(self, a: Self::F, b: Self::F) -> Self::F {
-        join_pairs(self, a, b)
+        pairs::join(self, a, b)
     }
     /// The firsts or the seconds or both of sixteen pairs of bf16, zeros in the others' place.
     #[inline(always)]
     fn keep_of_pairs(self, pairs: Self::F, keep: [bool; 2]) -> Self::F {
-        keep_of_pairs(self, pairs, keep)
+        pairs::keep(self, pairs, keep)
     }
     /// Sixteen pairs of elements of two rows.
     /// # Safety
@@ -171,6 +174,30 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `64 / PARTS` bytes are readable at `at`, at any alignment.
     unsafe fn load_nibbles(self, at: *const u8) -> [Self::B; 2];
+    /// The two pairs of bf16 of a line of whole numbers, -127..=127 ([`super::integers`]).
+    /// # Safety
+    /// 64 bytes are readable at `line`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pairs_of_i8(self, line: *const u8) -> [Self::F; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { pairs::of_whole(self, line) }
+    }
+    /// The same of E4M3 numbers times 2^-8, none of which is none.
+    /// # Safety
+    /// 64 bytes are readable at `line`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pairs_of_e4m3(self, line: *const u8) -> [Self::F; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { pairs::of_e4m3(self, line) }
+    }
+    /// One of the four pairs of a line of numbers of four bits, less 8.
+    /// # Safety
+    /// 64 bytes are readable at `line`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pair_of_nibbles<const PAIR: usize>(self, line: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { pairs::of_nibbles(self, line, PAIR) }
+    }
     /// Whole numbers of three digits, the lowest first, as [`Lanes::dot`] reads them: four words for each four numbers.
     /// Where bytes are multiplied these are four digits each, and nothing; the portable lanes put the number itself
     /// together again, all of it its lowest digit.
@@ -246,67 +273,6 @@ pub(crate) trait Lanes: Copy {
         let half = self.splat(0.5);
         self.add(self.zero_below(far, size, half), self.sub(near, self.zero_below(near, size, half)))
     }
-}
-
-/// [`Lanes::round_pairs`] by way of memory.
-#[inline(always)]
-fn round_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F) -> L::F {
-    let mut numbers = [0.0_f32; 2 * WIDTH];
-    // SAFETY: sixteen numbers.
-    unsafe { lanes.store(numbers.as_mut_ptr(), a) };
-    // SAFETY: sixteen more.
-    unsafe { lanes.store(numbers[WIDTH..].as_mut_ptr(), b) };
-    let pairs = numbers.map(|x| round_bf16(x).to_le());
-    // SAFETY: sixteen pairs are as long as sixteen numbers.
-    unsafe { lanes.load(pairs.as_ptr().cast()) }
-}
-
-/// [`Lanes::dot_pairs`] by way of memory.
-#[inline(always)]
-fn dot_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F, c: L::F) -> L::F {
-    let wide = |pairs| {
-        let mut memory = [0.0_f32; WIDTH];
-        // SAFETY: sixteen pairs.
-        unsafe { lanes.store(memory.as_mut_ptr(), pairs) };
-        let at = memory.as_ptr().cast();
-        // SAFETY: sixteen pairs.
-        let firsts = unsafe { lanes.load_firsts_bf16(at) };
-        // SAFETY: as above.
-        [firsts, unsafe { lanes.load_seconds_bf16(at) }]
-    };
-    let ([a0, a1], [b0, b1]) = (wide(a), wide(b));
-    lanes.fma(a1, b1, lanes.fma(a0, b0, c))
-}
-
-/// [`Lanes::join_pairs`] by way of memory.
-#[inline(always)]
-fn join_pairs<L: Lanes>(lanes: L, a: L::F, b: L::F) -> L::F {
-    let [a, b] = [a, b].map(|numbers| words(lanes, numbers));
-    let both: [u32; WIDTH] = std::array::from_fn(|lane| a[lane] >> 16 | b[lane] & 0xffff_0000);
-    // SAFETY: sixteen words.
-    unsafe { lanes.load(both.as_ptr().cast()) }
-}
-
-/// [`Lanes::keep_of_pairs`] by way of memory.
-#[inline(always)]
-fn keep_of_pairs<L: Lanes>(lanes: L, pairs: L::F, keep: [bool; 2]) -> L::F {
-    let kept = words(lanes, pairs).map(|word| word & mask_of_pair(keep));
-    // SAFETY: sixteen words.
-    unsafe { lanes.load(kept.as_ptr().cast()) }
-}
-
-/// The bits of a pair that are kept.
-#[inline(always)]
-fn mask_of_pair([first, second]: [bool; 2]) -> u32 {
-    (u32::from(first) * 0xffff) | (u32::from(second) * 0xffff_0000)
-}
-
-#[inline(always)]
-fn words<L: Lanes>(lanes: L, a: L::F) -> [u32; WIDTH] {
-    let mut words = [0; WIDTH];
-    // SAFETY: sixteen words.
-    unsafe { lanes.store(words.as_mut_ptr().cast(), a) };
-    words
 }
 
 /// Arithmetic that is compiled once for each instruction set.

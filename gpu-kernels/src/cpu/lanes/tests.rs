@@ -269,3 +269,57 @@ fn pairs_are_rounded_to_even_and_their_products_added() {
         }
     }
 }
+
+/// Widens a line of small numbers.
+struct Widen<'a> {
+    line: &'a [u8; 4 * WIDTH],
+    found: &'a mut Vec<f32>,
+}
+
+impl Kernel for Widen<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let line = self.line.as_ptr();
+        // SAFETY: a line of sixty-four bytes.
+        let [whole, e4m3] = unsafe { [lanes.load_pairs_of_i8(line), lanes.load_pairs_of_e4m3(line)] };
+        // SAFETY: as above.
+        let first = unsafe { [lanes.load_pair_of_nibbles::<0>(line), lanes.load_pair_of_nibbles::<1>(line)] };
+        // SAFETY: as above.
+        let last = unsafe { [lanes.load_pair_of_nibbles::<2>(line), lanes.load_pair_of_nibbles::<3>(line)] };
+        for pairs in [whole, e4m3, first, last].as_flattened() {
+            self.found.extend(store(lanes, *pairs));
+        }
+    }
+}
+
+#[test]
+fn small_numbers_are_exact_in_pairs() {
+    for first in (0..=255_u8).step_by(4 * WIDTH) {
+        let line = std::array::from_fn(|i| first + u8::try_from(i).expect("sixty-four"));
+        for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+            let mut found = Vec::new();
+            dispatch_pairs(isa, Widen { line: &line, found: &mut found });
+            for (at, pair) in found.into_iter().enumerate() {
+                let (vector, lane) = (at / WIDTH, at % WIDTH);
+                for (second, bits) in [pair.to_bits() << 16, pair.to_bits() & 0xffff_0000].iter().enumerate()
+                {
+                    // Of eight bits a quarter of the lanes has sixteen bytes, of four bits a lane has four.
+                    let byte = line[lane / 4 * 16 + vector % 2 * 8 + lane % 4 * 2 + second];
+                    let word = line[lane * 4 + second * 2..].first_chunk().copied().map(u16::from_le_bytes);
+                    let exact = match vector {
+                        0 | 1 if byte == 128 => continue,
+                        0 | 1 => f32::from(byte.cast_signed()),
+                        2 | 3 if byte & 127 == 127 => continue,
+                        2 | 3 => crate::fp8::small(byte),
+                        _ => f32::from(word.expect("two bytes") >> (4 * (vector - 4)) & 15) - 8.0,
+                    };
+                    assert_eq!(
+                        f32::from_bits(*bits),
+                        exact,
+                        "{isa}, from {first}: vector {vector}, lane {lane}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,26 +1,31 @@
-//! `out = x · wᵀ + bias`, with `w` in eight bits.
+//! `out = x · wᵀ + bias`, with `w` in eight bits; in four too where pairs of bf16 are multiplied.
 //!
 //! As in [`super::matmul`], lanes run along outputs, and no sum knows how many rows there are. An output is one chain
 //! of multiply-adds of activations and numbers of eight bits, which are exact in f32, times its scale; where inputs
 //! fall into groups, a second chain adds these in ascending order. Numbers are widened in registers, integers by two
 //! instructions, E4M3 by four.
+//!
+//! Numbers of eight bits and of four less 8 are exact in bf16 too. Machines that multiply pairs look them up, 64 bytes
+//! with six instructions, or three where eight would multiply; `x` is rounded to bf16 then. Where zero points of four
+//! bits are not 8, the sum of a group's `x` makes up for them.
 
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use std::marker::PhantomData;
 
-use super::Isa;
 use super::integers::{Form, LINE, Product, STEP};
-use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch};
+use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, store_sums};
+use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, some, store_sums};
+use super::values::{E4m3, E4m3Pairs, FourPairs, Values, Whole, WholePairs};
 use super::workers::{Turn, Workers};
+use super::{Isa, SharedOut};
 
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;
 
-/// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
-/// memory to work in.
+/// `x` is `[rows, cols]`, in the order of the weights' columns; every product's weight has `cols` columns in groups of
+/// one size, and its `out` has `rows` rows. `packed` is memory to work in.
 pub(crate) fn linear(
     (workers, isa): (&Workers, Isa),
     packed: &mut Scratch,
@@ -28,25 +33,71 @@ pub(crate) fn linear(
     rows: usize,
     products: &[Product<'_>],
 ) {
-    let Some(cols) = products.first().map(|product| product.weight.cols) else { return };
+    let (cols, group, word) = (products[0].weight.cols, products[0].weight.group, products[0].weight.word);
     if rows == 0 {
         return;
     }
     let registers = Registers::of(isa);
-    let (tile, group) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP, Word::Number));
-    let panels = products.iter().map(|product| product.weight.count());
-    let groups = groups(group, workers.threads(), panels);
+    let (tile, panels) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
+    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP, word));
+    let mut x_sums = Vec::new();
+    if products.iter().any(|product| product.weight.zeros) {
+        x_sums.resize(tiles.count * tile * cols.div_ceil(group), 0.0);
+        let to = SharedOut::new(&mut x_sums);
+        workers.rows(rows, cols, &|from, end| {
+            dispatch_pairs(isa, SumGroups { x, cols, group, to, from, end });
+        });
+    }
+    let groups = groups(panels, workers.threads(), products.iter().map(|product| product.weight.count()));
     workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
         let group = groups[index];
         let product = products[group.product];
         let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
-        let of = Multiply { tiles, product, group, first, next, rows };
-        match product.weight.form {
-            Form::E4m3 => dispatch(isa, Run::<E4m3> { of, scratch, number: PhantomData }),
-            _ => dispatch(isa, Run::<Whole> { of, scratch, number: PhantomData }),
+        let of = Multiply { tiles, x_sums: &x_sums, product, group, first, next, rows };
+        match (product.weight.form, word) {
+            (Form::Eight, Word::Number) => dispatch(isa, of.with::<Whole>(scratch)),
+            (Form::E4m3, Word::Number) => dispatch(isa, of.with::<E4m3>(scratch)),
+            (Form::Eight, Word::Pair) => dispatch_pairs(isa, of.with::<WholePairs>(scratch)),
+            (Form::E4m3, Word::Pair) => dispatch_pairs(isa, of.with::<E4m3Pairs>(scratch)),
+            (Form::Four, Word::Pair) => dispatch_pairs(isa, of.with::<FourPairs>(scratch)),
+            (Form::Four, Word::Number) => unreachable!("four bits and f32 are multiplied by digits"),
         }
     });
+}
+
+/// The sums of each group of rows `from..end`, as they are when rounded to bf16.
+struct SumGroups<'a> {
+    x: &'a [f32],
+    cols: usize,
+    group: usize,
+    /// `[rows][groups]`
+    to: SharedOut,
+    from: usize,
+    end: usize,
+}
+
+impl Kernel for SumGroups<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        // Two ones in bf16.
+        let ones = lanes.splat(f32::from_bits(0x3f80_3f80));
+        let groups = self.cols.div_ceil(self.group);
+        for row in self.from..self.end {
+            // SAFETY: this piece of work alone has the row.
+            let to = unsafe { self.to.slice(row * groups, groups) };
+            for (x, to) in self.x[row * self.cols..][..self.cols].chunks(self.group).zip(to) {
+                let mut sums = lanes.splat(0.0);
+                for at in (0..x.len()).step_by(2 * WIDTH) {
+                    // SAFETY: as many elements as the group has.
+                    let first = unsafe { some(lanes, x.as_ptr(), x.len(), at) };
+                    // SAFETY: as above.
+                    let second = unsafe { some(lanes, x.as_ptr(), x.len(), at + WIDTH) };
+                    sums = lanes.dot_pairs(lanes.round_pairs(first, second), ones, sums);
+                }
+                *to = lanes.sum(sums);
+            }
+        }
+    }
 }
 
 /// Rows of a tile for at least so many, and the panels whose sums fit beside each other: the kernels of [`Run`].
@@ -67,6 +118,8 @@ fn shape(registers: Registers, rows: usize) -> (usize, usize) {
 /// A group of panels.
 struct Multiply<'a> {
     tiles: Tiles<'a>,
+    /// `[rows of all tiles][groups]`, or nothing where no weight needs it.
+    x_sums: &'a [f32],
     product: Product<'a>,
     group: Group,
     /// It is the thread's first one.
@@ -77,37 +130,47 @@ struct Multiply<'a> {
     rows: usize,
 }
 
+impl<'a> Multiply<'a> {
+    /// It as a kernel, for one type of values.
+    fn with<T: Values>(self, scratch: &'a mut Scratch) -> Run<'a, T> {
+        Run { of: self, scratch, values: PhantomData }
+    }
+}
+
 /// The kernel: what [`shape`] says, as constants.
 struct Run<'a, T> {
     of: Multiply<'a>,
     scratch: &'a mut Scratch,
-    number: PhantomData<T>,
+    values: PhantomData<T>,
 }
 
-impl<T: Number> Kernel for Run<'_, T> {
+impl<T: Values> Kernel for Run<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { of, scratch, number } = self;
+        let Self { of, scratch, values } = self;
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<T, 1, 8> { of, scratch, number }),
-                2 => lanes.apart(Shape::<T, 2, 8> { of, scratch, number }),
-                4 => lanes.apart(Shape::<T, 4, 4> { of, scratch, number }),
-                8 => lanes.apart(Shape::<T, 8, 3> { of, scratch, number }),
+                // Eight bits in pairs: two vectors of each panel, and tables.
+                1 if T::WORDS == 2 => lanes.apart(Shape::<T, 1, 4> { of, scratch, values }),
+                2 if T::WORDS == 2 => lanes.apart(Shape::<T, 2, 4> { of, scratch, values }),
+                1 => lanes.apart(Shape::<T, 1, 8> { of, scratch, values }),
+                2 => lanes.apart(Shape::<T, 2, 8> { of, scratch, values }),
+                4 => lanes.apart(Shape::<T, 4, 4> { of, scratch, values }),
+                8 => lanes.apart(Shape::<T, 8, 3> { of, scratch, values }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else if L::FEW {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<T, 1, 4> { of, scratch, number }),
-                3 => lanes.apart(Shape::<T, 3, 2> { of, scratch, number }),
-                6 => lanes.apart(Shape::<T, 6, 1> { of, scratch, number }),
+                1 => lanes.apart(Shape::<T, 1, 4> { of, scratch, values }),
+                3 => lanes.apart(Shape::<T, 3, 2> { of, scratch, values }),
+                6 => lanes.apart(Shape::<T, 6, 1> { of, scratch, values }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<T, 1, 2> { of, scratch, number }),
-                3 => lanes.apart(Shape::<T, 3, 1> { of, scratch, number }),
+                1 => lanes.apart(Shape::<T, 1, 2> { of, scratch, values }),
+                3 => lanes.apart(Shape::<T, 3, 1> { of, scratch, values }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         }
@@ -118,10 +181,10 @@ impl<T: Number> Kernel for Run<'_, T> {
 struct Shape<'a, T, const R: usize, const N: usize> {
     of: Multiply<'a>,
     scratch: &'a mut Scratch,
-    number: PhantomData<T>,
+    values: PhantomData<T>,
 }
 
-impl<T: Number, const R: usize, const N: usize> Kernel for Shape<'_, T, R, N> {
+impl<T: Values, const R: usize, const N: usize> Kernel for Shape<'_, T, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
@@ -132,7 +195,7 @@ impl<T: Number, const R: usize, const N: usize> Kernel for Shape<'_, T, R, N> {
 impl Multiply<'_> {
     /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
-    fn group<L: Lanes, T: Number, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
+    fn group<L: Lanes, T: Values, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
         let Group { from, to, .. } = self.group;
         let mut panel = from;
         while panel < to {
@@ -150,7 +213,7 @@ impl Multiply<'_> {
 
     /// All tiles against N panels from `panel` on.
     #[inline(always)]
-    fn panels<L: Lanes, T: Number, const R: usize, const N: usize>(
+    fn panels<L: Lanes, T: Values, const R: usize, const N: usize>(
         &self,
         lanes: L,
         memory: &mut [f32],
@@ -172,7 +235,7 @@ impl Multiply<'_> {
 
     /// One tile times N panels, to `memory`.
     #[inline(always)]
-    fn tile<L: Lanes, T: Number, const R: usize, const N: usize>(
+    fn tile<L: Lanes, T: Values, const R: usize, const N: usize>(
         &self,
         lanes: L,
         memory: &mut [f32],
@@ -197,19 +260,28 @@ impl Multiply<'_> {
                     }
                     row += 1;
                 }
-                for element in 0..Form::Eight.elements() {
-                    if const { L::REGISTERS.one_of_several(R) } && element % 2 == 0 {
-                        lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                if const { L::REGISTERS.one_of_several(R) } {
+                    for ahead in (0..T::WORDS * R).step_by(LINE / 4) {
+                        lanes.prefetch(x.wrapping_add(X_AHEAD + ahead).cast());
                     }
-                    let at = start.wrapping_add(line * LINE + element * WIDTH);
-                    // SAFETY: `x` has R numbers for each element of a line, and N panels have the line.
-                    unsafe { multiply::<L, T, R, N>(lanes, x, at, stride, &mut sums) };
-                    x = x.wrapping_add(R);
                 }
+                let at = start.wrapping_add(line * LINE);
+                // SAFETY: `x` has the words of R rows for a line, and N panels have the line.
+                unsafe { T::multiply::<L, R, N>(lanes, x, at, stride, &mut sums) };
+                x = x.wrapping_add(T::WORDS * R);
             }
             for j in 0..N {
+                let header = start.wrapping_add(j * stride);
                 // SAFETY: every group begins with a line of scales.
-                let scale = unsafe { lanes.load(start.wrapping_add(j * stride).cast()) };
+                let scale = unsafe { T::scales(lanes, header) };
+                if weight.zeros {
+                    // SAFETY: with four bits sixteen zero points lie behind sixteen scales.
+                    let zeros = unsafe { lanes.load_i8(header.wrapping_add(2 * WIDTH)) };
+                    for i in 0..R {
+                        let x = self.x_sums[(tile * R + i) * weight.groups() + group];
+                        sums[i][j] = lanes.sub(sums[i][j], lanes.mul(zeros, lanes.splat(x)));
+                    }
+                }
                 for i in 0..R {
                     let total = memory[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
                     // SAFETY: sixteen sums.
@@ -222,54 +294,5 @@ impl Multiply<'_> {
     }
 }
 
-/// One element of a line: `sums[i][j] += x[i] · value[j]`.
-///
-/// # Safety
-/// `x` has R elements, and at `values` and each of the N - 1 places `stride` apart behind it there are sixteen bytes.
-#[inline(always)]
-unsafe fn multiply<L: Lanes, T: Number, const R: usize, const N: usize>(
-    lanes: L,
-    x: *const f32,
-    values: *const u8,
-    stride: usize,
-    sums: &mut [[L::F; N]; R],
-) {
-    let mut w = [lanes.splat(0.0); N];
-    for j in 0..N {
-        // SAFETY: the caller's promise.
-        w[j] = unsafe { T::load(lanes, values.wrapping_add(j * stride)) };
-    }
-    for i in 0..R {
-        // SAFETY: the caller's promise.
-        let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
-        for j in 0..N {
-            sums[i][j] = lanes.fma(x, w[j], sums[i][j]);
-        }
-    }
-}
-
-/// How a byte is a number.
-trait Number {
-    /// # Safety
-    /// 16 bytes are readable at `at`.
-    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
-}
-
-struct Whole;
-struct E4m3;
-
-impl Number for Whole {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.load_i8(at) }
-    }
-}
-
-impl Number for E4m3 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.load_e4m3(at) }
-    }
-}
+#[cfg(test)]
+mod tests;
