@@ -20,7 +20,7 @@ pub enum Isa {
     /// four.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
-    /// AVX-512, and matrix tiles for products with bf16 weights.
+    /// All that, and matrix tiles for products with bf16 weights and for attention over what is exact in bf16.
     #[cfg(target_arch = "x86_64")]
     Amx,
 }
@@ -88,7 +88,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bf16")
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => Self::Avx512.available() && super::amx::available(),
+            Self::Amx => Self::Avx512Bf16.available() && super::amx::available(),
             #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
             Self::Amx => false,
         }

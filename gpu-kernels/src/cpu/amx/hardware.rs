@@ -18,7 +18,7 @@ impl Hardware {
 
     /// The unit, or code that runs as if there were one (see [`super::trap`]).
     #[cfg(test)]
-    pub(super) fn or_trapped() -> Self {
+    pub(crate) fn or_trapped() -> Self {
         if !available() {
             super::trap::install();
         }

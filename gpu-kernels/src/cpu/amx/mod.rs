@@ -36,7 +36,7 @@ const STEP: usize = 32;
 /// u16 of one packed tile of `x`.
 const TILE: usize = SIDE * STEP;
 /// f32 of one tile of sums.
-const SUMS: usize = SIDE * SIDE;
+pub(crate) const SUMS: usize = SIDE * SIDE;
 /// Bytes of packed `x` that should stay in the second-level cache while weights pass.
 const BLOCK_BYTES: usize = 512 << 10;
 

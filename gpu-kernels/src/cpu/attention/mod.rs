@@ -11,11 +11,17 @@
 //! turn, which lie beside each other in every block: then memory is read in long runs. For many queries both are
 //! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
 //! found is merged in order.
+//!
+//! That is so whatever multiplies: f32 on any machine (`scores.rs`, `values.rs`), pairs of bf16 (`pairs.rs`) or matrix
+//! tiles (`matrix.rs`) where the machine has them and K and V are exact in bf16.
 
 mod call;
+#[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
+mod matrix;
 mod merge;
 mod pages;
 mod pairs;
+mod products;
 mod scores;
 mod segment;
 mod shaping;
@@ -30,6 +36,8 @@ pub(crate) use shaping::Shaping;
 pub use shaping::{Floats, TreeMask};
 
 use super::Isa;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx::Hardware;
 use super::batch::Batch;
 use super::eight_bits::{AsE4m3, AsInt8};
 use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch, dispatch_pairs};
@@ -39,6 +47,9 @@ use super::scratch::Scratch;
 use super::workers::Workers;
 use crate::Attention;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use matrix::OnTiles;
+use products::{InF32, InPairs, Products};
 use state::{State, Sums, base, exponentials};
 use tiles::{Tile, cut, seen, tiles};
 
@@ -104,13 +115,21 @@ pub(crate) fn attention(
     step: Step<'_>,
     out: &mut [f32],
 ) {
-    let in_pairs = isa.multiplies_pairs() && step.pool.of_bf16();
-    attention_by(in_pairs, (workers, isa), memory, step, out);
+    let with = (workers, isa);
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let (Isa::Amx, true, Some(unit)) = (isa, step.pool.of_bf16(), Hardware::get()) {
+        return attention_by(OnTiles(unit), with, memory, step, out);
+    }
+    if isa.multiplies_pairs() && step.pool.of_bf16() {
+        attention_by(InPairs, with, memory, step, out);
+    } else {
+        attention_by(InF32, with, memory, step, out);
+    }
 }
 
-/// The same, in pairs of bf16 or in f32.
-fn attention_by(
-    in_pairs: bool,
+/// The same by this arithmetic.
+fn attention_by<P: Products + Sync>(
+    by: P,
     (workers, isa): (&Workers, Isa),
     memory: &mut Scratch,
     step: Step<'_>,
@@ -129,11 +148,8 @@ fn attention_by(
     pieces.sort_by_key(|(tile, _)| std::cmp::Reverse(tile.cost / tile.parts));
     workers.run(pieces.len(), &|index, scratch| {
         let (tile, part) = pieces[index];
-        if in_pairs {
-            dispatch_pairs(isa, Run::<true> { step, out, tile, part, sums, scratch });
-        } else {
-            dispatch(isa, Run::<false> { step, out, tile, part, sums, scratch });
-        }
+        let run = Run { by, step, out, tile, part, sums, scratch };
+        if P::PAIRS { dispatch_pairs(isa, run) } else { dispatch(isa, run) }
     });
     let cut: Vec<_> = tiles.iter().filter(|tile| tile.parts > 1).collect();
     if !cut.is_empty() {
@@ -153,8 +169,9 @@ fn clear_uncovered(batch: &Batch, width: usize, out: &mut [f32]) {
     out[row * width..].fill(0.0);
 }
 
-/// One piece of a tile, in pairs of bf16 or in f32.
-struct Run<'a, const PAIRS: bool> {
+/// One piece of a tile.
+struct Run<'a, P> {
+    by: P,
     step: Step<'a>,
     out: SharedOut,
     tile: &'a Tile,
@@ -164,16 +181,16 @@ struct Run<'a, const PAIRS: bool> {
     scratch: &'a mut Scratch,
 }
 
-impl<const PAIRS: bool> Kernel for Run<'_, PAIRS> {
+impl<P: Products> Kernel for Run<'_, P> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { step, out, tile, part, sums, scratch } = self;
+        let Self { by, step, out, tile, part, sums, scratch } = self;
         let Step { pool, q, attention, .. } = step;
         let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
         let (wide, rows) = (pool.layout.wide, tile.rows_all());
         let sums_len = rows * q.wide();
-        let [query, value, weight, all, chunk] =
-            scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK]);
+        let [query, value, weight, all, chunk, work] =
+            scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK, P::room(wide)]);
         let mut state = State {
             seen: [(0, 0); ROWS_MAX],
             sums: Sums::new(value),
@@ -185,20 +202,22 @@ impl<const PAIRS: bool> Kernel for Run<'_, PAIRS> {
             state.seen[row] = seen(tile.span, &step, (tile.row + row % tile.rows) / group);
             let (to, behind) = state.query[row * wide..][..wide].split_at_mut(dim);
             // Queries that are bf16 stay what they are: scores are scaled then.
-            let scale = if PAIRS { 1.0 } else { attention.scale };
+            let scale = if P::PAIRS { 1.0 } else { attention.scale };
             q.scaled(tile.place(row, attention.heads), scale, to);
             behind.fill(0.0);
         }
-        if PAIRS {
+        if P::PAIRS {
             pairs::round_rows(lanes, state.query, wide);
         }
         let mut all = Sums::new(all);
+        let mut room = [chunk, work];
+        by.begin();
         let segments = tile.segments();
         let edge = |part: usize| segments.start + part * segments.len() / tile.parts;
         for segment in edge(part)..edge(part + 1) {
             state.sums.clear();
             let of = (tile.low.max(segment * SEGMENT), tile.high.min((segment + 1) * SEGMENT));
-            segment::segment::<L, PAIRS>(lanes, step, tile, &mut state, chunk, of);
+            segment::segment((lanes, by), step, tile, &mut state, &mut room, of);
             if tile.parts == 1 {
                 all.merge(lanes, &state.sums, rows, q.wide());
             } else {
@@ -207,6 +226,7 @@ impl<const PAIRS: bool> Kernel for Run<'_, PAIRS> {
                 state.sums.save(unsafe { sums.slice(start, tile.sums_len(q.wide())) });
             }
         }
+        by.end();
         if tile.parts == 1 {
             finish(lanes, tile, &step, &all, out);
         }

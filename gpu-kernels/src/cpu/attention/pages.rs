@@ -1,5 +1,6 @@
 //! Where a chunk of positions lies in the cache.
 
+use super::products::Products;
 use super::{CHUNK, Element, KvPool, Lanes, OfPlane, WIDTH};
 
 /// The cached K and V of one span.
@@ -97,7 +98,7 @@ impl Pages<'_> {
     /// K of a chunk, for blocks of any size: widened to `[dim][64]`, or, of numbers that are bf16, as pairs of them,
     /// `[dim / 2][64]`. What nobody sees is left as it was, or holds what the cache holds.
     #[inline(always)]
-    pub(super) fn gather_keys<L: Lanes, E: Element, const PAIRS: bool>(
+    pub(super) fn gather_keys<L: Lanes, E: Element, P: Products>(
         &self,
         lanes: L,
         (chunk, valid): (usize, (usize, usize)),
@@ -105,7 +106,7 @@ impl Pages<'_> {
         keys: &mut [f32],
     ) {
         if self.pool.latent_dim.is_some() {
-            return self.turn_rows::<L, E, PAIRS>(lanes, Chunk { here, next }, keys);
+            return self.turn_rows::<L, E, P>(lanes, Chunk { here, next }, keys);
         }
         let (layout, block_size, width) = (self.pool.layout, self.pool.shape.block_size, self.pool.lanes());
         let (pairs, line) = (self.pool.shape.head_dim.div_ceil(2), 2 * width * E::BYTES);
@@ -148,7 +149,7 @@ impl Pages<'_> {
                         to[position..position + count].copy_from_slice(&all[..count]);
                     }
                 };
-                if PAIRS {
+                if P::PAIRS {
                     put(pair, lanes.join_pairs(first, second));
                 } else {
                     put(2 * pair, first);
@@ -161,7 +162,7 @@ impl Pages<'_> {
 
     /// The rows of a chunk of latents, which are keys too, in the same two forms.
     #[inline(always)]
-    fn turn_rows<L: Lanes, E: Element, const PAIRS: bool>(
+    fn turn_rows<L: Lanes, E: Element, P: Products>(
         &self,
         lanes: L,
         Chunk { here, next }: Chunk<'_>,
@@ -186,7 +187,7 @@ impl Pages<'_> {
                 unsafe { lanes.store(to, numbers) };
             };
             let turned = lanes.transpose(block);
-            if PAIRS {
+            if P::PAIRS {
                 let pairs = turned.as_chunks::<2>().0;
                 (d / 2..).zip(pairs).for_each(|(line, &[a, b])| put(line, lanes.join_pairs(a, b)));
             } else {
@@ -220,7 +221,7 @@ impl Pages<'_> {
 
     /// V of a chunk: widened to `[64][wide]`, or, of numbers that are bf16, as pairs of two positions, `[32][wide]`.
     #[inline(always)]
-    pub(super) fn gather_values<L: Lanes, E: Element, const PAIRS: bool>(
+    pub(super) fn gather_values<L: Lanes, E: Element, P: Products>(
         &self,
         lanes: L,
         valid: (usize, usize),
@@ -229,7 +230,7 @@ impl Pages<'_> {
     ) {
         let wide = self.pool.layout.wide;
         assert!(values.len() >= CHUNK * wide && valid.1 <= CHUNK, "scratch holds a chunk");
-        let together = if PAIRS { 2 } else { 1 };
+        let together = if P::PAIRS { 2 } else { 1 };
         for position in (valid.0 / together * together..valid.1).step_by(together) {
             for d in (0..wide).step_by(WIDTH) {
                 let row = |position: usize| {
@@ -239,7 +240,7 @@ impl Pages<'_> {
                     unsafe { E::load(lanes, at) }
                 };
                 let first = row(position);
-                let numbers = if PAIRS { lanes.join_pairs(first, row(position + 1)) } else { first };
+                let numbers = if P::PAIRS { lanes.join_pairs(first, row(position + 1)) } else { first };
                 let to = values.as_mut_ptr().wrapping_add(position / together * wide + d);
                 // SAFETY: asserted above.
                 unsafe { lanes.store(to, numbers) };

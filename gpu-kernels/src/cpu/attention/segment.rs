@@ -5,21 +5,22 @@
 //! last head's V.
 
 use super::pages::{Chunk, Pages, Places};
+use super::products::{InF32, Products};
 use super::shaping::{Shape, scale};
 use super::state::{State, soften};
 use super::tiles::Tile;
-use super::values::{InPlace, Widened, add_values};
+use super::values::{InPlace, add_values};
 use super::{AsBf16, AsE4m3, AsF16, AsF32, AsInt8, CHUNK, FEW, Form, Lanes, Step, WIDTH, pairs, scores};
 
-/// Positions `low..high`, all of one segment, for all heads of a tile. With PAIRS queries are pairs of bf16 already,
-/// and whatever the pool stores is exact in bf16. `scratch` has room for K or V of a chunk.
+/// Positions `low..high`, all of one segment, for all heads of a tile. `scratch` has room for K or V of a chunk, and
+/// what the products ask for.
 #[inline(always)]
-pub(super) fn segment<L: Lanes, const PAIRS: bool>(
-    lanes: L,
+pub(super) fn segment<L: Lanes, P: Products>(
+    (lanes, by): (L, P),
     step: Step<'_>,
     tile: &Tile,
     state: &mut State<'_>,
-    scratch: &mut [f32],
+    scratch: &mut [&mut [f32]; 2],
     (low, high): (usize, usize),
 ) {
     let Step { pool, layer, batch, shaping, .. } = step;
@@ -37,13 +38,13 @@ pub(super) fn segment<L: Lanes, const PAIRS: bool>(
         }
         let head = |index: usize| pages.head(layer, tile.kv_head + index, &here);
         let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
-        let few = tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
+        let few = P::IN_PLACE && tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
         let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
         for index in 0..tile.kv_heads {
             let after = if index + 1 < tile.kv_heads { head(index + 1) } else { head(0).values_as_keys() };
             let keys = Chunk { here: head(index), next: after };
-            scores_of_head::<L, PAIRS>(
-                lanes,
+            scores_of_head(
+                (lanes, by),
                 &pages,
                 state,
                 scratch,
@@ -69,14 +70,7 @@ pub(super) fn segment<L: Lanes, const PAIRS: bool>(
                 scale(lanes, state, rows(index), &scales);
             }
             let columns = step.q.wide();
-            values_of_head::<L, PAIRS>(
-                lanes,
-                &pages,
-                state,
-                scratch,
-                (of, values, few),
-                (rows(index), columns),
-            );
+            values_of_head((lanes, by), &pages, state, scratch, (of, values, few), (rows(index), columns));
         }
         here = next;
     }
@@ -87,18 +81,18 @@ type OfHead<'a> = ((usize, (usize, usize)), Chunk<'a>, bool);
 
 /// The scores of a kv head's rows over a chunk.
 #[inline(always)]
-fn scores_of_head<L: Lanes, const PAIRS: bool>(
-    lanes: L,
+fn scores_of_head<L: Lanes, P: Products>(
+    (lanes, by): (L, P),
     pages: &Pages<'_>,
     state: &mut State<'_>,
-    scratch: &mut [f32],
+    [scratch, room]: &mut [&mut [f32]; 2],
     (of, chunk, few): OfHead<'_>,
     (rows, scale): ((usize, usize), f32),
 ) {
     let (dim, wide) = (pages.pool.shape.head_dim, pages.pool.layout.wide);
     let (to, in_pairs) = ((wide, dim), pairs::Dims { dim, wide, scale });
     match pages.pool.form {
-        Form::Bf16 if PAIRS && few && pages.in_panels() => {
+        Form::Bf16 if P::PAIRS && few && pages.in_panels() => {
             pairs::scores_in_place(lanes, state, chunk, rows, in_pairs);
         }
         Form::F32 if few && pages.in_panels() => {
@@ -112,51 +106,43 @@ fn scores_of_head<L: Lanes, const PAIRS: bool>(
         }
         form => {
             match form {
-                Form::F32 => pages.gather_keys::<L, AsF32, false>(lanes, of, chunk, scratch),
-                Form::Bf16 => pages.gather_keys::<L, AsBf16, PAIRS>(lanes, of, chunk, scratch),
-                Form::F16 => pages.gather_keys::<L, AsF16, false>(lanes, of, chunk, scratch),
-                Form::E4m3 => pages.gather_keys::<L, AsE4m3, PAIRS>(lanes, of, chunk, scratch),
-                Form::Int8 => pages.gather_keys::<L, AsInt8, PAIRS>(lanes, of, chunk, scratch),
+                Form::F32 => pages.gather_keys::<L, AsF32, InF32>(lanes, of, chunk, scratch),
+                Form::Bf16 => pages.gather_keys::<L, AsBf16, P>(lanes, of, chunk, scratch),
+                Form::F16 => pages.gather_keys::<L, AsF16, InF32>(lanes, of, chunk, scratch),
+                Form::E4m3 => pages.gather_keys::<L, AsE4m3, P>(lanes, of, chunk, scratch),
+                Form::Int8 => pages.gather_keys::<L, AsInt8, P>(lanes, of, chunk, scratch),
             }
-            if PAIRS {
-                pairs::scores_of_gathered(lanes, state, (of.0, &*scratch), rows, in_pairs);
-            } else {
-                scores::of_widened(lanes, state, (of.0, &*scratch), rows, to);
-            }
+            by.scores(lanes, room, state, (of.0, *scratch), rows, in_pairs);
         }
     }
 }
 
 /// The values of a chunk, weighted, go to the sums of a kv head's rows.
 #[inline(always)]
-fn values_of_head<L: Lanes, const PAIRS: bool>(
-    lanes: L,
+fn values_of_head<L: Lanes, P: Products>(
+    (lanes, by): (L, P),
     pages: &Pages<'_>,
     state: &mut State<'_>,
-    scratch: &mut [f32],
+    [scratch, room]: &mut [&mut [f32]; 2],
     (of, chunk, few): OfHead<'_>,
     (rows, columns): ((usize, usize), usize),
 ) {
     let to = (of.0, rows, columns);
     match pages.pool.form {
-        Form::Bf16 if PAIRS && few => pairs::add_values(lanes, state, chunk, to),
+        Form::Bf16 if P::PAIRS && few => pairs::add_values(lanes, state, chunk, to),
         Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&chunk), to),
         Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&chunk), to),
         Form::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&chunk), to),
         form => {
             match form {
-                Form::F32 => pages.gather_values::<L, AsF32, false>(lanes, of.1, chunk, scratch),
-                Form::Bf16 => pages.gather_values::<L, AsBf16, PAIRS>(lanes, of.1, chunk, scratch),
-                Form::F16 => pages.gather_values::<L, AsF16, false>(lanes, of.1, chunk, scratch),
-                Form::E4m3 => pages.gather_values::<L, AsE4m3, PAIRS>(lanes, of.1, chunk, scratch),
-                Form::Int8 => pages.gather_values::<L, AsInt8, PAIRS>(lanes, of.1, chunk, scratch),
+                Form::F32 => pages.gather_values::<L, AsF32, InF32>(lanes, of.1, chunk, scratch),
+                Form::Bf16 => pages.gather_values::<L, AsBf16, P>(lanes, of.1, chunk, scratch),
+                Form::F16 => pages.gather_values::<L, AsF16, InF32>(lanes, of.1, chunk, scratch),
+                Form::E4m3 => pages.gather_values::<L, AsE4m3, P>(lanes, of.1, chunk, scratch),
+                Form::Int8 => pages.gather_values::<L, AsInt8, P>(lanes, of.1, chunk, scratch),
             }
-            let wide = pages.pool.layout.wide;
-            if PAIRS {
-                pairs::add_values(lanes, state, pairs::Gathered { values: scratch, wide }, to);
-            } else {
-                add_values(lanes, state, Widened { values: scratch, wide }, to);
-            }
+            let to = (of.0, rows, [columns, pages.pool.layout.wide]);
+            by.add_values(lanes, room, state, (*scratch, of.1), to);
         }
     }
 }

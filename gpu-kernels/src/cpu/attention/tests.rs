@@ -1,9 +1,11 @@
-//! Attention in pairs of bf16 on every machine, with the instruction or without: against f64, and bit by bit between a
-//! prompt and its last token alone. What needs no pairs is tested through the interface, in `tests/attention.rs`.
+//! Attention in pairs of bf16 and on matrix tiles on every machine, with the instructions or without: against f64, and
+//! bit by bit between a prompt and its last token alone. What needs no pairs is tested through the interface, in
+//! `tests/attention.rs`.
 #![expect(clippy::cast_possible_truncation, reason = "small counts")]
 
 use half::bf16;
 
+use super::matrix::OnTiles;
 use super::*;
 use crate::{BatchInput, Cpu, Dtype, Heads, KvShape, KvStorage, Ops, Span};
 
@@ -49,7 +51,7 @@ impl Case {
     }
 
     /// The last `queries` rows, in pairs; slots that hold nothing hold what is no number.
-    fn last(&self, cpu: &Cpu, queries: usize) -> Vec<f32> {
+    fn last(&self, by: impl Products + Sync, cpu: &Cpu, queries: usize) -> Vec<f32> {
         let Heads { query, kv, dim } = self.heads;
         let blocks = self.tokens.div_ceil(self.block_size) + 1;
         let (block_size, slots) = (self.block_size, blocks * self.block_size);
@@ -94,7 +96,7 @@ impl Case {
         let step = Step { pool: &pool, layer: 0, batch: &batch, q, attention, shaping, lse: None };
         let mut out = vec![f32::NAN; queries * query * dim];
         let mut memory = Scratch::default();
-        attention_by(true, (&cpu.workers, cpu.isa()), &mut memory, step, &mut out);
+        attention_by(by, (&cpu.workers, cpu.isa()), &mut memory, step, &mut out);
         out
     }
 
@@ -118,8 +120,8 @@ impl Case {
     }
 }
 
-#[test]
-fn pairs_are_right_and_a_token_alone_has_the_bits_of_its_prompt() {
+/// Right, and with bits that do not depend on the company.
+fn check(by: impl Products + Sync, cpu: &Cpu) {
     let windowed = |case: Case| Case { window: Some(37), ..case };
     let cases = [
         Case::new((7, 1, 64), 131, 16),
@@ -128,59 +130,75 @@ fn pairs_are_right_and_a_token_alone_has_the_bits_of_its_prompt() {
         windowed(Case::new((1, 1, 80), 99, 32)),
         Case::new((12, 1, 128), 3, 16),
     ];
-    for (case, isa) in cases.iter().flat_map(|case| Isa::ALL.iter().map(move |&isa| (case, isa))) {
-        if !isa.available() {
-            continue;
-        }
-        let cpu = Cpu::new(std::num::NonZeroUsize::new(2), Some(isa)).unwrap();
+    for case in &cases {
         let Heads { query, dim, .. } = case.heads;
-        let all = case.last(&cpu, case.tokens);
+        let all = case.last(by, cpu, case.tokens);
         for (index, &found) in all.iter().enumerate().step_by(13) {
             let (token, head, element) = (index / dim / query, index / dim % query, index % dim);
             let exact = case.exact(token, head, element);
             // Weights are rounded: at most half a unit of the last of their eight bits.
             let apart = (f64::from(found) - exact).abs();
-            assert!(apart <= 1.0 / 256.0, "{isa} {token} {head} {element}: {found}, exact {exact}");
+            assert!(apart <= 1.0 / 256.0, "{cpu:?} {token} {head} {element}: {found}, exact {exact}");
         }
         for queries in [1, case.tokens / 2] {
-            let last = case.last(&cpu, queries);
+            let last = case.last(by, cpu, queries);
             let of_prompt = &all[all.len() - last.len()..];
-            assert!(last.iter().zip(of_prompt).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}: {queries}");
+            assert!(
+                last.iter().zip(of_prompt).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{cpu:?}: the last {queries} of {}",
+                case.tokens
+            );
         }
+    }
+    let bytes = Case { storage: KvStorage::Int8PerHead, ..Case::new((4, 2, 64), 90, 16) };
+    for (index, &found) in bytes.last(by, cpu, 1).iter().enumerate() {
+        let exact = bytes.exact(bytes.tokens - 1, index / bytes.heads.dim, index % bytes.heads.dim);
+        // Numbers up to 1 in 127 steps, of keys and of values, and weights of eight bits.
+        assert!((f64::from(found) - exact).abs() < 0.02, "{cpu:?}: {found}, exact {exact}");
+    }
+    [None, Some(9)].iter().for_each(|&window| what_a_row_does_not_see_may_be_no_number(by, cpu, window));
+}
+
+/// A token's values are no numbers: those who see it find none, all others the bits that they find without.
+fn what_a_row_does_not_see_may_be_no_number(by: impl Products + Sync, cpu: &Cpu, window: Option<u32>) {
+    let mut case = Case { window, ..Case::new((3, 1, 32), 75, 16) };
+    let all = case.last(by, cpu, case.tokens);
+    let (of_token, bad) = (case.heads.query * case.heads.dim, 40);
+    case.v[bad * case.heads.dim..][..case.heads.dim].fill(f32::NAN);
+    let found = case.last(by, cpu, case.tokens);
+    for (token, (found, all)) in found.chunks(of_token).zip(all.chunks(of_token)).enumerate() {
+        let sees = token >= bad && window.is_none_or(|window| token < bad + window as usize);
+        let same = found.iter().zip(all).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same != sees, "{cpu:?} {window:?}: token {token}");
+        assert!(!sees || found.iter().all(|x| x.is_nan()), "{cpu:?} {window:?}: token {token}");
     }
 }
 
+fn cpu(threads: usize, isa: Isa) -> Cpu {
+    Cpu::new(std::num::NonZeroUsize::new(threads), Some(isa)).unwrap()
+}
+
 #[test]
-fn bytes_in_pairs_are_near_the_numbers_they_stand_for() {
-    let case = Case { storage: KvStorage::Int8PerHead, ..Case::new((4, 2, 64), 90, 16) };
+fn pairs_are_right_and_bits_depend_on_a_row_alone() {
     for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
-        let cpu = Cpu::new(std::num::NonZeroUsize::new(1), Some(isa)).unwrap();
-        let (dim, token) = (case.heads.dim, case.tokens - 1);
-        for (index, &found) in case.last(&cpu, 1).iter().enumerate() {
-            let exact = case.exact(token, index / dim, index % dim);
-            // Numbers up to 1 in 127 steps, of keys and of values, and weights of eight bits.
-            assert!((f64::from(found) - exact).abs() < 0.02, "{isa}: {found}, exact {exact}");
-        }
+        check(InPairs, &cpu(2, isa));
     }
 }
 
 #[test]
-fn what_a_row_does_not_see_may_be_no_number() {
-    for (&isa, window) in Isa::ALL.iter().flat_map(|isa| [None, Some(9)].map(|window| (isa, window))) {
-        if !isa.available() {
-            continue;
-        }
-        let cpu = Cpu::new(std::num::NonZeroUsize::new(1), Some(isa)).unwrap();
-        let mut case = Case { window, ..Case::new((3, 1, 32), 75, 16) };
-        let all = case.last(&cpu, case.tokens);
-        let (of_token, bad) = (case.heads.query * case.heads.dim, 40);
-        case.v[bad * case.heads.dim..][..case.heads.dim].fill(f32::NAN);
-        let found = case.last(&cpu, case.tokens);
-        for (token, (found, all)) in found.chunks(of_token).zip(all.chunks(of_token)).enumerate() {
-            let sees = token >= bad && window.is_none_or(|window| token < bad + window as usize);
-            let same = found.iter().zip(all).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same != sees, "{isa} {window:?}: token {token}");
-            assert!(!sees || found.iter().all(|x| x.is_nan()), "{isa} {window:?}: token {token}");
-        }
-    }
+fn tiles_are_right_and_bits_depend_on_a_row_alone() {
+    check(OnTiles(super::super::amx::Emulated), &cpu(2, Isa::best()));
+}
+
+/// The instructions, caught and executed one by one where there are none.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn tiles_of_the_machine_have_the_bits_of_those_in_loops() {
+    let cpu = cpu(1, Isa::best());
+    let case = Case { window: Some(70), ..Case::new((3, 1, 80), 100, 16) };
+    let [machine, loops] = [
+        case.last(OnTiles(Hardware::or_trapped()), &cpu, 40),
+        case.last(OnTiles(super::super::amx::Emulated), &cpu, 40),
+    ];
+    assert!(machine.iter().zip(&loops).all(|(a, b)| a.to_bits() == b.to_bits()));
 }

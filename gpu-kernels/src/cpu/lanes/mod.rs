@@ -299,11 +299,11 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     }
 }
 
-/// The same for kernels of which most is [`Lanes::dot_pairs`], which only [`Isa::Avx512Bf16`] has an instruction for.
+/// The same for kernels that round to pairs of bf16 and multiply them, which AVX512_BF16 has instructions for.
 #[inline]
 pub(crate) fn dispatch_pairs<K: Kernel>(isa: Isa, kernel: K) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Bf16 {
+    if matches!(isa, Isa::Avx512Bf16 | Isa::Amx) {
         // SAFETY: as in `dispatch`.
         return unsafe { avx512::run_bf16(kernel) };
     }
