@@ -24,6 +24,11 @@ pub(crate) fn small(bits: u8) -> f32 {
     f16::from_bits(u16::from(bits & 0x80) << 8 | u16::from(bits & 0x7f) << 7).to_f32()
 }
 
+/// Whether a code is no number.
+pub(crate) fn is_none(bits: u8) -> bool {
+    bits & 0x7f == NO_NUMBER
+}
+
 /// The nearest number, ties to even; beyond the largest, that one. What is no number stays none.
 pub(crate) fn nearest(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
@@ -64,7 +69,7 @@ pub(crate) fn checked(source: &Fp8Source) -> Result<&[u8], Error> {
         let across = cols.div_ceil(block.1);
         return refuse("the scale that is no finite number at", (at / across, at % across));
     }
-    match elements.iter().position(|bits| bits & 0x7f == NO_NUMBER) {
+    match elements.iter().position(|&bits| is_none(bits)) {
         Some(at) => refuse("the element that is no number at", (at / cols, at % cols)),
         None => Ok(elements),
     }
@@ -83,7 +88,7 @@ mod tests {
     }
 
     fn numbers() -> impl Iterator<Item = u8> {
-        (0..=u8::MAX).filter(|bits| bits & 0x7f != NO_NUMBER)
+        (0..=u8::MAX).filter(|&bits| !is_none(bits))
     }
 
     #[test]

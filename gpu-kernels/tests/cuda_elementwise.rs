@@ -14,9 +14,8 @@ mod emulator;
 
 use std::sync::atomic::Ordering;
 
-use common::{Random, close, cpus, e4m3, half_ulp, rounded, store};
+use common::{Random, close, cpus, half_ulp, rounded, store};
 use half::{bf16, f16};
-use quayline_gpu_kernels::cuda::RowStorage;
 use quayline_gpu_kernels::{
     BatchInput, Cuda, Dtype, Error, Gate, HeadNorms, Heads, KvShape, Norm, Ops, Projection, RopeStyle,
 };
@@ -468,7 +467,7 @@ fn fusion_does_what_the_three_do<O: Ops>(ops: &O, dtype: Dtype, random: &mut Ran
 }
 
 #[test]
-fn gemma_norms_and_norms_to_one_byte() {
+fn gemma_norms() {
     each(|dtype, cuda, random| {
         for (cols, gemma) in [(1, false), (7, true), (64, true), (1000, false), (1032, true), (2050, false)] {
             let rows = 3;
@@ -496,49 +495,7 @@ fn gemma_norms_and_norms_to_one_byte() {
             cuda.add_rms_norm_as(&mut residual, &deltas, norm, &mut out).unwrap();
             assert_eq!(*cuda.read(&residual).unwrap(), sum, "{what}");
             near(dtype, &cuda.read(&out).unwrap(), &exact(&sum), &what);
-
-            for storage in
-                [RowStorage::Int8, RowStorage::Fp8, RowStorage::Int8Scaled(0.02), RowStorage::Fp8Scaled(0.01)]
-            {
-                let mut bytes = cuda.quant_tensor(rows, cols, storage).unwrap();
-                let mut residual = tensor(cuda, rows, cols, &x);
-                cuda.rms_norm_quant(&input, norm, &mut bytes).unwrap();
-                let first = cuda.read_quant(&bytes).unwrap();
-                cuda.add_rms_norm_quant(&mut residual, &deltas, norm, &mut bytes).unwrap();
-                assert_eq!(*cuda.read(&residual).unwrap(), sum, "{what} {storage:?}");
-                for ((found, scales), exact) in
-                    [(first, exact(&x)), (cuda.read_quant(&bytes).unwrap(), exact(&sum))]
-                {
-                    for (row, exact) in exact.chunks(cols).enumerate() {
-                        let (top, int) = match storage {
-                            RowStorage::Int8 | RowStorage::Int8Scaled(_) => (127.0, true),
-                            _ => (448.0, false),
-                        };
-                        let largest = exact.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-                        let scale = f64::from(scales[if scales.len() == 1 { 0 } else { row }]);
-                        if matches!(storage, RowStorage::Int8 | RowStorage::Fp8) {
-                            close(scale as f32, largest / top, largest / top * 1e-5, || {
-                                format!("{what} scale")
-                            });
-                        }
-                        for (i, &exact) in exact.iter().enumerate() {
-                            let byte = found[row * cols + i];
-                            let stored = if int { f64::from(byte as i8) } else { e4m3(byte) };
-                            let wanted = (exact / scale).clamp(-top, top);
-                            // Half a step: of whole numbers, or of three bits of fraction.
-                            let half = if int { 0.5 } else { (wanted.abs() / 16.0).max(1.0 / 1024.0) };
-                            let error = half + wanted.abs() * 1e-5 + 1e-6;
-                            assert!(
-                                (stored - wanted).abs() <= error,
-                                "{what} {storage:?} row {row}, {i}: {stored}, wanted {wanted}"
-                            );
-                        }
-                    }
-                }
-            }
         }
-        let refused = cuda.quant_tensor(1, 8, RowStorage::Fp8Scaled(0.0)).unwrap_err();
-        assert!(refused.to_string().contains("a scale of 0 is not supported"), "{refused}");
     });
 }
 

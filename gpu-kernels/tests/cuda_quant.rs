@@ -11,60 +11,16 @@
 mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/quantised.rs"]
+mod quantised;
 
 use std::sync::Arc;
 
-use common::{Random, bits, close, e4m3, half_ulp, rounded, store};
+use common::{Random, bits, e4m3, rounded, store};
 use emulator::each;
 use half::f16;
-use quayline_gpu_kernels::cuda::{QuantSource, Weight};
-use quayline_gpu_kernels::{
-    Cpu, Cuda, Dtype, Error, Fp8Source, Int4Layout, Int4Source, Ops, Projection, Rounding, WeightPart,
-};
-
-fn product(cuda: &Cuda, x: &[f32], weight: &Weight, bias: &[f32], (rows, cols): (usize, usize)) -> Vec<f32> {
-    let mut input = cuda.tensor(x.len() / cols, cols).unwrap();
-    cuda.write(&mut input, x).unwrap();
-    let mut out = cuda.tensor(input.rows(), rows).unwrap();
-    let bias = cuda.weight(store(Dtype::F32, &[rows], bias, 0).source).unwrap();
-    cuda.linear(&input, &mut [Projection { weight, bias: Some(&bias), out: &mut out }]).unwrap();
-    cuda.read(&out).unwrap().into_owned()
-}
-
-/// Holds products of several numbers of rows to the exact ones, and rows to their bits in other company. `exact` are
-/// the numbers that the weight stands for, after `scale` of the output.
-fn check(
-    what: &str,
-    cuda: &Cuda,
-    dtype: Dtype,
-    random: &mut Random,
-    weight: &Weight,
-    exact: &[f64],
-    shape: (usize, usize),
-) {
-    let (rows, cols) = shape;
-    let bias: Vec<f32> = (0..rows).map(|_| rounded(dtype, random.float())).collect();
-    let x: Vec<f32> = (0..90 * cols).map(|_| rounded(dtype, random.float())).collect();
-    let all = product(cuda, &x, weight, &bias, shape);
-    for (row, x) in x.chunks(cols).enumerate() {
-        for (column, w) in exact.chunks(cols).enumerate() {
-            let terms = || x.iter().zip(w).map(|(&x, w)| f64::from(x) * w);
-            let (sum, size) =
-                (terms().sum::<f64>() + f64::from(bias[column]), terms().map(f64::abs).sum::<f64>());
-            close(
-                all[row * rows + column],
-                sum,
-                sum.abs() * half_ulp(dtype) * 1.01 + size * 2e-6 + 1e-6,
-                || format!("{what} {dtype}: row {row}, column {column}"),
-            );
-        }
-    }
-    // Fewer rows take another way.
-    for few in [1, 16, 17] {
-        let found = product(cuda, &x[..few * cols], weight, &bias, shape);
-        assert_eq!(bits(&found), bits(&all[..few * rows]), "{what} {dtype}: {few} rows");
-    }
-}
+use quantised::{product, products_are_right};
+use quayline_gpu_kernels::{Cpu, Dtype, Fp8Source, Int4Layout, Int4Source, Ops, Rounding, WeightPart};
 
 /// Four-bit numbers `[out][in]`, zeros and scales `[group][out]`, and the input that is in each place of a group.
 struct Four {
@@ -144,7 +100,7 @@ fn gptq_words_with_and_without_order() {
                 let weight = cuda.weight_int4(&source).unwrap();
                 let exact = four.exact(dtype, (rows, cols), |column| group_of[column] as usize);
                 let what = format!("GPTQ {rows} x {cols}, groups of {group}, order {act_order}");
-                check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+                products_are_right(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
             }
         }
     });
@@ -167,7 +123,7 @@ fn awq_words() {
             let source = source(Int4Layout::Awq, ((rows, cols), group), words, None);
             let weight = cuda.weight_int4(&source).unwrap();
             let exact = four.exact(dtype, (rows, cols), |column| column / group);
-            check(
+            products_are_right(
                 &format!("AWQ {rows} x {cols}, {group}"),
                 cuda,
                 dtype,
@@ -182,30 +138,18 @@ fn awq_words() {
 
 #[test]
 fn bytes_with_one_scale_and_with_one_per_output() {
-    each(|dtype, cuda, random| {
-        for (rows, cols) in [(1, 1), (16, 128), (33, 77), (20, 1100)] {
-            for scales_len in [1, rows] {
-                let scales: Vec<f32> = (0..scales_len).map(|_| 0.01 + random.float().abs()).collect();
-                let scale = |row: usize| f64::from(scales[if scales_len == 1 { 0 } else { row }]);
-                let elements: Vec<u8> = (0..rows * cols)
-                    .map(|_| random.next() as u8)
-                    .map(|bits| if bits & 0x7f == 0x7f { bits ^ 1 } else { bits })
-                    .collect();
-                let exact: Vec<f64> =
-                    elements.iter().enumerate().map(|(i, &bits)| e4m3(bits) * scale(i / cols)).collect();
-                let source = QuantSource::Fp8 { elements: &elements, scales: &scales };
-                let weight = cuda.weight_bytes(rows, cols, source).unwrap();
-                check(&format!("fp8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
+    each(quantised::bytes_with_one_scale_and_with_one_per_output);
+}
 
-                let elements: Vec<i8> = elements.iter().map(|&bits| (bits as i8).max(-127)).collect();
-                let exact: Vec<f64> =
-                    elements.iter().enumerate().map(|(i, &q)| f64::from(q) * scale(i / cols)).collect();
-                let source = QuantSource::Int8 { elements: &elements, scales: &scales };
-                let weight = cuda.weight_bytes(rows, cols, source).unwrap();
-                check(&format!("int8 {rows} x {cols}"), cuda, dtype, random, &weight, &exact, (rows, cols));
-            }
-        }
-    });
+#[test]
+fn norms_to_one_byte() {
+    each(quantised::norms_to_one_byte);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let Some((cuda, _)) = emulator::cuda(Dtype::Bf16, false) else { return };
+    quantised::what_does_not_fit_is_refused(&cuda);
 }
 
 #[test]
@@ -234,7 +178,7 @@ fn fp8_of_a_checkpoint_in_blocks() {
             let exact = worth.iter().map(|&x| f64::from(if across == 1 { x } else { rounded(dtype, x) }));
             let exact: Vec<f64> = exact.collect();
             let what = format!("fp8 by {block:?}");
-            check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+            products_are_right(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
             if across == 1 {
                 continue;
             }
@@ -245,7 +189,7 @@ fn fp8_of_a_checkpoint_in_blocks() {
                 let mut table = cuda.tensor(rows, cols).unwrap();
                 let all: Vec<u32> = (0..rows as u32).rev().collect();
                 cuda.embed(weight, &all, &mut table).unwrap();
-                let product = product(cuda, &x, weight, &vec![0.0; rows], (rows, cols));
+                let product = product(cuda, &x, weight, &vec![0.0; rows], cols);
                 (bits(&product), bits(&cuda.read(&table).unwrap()))
             });
             assert!(found == expected, "{what} {dtype}: other bits than those of floats");
@@ -295,7 +239,7 @@ fn rounded_matrices_are_those_of_the_cpu() {
             let exact = worth.iter().map(|&w| if rounding == Rounding::Int4 { rounded(dtype, w) } else { w });
             let exact: Vec<f64> = exact.map(f64::from).collect();
             let what = format!("{rounding:?} {rows} x {cols}");
-            check(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
+            products_are_right(&what, cuda, dtype, random, &weight, &exact, (rows, cols));
 
             let tokens: Vec<u32> = (0..2 * rows).map(|_| random.below(rows) as u32).collect();
             let mut out = cuda.tensor(tokens.len(), cols).unwrap();
@@ -336,12 +280,4 @@ fn parts_that_disagree_are_refused() {
         gptq(&[0; 31]).unwrap_err(),
         "weight_int4: bytes of the groups of inputs is 124, expected 128"
     );
-    let fp8 = cuda.weight_bytes(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0; 3] });
-    assert!(matches!(fp8, Err(Error::Shape { dimension: "scales", found: 3, expected: 2, .. })));
-    let weight = cuda.weight_bytes(2, 3, QuantSource::Fp8 { elements: &[0; 6], scales: &[1.0] }).unwrap();
-    let (x, mut out) = (cuda.tensor(1, 4).unwrap(), cuda.tensor(1, 2).unwrap());
-    assert!(matches!(
-        cuda.linear(&x, &mut [Projection { weight: &weight, bias: None, out: &mut out }]),
-        Err(Error::Shape { dimension: "in of the weight", found: 3, expected: 4, .. })
-    ));
 }

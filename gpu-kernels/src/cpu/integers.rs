@@ -190,6 +190,24 @@ impl Integers {
         })
     }
 
+    /// Takes elements of one byte, which are checked, and one scale or one of each output. Cost: one pass, on all
+    /// threads.
+    pub(super) fn bytes(
+        with: (&Workers, Word, &Arena),
+        (rows, cols): (usize, usize),
+        e4m3: bool,
+        (elements, scales): (&[u8], &[f32]),
+    ) -> Result<Self, Error> {
+        let (form, unit) = if e4m3 { (Form::E4m3, fp8::SCALE) } else { (Form::Eight, 1.0) };
+        Self::pack(with, form, (rows, cols, cols.next_multiple_of(STEP)), &|first, there, panel| {
+            let codes = elements[first * cols..][..there * cols].iter().map(|code| code.cast_signed());
+            panel.values.iter_mut().zip(codes).for_each(|(to, code)| *to = code);
+            for lane in 0..there {
+                panel.scales[lane] = scales[if scales.len() == 1 { 0 } else { first + lane }] * unit;
+            }
+        })
+    }
+
     /// Packs panels that `fill` makes, given the first row and how many of the sixteen there are.
     fn pack(
         (workers, word, arena): (&Workers, Word, &Arena),

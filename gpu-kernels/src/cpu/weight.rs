@@ -133,6 +133,17 @@ impl Weight {
         Integers::fp8((workers, Word::of(isa), arena), source).map(|numbers| Self(Kind::Integers(numbers)))
     }
 
+    /// A matrix of one byte an element, which is checked; one scale, or one of each output.
+    pub(crate) fn bytes(
+        (workers, isa, arena): (&Workers, Isa, &Arena),
+        shape: (usize, usize),
+        e4m3: bool,
+        source: (&[u8], &[f32]),
+    ) -> Result<Self, Error> {
+        Integers::bytes((workers, Word::of(isa), arena), shape, e4m3, source)
+            .map(|numbers| Self(Kind::Integers(numbers)))
+    }
+
     /// A table that stays where it lies.
     pub(crate) fn table(source: WeightSource) -> Result<Self, Error> {
         checked(&source)?;

@@ -116,10 +116,10 @@ impl Cuda {
             out: out.elements.address(),
             out_stride: out.cols as u64,
             scales: out.scales.address(),
-            scale_each: u32::from(out.storage.per_row()),
+            scale_each: u32::from(out.storage.scale().is_none()),
             ..norm_argument(x, delta, by)?
         };
-        self.launch_norm(out.storage.suffix(), &argument, x.rows(), x.cols())
+        self.launch_norm(if out.storage.e4m3() { "_e4m3" } else { "_i8" }, &argument, x.rows(), x.cols())
     }
 
     /// RMSNorm of every head on its own, in place.

@@ -57,8 +57,7 @@ pub use device::{
 pub use graph::Graph;
 pub use layout::KvStrides;
 pub use moe::Routing;
-pub use norm::{QuantTensor, RowStorage};
-pub use packing::QuantSource;
+pub use norm::QuantTensor;
 pub use plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, ROWS_MANY, Work, plan};
 pub use pool::{DeviceMemory, KvPool};
 pub use rope::RopeTable;

@@ -11,31 +11,11 @@ use super::Cuda;
 use super::memory::Memory;
 use super::quant::{Format, PART, QuantWeight, TILE};
 use super::tensor::{Weight, weight_bytes, widen_row};
-use crate::error::{multiple, same};
+use crate::error::multiple;
 use crate::fp8;
 use crate::rounding::{GROUP, round_eight, round_four, round_fp8};
 use crate::stored::Stored;
 use crate::{Dtype, Error, Fp8Source, Int4Source, Ops, Rounding, WeightSource};
-
-/// A matrix `[out, in]` of a quantised checkpoint, of one byte for an element. Those of four bits are
-/// [`Int4Source`](crate::Int4Source)s.
-#[derive(Clone, Copy, Debug)]
-pub enum QuantSource<'a> {
-    /// E4M3, `[out, in]`, and what it is multiplied by: one number, or one per output.
-    Fp8 {
-        /// One byte per element.
-        elements: &'a [u8],
-        /// `[1]` or `[out]`.
-        scales: &'a [f32],
-    },
-    /// Whole numbers of -127..=127, `[out, in]`, and what they are multiplied by: one number, or one per output.
-    Int8 {
-        /// One byte per element.
-        elements: &'a [i8],
-        /// `[1]` or `[out]`.
-        scales: &'a [f32],
-    },
-}
 
 /// The places that lane 0 to 3 has in sixteen numbers.
 fn places(lane: usize) -> [usize; 4] {
@@ -66,23 +46,16 @@ fn pack(rows: usize, cols: usize, width: usize, number: impl Fn(usize, usize) ->
 }
 
 impl Cuda {
-    /// A matrix `[rows, cols]` of one byte for an element, packed and brought to the device.
-    ///
-    /// # Errors
-    /// When lengths disagree with the shape, or the memory cannot be had.
-    pub fn weight_bytes(&self, rows: usize, cols: usize, source: QuantSource<'_>) -> Result<Weight, Error> {
-        let operator = "weight_bytes";
-        multiple(operator, "out", rows, 1)?;
-        multiple(operator, "in", cols, 1)?;
-        let (format, elements, scales) = match source {
-            QuantSource::Fp8 { elements, scales } => (Format::Fp8, elements, scales),
-            QuantSource::Int8 { elements, scales } => (Format::Int8, bytemuck::cast_slice(elements), scales),
-        };
-        same(operator, "elements", elements.len(), rows.saturating_mul(cols))?;
-        if scales.len() != 1 {
-            same(operator, "scales", scales.len(), rows)?;
-        }
-        self.eight(format, (rows, cols), elements, scales).map(Weight::of_integers)
+    /// A matrix of one byte for an element, checked; one scale, or one of each output.
+    pub(super) fn bytes(
+        &self,
+        shape: (usize, usize),
+        e4m3: bool,
+        elements: &[u8],
+        scales: &[f32],
+    ) -> Result<Weight, Error> {
+        let format = if e4m3 { Format::Fp8 } else { Format::Int8 };
+        self.eight(format, shape, elements, scales).map(Weight::of_integers)
     }
 
     /// A matrix of four bits of a checkpoint.

@@ -2,6 +2,7 @@
 
 mod grouped;
 mod latent;
+mod quantised;
 mod sampling;
 mod strides;
 
@@ -12,6 +13,7 @@ pub(crate) use latent::{
     LATENT_DIM_MAX, LATENT_ROPE_MAX, Pool, append_latent, attend_latent, head_linear, keys_and_values,
     latent_pool,
 };
+pub(crate) use quantised::{quant_tensor, weight_bytes};
 pub(crate) use sampling::{sample, verify};
 pub(crate) use strides::{memory, strides};
 
