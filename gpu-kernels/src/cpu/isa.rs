@@ -128,6 +128,13 @@ impl Isa {
         }
     }
 
+    /// Those that tests multiply pairs with: the portable lanes, which spell it out, and what has the instruction.
+    #[cfg(test)]
+    pub(crate) fn in_pairs() -> impl Iterator<Item = Self> {
+        let has = |isa: &Self| isa.multiplies_pairs() && isa.available();
+        std::iter::once(Self::Portable).chain(Self::ALL.iter().copied().filter(has))
+    }
+
     /// Whether it is faster here than the one before it.
     ///
     /// A Zen 5 begins two `vdpbf16ps` in a cycle, as many as multiply-adds of f32, and each does twice as much. A

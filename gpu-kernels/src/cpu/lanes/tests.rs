@@ -18,6 +18,11 @@ fn numbers() -> Vec<[f32; WIDTH]> {
     all
 }
 
+/// With the instructions for pairs where there are some, else by way of memory.
+fn dispatch_any<K: Kernel>(isa: Isa, kernel: K) {
+    if isa.multiplies_pairs() { dispatch_pairs(isa, kernel) } else { dispatch(isa, kernel) }
+}
+
 fn load<L: Lanes>(lanes: L, from: &[f32; WIDTH]) -> L::F {
     // SAFETY: sixteen elements.
     unsafe { lanes.load(from.as_ptr()) }
@@ -246,7 +251,7 @@ fn pairs_are_rounded_to_even_and_their_products_added() {
         }
         for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
             let mut found = Vec::new();
-            dispatch_pairs(isa, Pairs { numbers, found: &mut found });
+            dispatch_any(isa, Pairs { numbers, found: &mut found });
             let (pairs, sums) = found.split_at(WIDTH);
             for (i, (pair, &sum)) in pairs.iter().zip(sums).enumerate() {
                 let halves = [pair.to_bits() << 16, pair.to_bits() & 0xffff_0000].map(f32::from_bits);
@@ -298,7 +303,7 @@ fn small_numbers_are_exact_in_pairs() {
         let line = std::array::from_fn(|i| first + u8::try_from(i).expect("sixty-four"));
         for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
             let mut found = Vec::new();
-            dispatch_pairs(isa, Widen { line: &line, found: &mut found });
+            dispatch_any(isa, Widen { line: &line, found: &mut found });
             for (at, pair) in found.into_iter().enumerate() {
                 let (vector, lane) = (at / WIDTH, at % WIDTH);
                 for (second, bits) in [pair.to_bits() << 16, pair.to_bits() & 0xffff_0000].iter().enumerate()

@@ -1,4 +1,4 @@
-//! Products of pairs with small numbers, which few machines have instructions for, on the lanes of every machine.
+//! Products of pairs with small numbers, which few machines have instructions for, on all others by the portable lanes.
 
 use std::num::NonZeroUsize;
 
@@ -37,7 +37,7 @@ fn products_of_pairs_are_right_and_know_nothing_of_other_rows() {
         let weight = weight.expect("there is memory");
         let mut worth = vec![0.0; n * cols];
         worth.chunks_mut(cols).enumerate().for_each(|(row, worth)| weight.read_row(row, worth));
-        for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+        for isa in Isa::in_pairs() {
             let what = format!("{isa}: [{rows}, {cols}] x [{n}, {cols}] {rounding:?}");
             let out = product(isa, &weight, &x, 3);
             for (index, &found) in out.iter().enumerate() {
