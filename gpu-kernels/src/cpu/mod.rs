@@ -32,7 +32,6 @@ mod sampling;
 mod scratch;
 mod tensor;
 mod tiles;
-mod values;
 mod verify;
 mod weight;
 mod workers;

@@ -11,15 +11,17 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
+mod values;
+
 use std::marker::PhantomData;
 
 use super::integers::{Form, LINE, Product, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::scratch::Scratch;
 use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, some, store_sums};
-use super::values::{E4m3, E4m3Pairs, FourPairs, Values, Whole, WholePairs};
 use super::workers::{Turn, Workers};
 use super::{Isa, SharedOut};
+use values::{E4m3, E4m3Pairs, FourPairs, Values, Whole, WholePairs};
 
 /// Most vectors of sums in a tile.
 const SUMS_MAX: usize = 24;

@@ -40,21 +40,69 @@ impl<U: TileUnit> Products for OnTiles<U> {
         state: &mut State<'_>,
         (_, keys): (usize, &[f32]),
         rows: (usize, usize),
-        of: Dims,
+        Dims { dim, wide, scale }: Dims,
     ) {
-        scores((lanes, self.0), room, state, keys, rows, of);
+        let mut room = Room::of(room, wide);
+        let (pairs, steps) = (dim.div_ceil(2), wide.div_ceil(2 * WIDTH));
+        for pair in 0..steps * WIDTH {
+            for panel in 0..CHUNK / WIDTH {
+                let to = &mut room.columns[(panel * steps * WIDTH + pair) * WIDTH..][..WIDTH];
+                match keys.get(pair * CHUNK + panel * WIDTH..).filter(|_| pair < pairs) {
+                    Some(from) => to.copy_from_slice(&from[..WIDTH]),
+                    None => to.fill(0.0),
+                }
+            }
+        }
+        for row in rows.0..rows.1 {
+            let query = &state.query[row * wide..][..wide / 2];
+            for (step, from) in query.chunks(WIDTH).enumerate() {
+                let to = &mut room.rows[row_of(row - rows.0, step, steps)..][..WIDTH];
+                to[..from.len()].copy_from_slice(from);
+                to[from.len()..].fill(0.0);
+            }
+        }
+        let tiles = (rows.1 - rows.0).div_ceil(WIDTH);
+        for (tile, panel) in (0..tiles).step_by(2).flat_map(|tile| [0, 2].map(|panel| (tile, panel))) {
+            room.sums.fill(0.0);
+            room.multiply(self.0, (tile, tile + 1 < tiles), [panel, panel + 1], steps);
+            for (index, sums) in room.sums.chunks_exact(SUMS).enumerate() {
+                let first = rows.0 + (tile + index / 2) * WIDTH;
+                for (row, sums) in (first..rows.1).zip(sums.chunks_exact(WIDTH)) {
+                    let to = &mut state.weight[row * CHUNK + (panel + index % 2) * WIDTH..][..WIDTH];
+                    // SAFETY: sixteen sums.
+                    let scaled = lanes.mul(unsafe { lanes.load(sums.as_ptr()) }, lanes.splat(scale));
+                    // SAFETY: sixteen scores.
+                    unsafe { lanes.store(to.as_mut_ptr(), scaled) };
+                }
+            }
+        }
     }
 
+    /// Weights are 0 where a row does not see, and become pairs here.
     #[inline(always)]
     fn add_values<L: Lanes>(
         self,
         lanes: L,
         room: &mut [f32],
         state: &mut State<'_>,
-        values: (&[f32], (usize, usize)),
-        to: (usize, (usize, usize), [usize; 2]),
+        (values, valid): (&[f32], (usize, usize)),
+        (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
     ) {
-        add_values((lanes, self.0), room, state, values, to);
+        let mut room = Room::of(room, of[1]);
+        round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
+        let seen = |state: &State<'_>, row: usize| clip(state.seen[row], chunk);
+        let whole = (rows.0..rows.1).all(|row| [valid, (0, 0)].contains(&seen(state, row)));
+        let number =
+            |x: &f32| [x.to_bits() << 16, x.to_bits()].iter().all(|x| x & 0x7f80_0000 != 0x7f80_0000);
+        let numbers = |pair: usize| values[pair * of[1]..][..of[0]].iter().all(number);
+        if whole || (valid.0 / 2..valid.1.div_ceil(2)).all(numbers) {
+            columns(lanes, &mut room, values, valid, of);
+            return add(lanes, self.0, &mut room, state, (chunk, rows, of[0]));
+        }
+        for row in rows.0..rows.1 {
+            columns(lanes, &mut room, values, seen(state, row), of);
+            add(lanes, self.0, &mut room, state, (chunk, (row, row + 1), of[0]));
+        }
     }
 }
 
@@ -101,78 +149,6 @@ impl<'a> Room<'a> {
         let b = column.map(|column| run(self.columns, column).cast());
         // SAFETY: whoever runs attention has opened the unit; runs of tiles were cut out of the room just now.
         unsafe { unit.block(a, b, both, steps, self.sums) };
-    }
-}
-
-/// `weight[row][position] = scale · query[row] · key[position]` with `keys` gathered, `[dim / 2][64]`.
-#[inline(always)]
-fn scores<L: Lanes, U: TileUnit>(
-    (lanes, unit): (L, U),
-    room: &mut [f32],
-    state: &mut State<'_>,
-    keys: &[f32],
-    rows: (usize, usize),
-    Dims { dim, wide, scale }: Dims,
-) {
-    let mut room = Room::of(room, wide);
-    let (pairs, steps) = (dim.div_ceil(2), wide.div_ceil(2 * WIDTH));
-    for pair in 0..steps * WIDTH {
-        for panel in 0..CHUNK / WIDTH {
-            let to = &mut room.columns[(panel * steps * WIDTH + pair) * WIDTH..][..WIDTH];
-            match keys.get(pair * CHUNK + panel * WIDTH..).filter(|_| pair < pairs) {
-                Some(from) => to.copy_from_slice(&from[..WIDTH]),
-                None => to.fill(0.0),
-            }
-        }
-    }
-    for row in rows.0..rows.1 {
-        let query = &state.query[row * wide..][..wide / 2];
-        for (step, from) in query.chunks(WIDTH).enumerate() {
-            let to = &mut room.rows[row_of(row - rows.0, step, steps)..][..WIDTH];
-            to[..from.len()].copy_from_slice(from);
-            to[from.len()..].fill(0.0);
-        }
-    }
-    let tiles = (rows.1 - rows.0).div_ceil(WIDTH);
-    for (tile, panel) in (0..tiles).step_by(2).flat_map(|tile| [0, 2].map(|panel| (tile, panel))) {
-        room.sums.fill(0.0);
-        room.multiply(unit, (tile, tile + 1 < tiles), [panel, panel + 1], steps);
-        for (index, sums) in room.sums.chunks_exact(SUMS).enumerate() {
-            let first = rows.0 + (tile + index / 2) * WIDTH;
-            for (row, sums) in (first..rows.1).zip(sums.chunks_exact(WIDTH)) {
-                let to = &mut state.weight[row * CHUNK + (panel + index % 2) * WIDTH..][..WIDTH];
-                // SAFETY: sixteen sums.
-                let scaled = lanes.mul(unsafe { lanes.load(sums.as_ptr()) }, lanes.splat(scale));
-                // SAFETY: sixteen scores.
-                unsafe { lanes.store(to.as_mut_ptr(), scaled) };
-            }
-        }
-    }
-}
-
-/// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]`, with `values` gathered, `[32][wide]`,
-/// of positions `valid` of the chunk. Weights are 0 where a row does not see, and become pairs here.
-#[inline(always)]
-fn add_values<L: Lanes, U: TileUnit>(
-    (lanes, unit): (L, U),
-    room: &mut [f32],
-    state: &mut State<'_>,
-    (values, valid): (&[f32], (usize, usize)),
-    (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
-) {
-    let mut room = Room::of(room, of[1]);
-    round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
-    let seen = |state: &State<'_>, row: usize| clip(state.seen[row], chunk);
-    let whole = (rows.0..rows.1).all(|row| [valid, (0, 0)].contains(&seen(state, row)));
-    let number = |x: &f32| [x.to_bits() << 16, x.to_bits()].iter().all(|x| x & 0x7f80_0000 != 0x7f80_0000);
-    let numbers = |pair: usize| values[pair * of[1]..][..of[0]].iter().all(number);
-    if whole || (valid.0 / 2..valid.1.div_ceil(2)).all(numbers) {
-        columns(lanes, &mut room, values, valid, of);
-        return add(lanes, unit, &mut room, state, (chunk, rows, of[0]));
-    }
-    for row in rows.0..rows.1 {
-        columns(lanes, &mut room, values, seen(state, row), of);
-        add(lanes, unit, &mut room, state, (chunk, (row, row + 1), of[0]));
     }
 }
 

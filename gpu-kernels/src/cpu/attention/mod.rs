@@ -49,7 +49,8 @@ use crate::Attention;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use matrix::OnTiles;
-use products::{InF32, InPairs, Products};
+use pairs::InPairs;
+use products::{InF32, Products};
 use state::{State, Sums, base, exponentials};
 use tiles::{Tile, cut, seen, tiles};
 

@@ -8,6 +8,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices over rows and columns of sums, as in the formulas")]
 
 use super::pages::Chunk;
+use super::products::Products;
 use super::state::{State, clip};
 use super::{CHUNK, Kernel, Lanes, WIDTH};
 
@@ -17,6 +18,49 @@ const PANELS: usize = CHUNK / WIDTH;
 const LINE: usize = 4 * WIDTH;
 /// Rows that have room in registers, four vectors of sums each.
 const TOGETHER: usize = 6;
+
+/// In pairs of bf16.
+#[derive(Clone, Copy)]
+pub(super) struct InPairs;
+
+impl Products for InPairs {
+    const PAIRS: bool = true;
+    const IN_PLACE: bool = true;
+
+    #[inline(always)]
+    fn scores<L: Lanes>(
+        self,
+        lanes: L,
+        _: &mut [f32],
+        state: &mut State<'_>,
+        (chunk, keys): (usize, &[f32]),
+        rows: (usize, usize),
+        of: Dims,
+    ) {
+        assert!(keys.len() >= of.dim.div_ceil(2) * CHUNK, "a chunk of keys");
+        let panels = std::array::from_fn(|panel| keys[panel * WIDTH..].as_ptr().cast());
+        let keys = Keys { panels, ask: panels, line: 4 * CHUNK };
+        for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
+            let count = evenly(rows.1 - rows.0).min(rows.1 - row);
+            let sees = |&seen: &(usize, usize)| clip(seen, chunk).0 < clip(seen, chunk).1;
+            if state.seen[row..row + count].iter().any(sees) {
+                scores_of::<L, false>(lanes, state, keys, (row, count), of);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_values<L: Lanes>(
+        self,
+        lanes: L,
+        _: &mut [f32],
+        state: &mut State<'_>,
+        (values, _): (&[f32], (usize, usize)),
+        (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
+    ) {
+        add_values(lanes, state, Gathered { values, wide: of[1] }, (chunk, rows, of[0]));
+    }
+}
 
 /// Rounds rows of numbers `[wide]` to pairs, which take the first half of their room.
 #[inline(always)]
@@ -58,27 +102,6 @@ pub(super) fn scores_in_place<L: Lanes>(
     };
     for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
         scores_of::<L, true>(lanes, state, keys, (row, evenly(rows.1 - rows.0).min(rows.1 - row)), of);
-    }
-}
-
-/// The same with `keys` gathered, `[dim / 2][64]`, for rows that see something of the chunk.
-#[inline(always)]
-pub(super) fn scores_of_gathered<L: Lanes>(
-    lanes: L,
-    state: &mut State<'_>,
-    (chunk, keys): (usize, &[f32]),
-    rows: (usize, usize),
-    of: Dims,
-) {
-    assert!(keys.len() >= of.dim.div_ceil(2) * CHUNK, "a chunk of keys");
-    let panels = std::array::from_fn(|panel| keys[panel * WIDTH..].as_ptr().cast());
-    let keys = Keys { panels, ask: panels, line: 4 * CHUNK };
-    for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
-        let count = evenly(rows.1 - rows.0).min(rows.1 - row);
-        let sees = |&seen: &(usize, usize)| clip(seen, chunk).0 < clip(seen, chunk).1;
-        if state.seen[row..row + count].iter().any(sees) {
-            scores_of::<L, false>(lanes, state, keys, (row, count), of);
-        }
     }
 }
 
@@ -172,9 +195,9 @@ pub(super) trait Values: Copy {
 
 /// In scratch, `[32][wide]`.
 #[derive(Clone, Copy)]
-pub(super) struct Gathered<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) wide: usize,
+struct Gathered<'a> {
+    values: &'a [f32],
+    wide: usize,
 }
 
 impl Values for Gathered<'_> {

@@ -1,4 +1,4 @@
-//! The arithmetic of attention: in f32, in pairs of bf16, or on matrix tiles (`matrix.rs`).
+//! The arithmetic of attention: in f32, in pairs of bf16 (`pairs.rs`), or on matrix tiles (`matrix.rs`).
 
 use super::state::State;
 use super::values::{Widened, add_values};
@@ -12,13 +12,16 @@ pub(super) trait Products: Copy {
     const IN_PLACE: bool;
 
     /// Numbers to work in, for heads of `wide` elements.
-    fn room(wide: usize) -> usize;
+    fn room(_wide: usize) -> usize {
+        0
+    }
 
     /// Before a thread's first product and after its last.
     fn begin(self) {}
     fn end(self) {}
 
-    /// Scores of rows that see something of the chunk.
+    /// `weight[row][position] = scale · query[row] · key[position]` for rows that see something of chunk `keys.0`, with
+    /// its `keys` gathered ([`super::pages::Pages::gather_keys`]). In f32 queries are scaled already.
     fn scores<L: Lanes>(
         self,
         lanes: L,
@@ -29,7 +32,9 @@ pub(super) trait Products: Copy {
         of: pairs::Dims,
     );
 
-    /// Weighted sums of positions `values.1` of the chunk, `of.0` columns of rows of `of.1`.
+    /// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]` over what each row sees of
+    /// positions `values.1` of chunk `to.0`, with its `values` gathered; of rows of `to.2[1]` columns the first
+    /// `to.2[0]`.
     fn add_values<L: Lanes>(
         self,
         lanes: L,
@@ -47,10 +52,6 @@ pub(super) struct InF32;
 impl Products for InF32 {
     const PAIRS: bool = false;
     const IN_PLACE: bool = true;
-
-    fn room(_: usize) -> usize {
-        0
-    }
 
     #[inline(always)]
     fn scores<L: Lanes>(
@@ -75,43 +76,5 @@ impl Products for InF32 {
         (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
     ) {
         add_values(lanes, state, Widened { values, wide: of[1] }, (chunk, rows, of[0]));
-    }
-}
-
-/// In pairs of bf16.
-#[derive(Clone, Copy)]
-pub(super) struct InPairs;
-
-impl Products for InPairs {
-    const PAIRS: bool = true;
-    const IN_PLACE: bool = true;
-
-    fn room(_: usize) -> usize {
-        0
-    }
-
-    #[inline(always)]
-    fn scores<L: Lanes>(
-        self,
-        lanes: L,
-        _: &mut [f32],
-        state: &mut State<'_>,
-        keys: (usize, &[f32]),
-        rows: (usize, usize),
-        of: pairs::Dims,
-    ) {
-        pairs::scores_of_gathered(lanes, state, keys, rows, of);
-    }
-
-    #[inline(always)]
-    fn add_values<L: Lanes>(
-        self,
-        lanes: L,
-        _: &mut [f32],
-        state: &mut State<'_>,
-        (values, _): (&[f32], (usize, usize)),
-        (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
-    ) {
-        pairs::add_values(lanes, state, pairs::Gathered { values, wide: of[1] }, (chunk, rows, of[0]));
     }
 }

@@ -42,15 +42,9 @@ pub(super) fn segment<L: Lanes, P: Products>(
         let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
         for index in 0..tile.kv_heads {
             let after = if index + 1 < tile.kv_heads { head(index + 1) } else { head(0).values_as_keys() };
-            let keys = Chunk { here: head(index), next: after };
-            scores_of_head(
-                (lanes, by),
-                &pages,
-                state,
-                scratch,
-                (of, keys, few),
-                (rows(index), step.attention.scale),
-            );
+            let chunk = Chunk { here: head(index), next: after };
+            let of_head = OfHead { of, chunk, rows: rows(index), few };
+            scores_of_head((lanes, by), &pages, state, scratch, of_head, step.attention.scale);
             if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
                 scale(lanes, state, rows(index), &scales);
             }
@@ -65,19 +59,27 @@ pub(super) fn segment<L: Lanes, P: Products>(
             let last = index + 1 == tile.kv_heads;
             let after =
                 if last { pages.head(layer, tile.kv_head, &next).keys_as_values() } else { head(index + 1) };
-            let values = Chunk { here: head(index), next: after };
+            let chunk = Chunk { here: head(index), next: after };
             if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
                 scale(lanes, state, rows(index), &scales);
             }
-            let columns = step.q.wide();
-            values_of_head((lanes, by), &pages, state, scratch, (of, values, few), (rows(index), columns));
+            let of_head = OfHead { of, chunk, rows: rows(index), few };
+            values_of_head((lanes, by), &pages, state, scratch, of_head, step.q.wide());
         }
         here = next;
     }
 }
 
-/// Positions `.0.0 + .0.1.0 .. .0.0 + .0.1.1` of a head, and whether few rows see them.
-type OfHead<'a> = ((usize, (usize, usize)), Chunk<'a>, bool);
+/// A chunk of a kv head, and the rows of a tile that look at it.
+#[derive(Clone, Copy)]
+struct OfHead<'a> {
+    /// Its first position, and the part of it that somebody sees.
+    of: (usize, (usize, usize)),
+    chunk: Chunk<'a>,
+    rows: (usize, usize),
+    /// Whether they are so few that K and V are read where they lie.
+    few: bool,
+}
 
 /// The scores of a kv head's rows over a chunk.
 #[inline(always)]
@@ -86,8 +88,8 @@ fn scores_of_head<L: Lanes, P: Products>(
     pages: &Pages<'_>,
     state: &mut State<'_>,
     [scratch, room]: &mut [&mut [f32]; 2],
-    (of, chunk, few): OfHead<'_>,
-    (rows, scale): ((usize, usize), f32),
+    OfHead { of, chunk, rows, few }: OfHead<'_>,
+    scale: f32,
 ) {
     let (dim, wide) = (pages.pool.shape.head_dim, pages.pool.layout.wide);
     let (to, in_pairs) = ((wide, dim), pairs::Dims { dim, wide, scale });
@@ -124,8 +126,8 @@ fn values_of_head<L: Lanes, P: Products>(
     pages: &Pages<'_>,
     state: &mut State<'_>,
     [scratch, room]: &mut [&mut [f32]; 2],
-    (of, chunk, few): OfHead<'_>,
-    (rows, columns): ((usize, usize), usize),
+    OfHead { of, chunk, rows, few }: OfHead<'_>,
+    columns: usize,
 ) {
     let to = (of.0, rows, columns);
     match pages.pool.form {

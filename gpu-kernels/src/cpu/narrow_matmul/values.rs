@@ -1,7 +1,7 @@
 //! Lines of numbers of eight bits and four, widened in registers and multiplied.
 
-use super::lanes::{Lanes, WIDTH};
-use super::tiles::Word;
+use super::super::lanes::{Lanes, WIDTH};
+use super::super::tiles::Word;
 
 /// How a line of values is multiplied.
 pub(super) trait Values {
