@@ -12,7 +12,8 @@
 //!              4 elements of `in`, 16 bytes each                                    64 bytes, group / 4 times
 //! ```
 //!
-//! Where products are of pairs of bf16 ([`super::narrow_matmul`]), values lie in a line as they are widened to pairs:
+//! Where products are of pairs of bf16 ([`super::narrow_matmul`], and `amx`), values lie in a line as they are widened
+//! to pairs:
 //!
 //! ```text
 //! four bits    the first elements of 4 pairs in the lower half of a word, the second ones in the upper, 16 words
@@ -29,7 +30,6 @@ use half::f16;
 
 use super::arena::{Arena, Room};
 use super::lanes::WIDTH;
-use super::out::SharedOut;
 use super::tiles::Word;
 use super::weight::widen;
 use super::workers::Workers;
@@ -101,13 +101,7 @@ impl fmt::Debug for Integers {
 }
 
 /// One product of a `linear` call.
-#[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
-    pub(crate) weight: &'a Integers,
-    pub(crate) bias: Option<&'a [f32]>,
-    /// `[rows, weight.rows]`.
-    pub(crate) out: SharedOut,
-}
+pub(crate) type Product<'a> = super::tiles::Product<'a, &'a Integers>;
 
 /// A panel before it is packed.
 struct Panel {

@@ -20,7 +20,7 @@ pub enum Isa {
     /// four.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
-    /// All that, and matrix tiles for products with bf16 weights and for attention over what is exact in bf16.
+    /// All that, and matrix tiles for products with those weights and for attention over what is exact in bf16.
     #[cfg(target_arch = "x86_64")]
     Amx,
 }
@@ -108,8 +108,8 @@ impl Isa {
         found.unwrap_or(Self::Portable)
     }
 
-    /// Whether products with bf16 weights round activations to bf16, as GPUs do: machines that multiply bf16 by bf16.
-    /// Those that multiply pairs do so for weights of eight bits and four too.
+    /// Whether products with weights of bf16, eight bits and four round activations to bf16, as GPUs do: machines that
+    /// multiply bf16 by bf16.
     #[must_use]
     pub const fn rounds_activations(self) -> bool {
         match self {
@@ -119,7 +119,7 @@ impl Isa {
         }
     }
 
-    /// Whether products with weights of bf16, eight bits and four multiply pairs.
+    /// Whether those products multiply pairs in vectors.
     pub(crate) const fn multiplies_pairs(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]

@@ -15,6 +15,7 @@
 //! tiles that pass over the same panels in the second-level cache, and meanwhile ask for the panels that come next.
 use std::marker::PhantomData;
 
+use super::Isa;
 use super::lanes::{
     AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs,
 };
@@ -24,7 +25,6 @@ use super::panels::Panels;
 use super::scratch::Scratch;
 use super::tiles::{Asks, Group, Tiles, Word, groups, place, store_sums};
 use super::workers::{Turn, Workers};
-use super::{Isa, SharedOut};
 use crate::Dtype;
 
 /// Pairs of elements that several tiles pass over before they go on: three panels of as many, and the three that come
@@ -37,13 +37,7 @@ const WIDEN: usize = 12;
 const SUMS_MAX: usize = 24;
 
 /// One product of a [`linear`] call.
-#[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
-    pub(crate) weight: &'a Panels,
-    pub(crate) bias: Option<&'a [f32]>,
-    /// `[rows, weight.rows]`.
-    pub(crate) out: SharedOut,
-}
+pub(crate) type Product<'a> = super::tiles::Product<'a, &'a Panels>;
 
 /// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
 /// memory to work in.

@@ -10,6 +10,7 @@ mod batch;
 mod digits;
 mod eight_bits;
 mod embed;
+mod group_sums;
 mod grouped;
 mod int4_matmul;
 mod integers;
@@ -142,7 +143,7 @@ impl Cpu {
 
     /// Products of rows of `x` with weights of floats.
     fn multiply(&self, packed: &mut Scratch, (x, rows): (&[f32], usize), products: Vec<Product<'_>>) {
-        let rest = self.on_tiles(packed, (x, rows), products);
+        let rest = self.on_tiles(packed, (x, rows), &products);
         matmul::linear((&self.workers, self.isa), packed, x, rows, &rest);
     }
 
@@ -158,34 +159,34 @@ impl Cpu {
             if products[0].weight.in_digits() {
                 int4_matmul::linear(with, packed, x, rows, products);
             } else {
-                narrow_matmul::linear(with, packed, x, rows, products);
+                let rest = self.on_tiles(packed, (x, rows), products);
+                narrow_matmul::linear(with, packed, x, rows, &rest);
             }
         });
     }
 
     /// Computes what matrix tiles can, and gives back the other products.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn on_tiles<'a>(
+    fn on_tiles<'a, W: amx::Columns>(
         &self,
         packed: &mut Scratch,
         (x, rows): (&[f32], usize),
-        products: Vec<Product<'a>>,
-    ) -> Vec<Product<'a>> {
-        let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products };
-        let (tiles, rest): (Vec<_>, Vec<_>) =
-            products.into_iter().partition(|product| product.weight.dtype == Dtype::Bf16);
-        amx::linear(unit, (&self.workers, self.isa), packed, x, rows, &tiles);
+        products: &[tiles::Product<'a, W>],
+    ) -> Vec<tiles::Product<'a, W>> {
+        let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products.to_vec() };
+        let (fit, rest): (Vec<_>, Vec<_>) = products.iter().partition(|product| product.weight.fit());
+        amx::linear(unit, (&self.workers, self.isa), packed, x, rows, &fit);
         rest
     }
 
     /// There are none here.
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    fn on_tiles<'a>(
+    fn on_tiles<'a, W: Copy>(
         &self,
         _: &mut Scratch,
         _: (&[f32], usize),
-        products: Vec<Product<'a>>,
-    ) -> Vec<Product<'a>> {
-        products
+        products: &[tiles::Product<'a, W>],
+    ) -> Vec<tiles::Product<'a, W>> {
+        products.to_vec()
     }
 }

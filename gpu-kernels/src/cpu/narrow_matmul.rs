@@ -15,12 +15,13 @@ mod values;
 
 use std::marker::PhantomData;
 
-use super::integers::{Form, LINE, Product, STEP};
+use super::Isa;
+use super::group_sums::group_sums;
+use super::integers::{Form, Integers, LINE, Product, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, some, store_sums};
+use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, store_sums};
 use super::workers::{Turn, Workers};
-use super::{Isa, SharedOut};
 use values::{E4m3, E4m3Pairs, FourPairs, Values, Whole, WholePairs};
 
 /// Most vectors of sums in a tile.
@@ -35,21 +36,16 @@ pub(crate) fn linear(
     rows: usize,
     products: &[Product<'_>],
 ) {
-    let (cols, group, word) = (products[0].weight.cols, products[0].weight.group, products[0].weight.word);
+    let Some(&Product { weight: &Integers { cols, group, word, .. }, .. }) = products.first() else { return };
     if rows == 0 {
         return;
     }
     let registers = Registers::of(isa);
     let (tile, panels) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
     let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP, word));
-    let mut x_sums = Vec::new();
-    if products.iter().any(|product| product.weight.zeros) {
-        x_sums.resize(tiles.count * tile * cols.div_ceil(group), 0.0);
-        let to = SharedOut::new(&mut x_sums);
-        workers.rows(rows, cols, &|from, end| {
-            dispatch_pairs(isa, SumGroups { x, cols, group, to, from, end });
-        });
-    }
+    let zeros = products.iter().any(|product| product.weight.zeros);
+    let rows_of_tiles = if zeros { tiles.count * tile } else { 0 };
+    let x_sums = group_sums((workers, isa), x, (rows_of_tiles, cols), group);
     let groups = groups(panels, workers.threads(), products.iter().map(|product| product.weight.count()));
     workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
         let group = groups[index];
@@ -65,41 +61,6 @@ pub(crate) fn linear(
             (Form::Four, Word::Number) => unreachable!("four bits and f32 are multiplied by digits"),
         }
     });
-}
-
-/// The sums of each group of rows `from..end`, as they are when rounded to bf16.
-struct SumGroups<'a> {
-    x: &'a [f32],
-    cols: usize,
-    group: usize,
-    /// `[rows][groups]`
-    to: SharedOut,
-    from: usize,
-    end: usize,
-}
-
-impl Kernel for SumGroups<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        // Two ones in bf16.
-        let ones = lanes.splat(f32::from_bits(0x3f80_3f80));
-        let groups = self.cols.div_ceil(self.group);
-        for row in self.from..self.end {
-            // SAFETY: this piece of work alone has the row.
-            let to = unsafe { self.to.slice(row * groups, groups) };
-            for (x, to) in self.x[row * self.cols..][..self.cols].chunks(self.group).zip(to) {
-                let mut sums = lanes.splat(0.0);
-                for at in (0..x.len()).step_by(2 * WIDTH) {
-                    // SAFETY: as many elements as the group has.
-                    let first = unsafe { some(lanes, x.as_ptr(), x.len(), at) };
-                    // SAFETY: as above.
-                    let second = unsafe { some(lanes, x.as_ptr(), x.len(), at + WIDTH) };
-                    sums = lanes.dot_pairs(lanes.round_pairs(first, second), ones, sums);
-                }
-                *to = lanes.sum(sums);
-            }
-        }
-    }
 }
 
 /// Rows of a tile for at least so many, and the panels whose sums fit beside each other: the kernels of [`Run`].

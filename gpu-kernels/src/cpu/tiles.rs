@@ -21,6 +21,16 @@ const PACK_AHEAD: usize = 64;
 /// Elements of `x` between those that are multiplied and those that are asked for.
 pub(super) const X_AHEAD: usize = 128;
 
+/// One product of a call of `linear`.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a, W> {
+    /// A packed matrix.
+    pub(crate) weight: W,
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `[rows, outputs]`.
+    pub(crate) out: SharedOut,
+}
+
 /// What a word of a tile, 32 bits, holds of a row of `x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
@@ -31,9 +41,9 @@ pub(super) enum Word {
 }
 
 impl Word {
-    /// What products with weights of bf16 and less read.
+    /// What products with weights of eight bits and four read.
     pub(super) fn of(isa: Isa) -> Self {
-        if isa.multiplies_pairs() { Self::Pair } else { Self::Number }
+        if isa.rounds_activations() { Self::Pair } else { Self::Number }
     }
 
     /// Words of a pair of elements.

@@ -144,10 +144,10 @@ pub(crate) fn attention_error(cpu: &Cpu, dtype: Dtype, in_f32: f64) -> f64 {
     if cpu.isa().rounds_activations() && dtype == Dtype::Bf16 { half_ulp(dtype) } else { in_f32 }
 }
 
-/// Activations as they meet weights of small integers: rounded where pairs of bf16 are multiplied.
+/// Activations as they meet weights of small integers: rounded where bf16 is multiplied.
 pub(crate) fn before_integers(cpu: &Cpu, x: &[f32]) -> Vec<f32> {
-    let in_pairs = cpu.isa().name() == "avx512_bf16";
-    x.iter().map(|&x| if in_pairs { rounded(Dtype::Bf16, x) } else { x }).collect()
+    let coarse = cpu.isa().rounds_activations();
+    x.iter().map(|&x| if coarse { rounded(Dtype::Bf16, x) } else { x }).collect()
 }
 
 /// Fails with a description when two numbers are further apart than allowed.

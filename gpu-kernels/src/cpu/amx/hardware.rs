@@ -11,8 +11,11 @@ use super::{Emulated, SUMS, TILE, TileUnit};
 pub(crate) struct Hardware(());
 
 impl Hardware {
-    /// The unit, if this machine has one that works.
+    /// The unit, if this machine has one that works; in tests every machine does.
     pub(crate) fn get() -> Option<Self> {
+        #[cfg(test)]
+        return Some(Self::or_trapped());
+        #[cfg(not(test))]
         available().then_some(Self(()))
     }
 

@@ -1,44 +1,65 @@
-//! Products with bf16 weights on matrix tiles (Intel AMX).
+//! Products on matrix tiles (Intel AMX), with weights of bf16 and of what is exact in it: eight bits and four.
 //!
 //! A tile is sixteen rows of 64 bytes. One instruction multiplies a tile of 16 x 32 bf16 with one of 32 x 16,
 //! stored in pairs, and adds to a tile of 16 x 16 f32. Sixteen lines of a panel (see [`super::panels`]) are such a
-//! second tile; the first is `x`, which is small and ours, rounded to bf16: `[16 rows of x][in / 32][16 rows][32]`.
+//! second tile, and smaller numbers are widened to some ([`columns`]); the first is `x`, which is small and ours,
+//! rounded to bf16 ([`rows`]).
 //!
-//! Every output is summed over `in`, 32 elements an instruction, in ascending order, whatever the number of rows. All
-//! bf16 products of a machine with tiles go this way, one row too, so bits do not depend on the batch; they differ from
-//! those of other machines, because `x` is rounded.
+//! Every output is summed over a group of `in` that has one scale, 32 elements an instruction, in ascending order,
+//! then over the groups, whatever the number of rows. All such products of a machine with tiles go this way, one row
+//! too, so bits do not depend on the batch; they differ from those of other machines, because `x` is rounded.
+//!
+//! Why there is no other path for few rows: it would need the bits of this one, and would gain little. Counting
+//! instructions, to widen the 512 weights of a tile takes some 48 cycles from eight bits and 16 from four, to multiply
+//! them with up to sixteen rows 16: either way 8 bytes a cycle, where a thread reads 4 to 6 from memory. With many
+//! rows, eight bits are as dear to widen as 48 rows are to multiply, so up to 512 share it ([`ROWS`]). Nobody has
+//! measured that.
 //!
 //! The blocking is written over [`TileUnit`]. [`Hardware`] is the instructions; [`Emulated`] is the same arithmetic in
 //! plain loops, and lets every machine test the rest. Machines without tiles test the instructions too: they execute
 //! them one at a time in a signal handler (`trap.rs`).
 
+mod columns;
+mod emulated;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod hardware;
+mod rows;
 #[cfg(test)]
 mod tests;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod trap;
 
+pub(crate) use columns::Columns;
+pub(crate) use emulated::Emulated;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use hardware::{Hardware, available};
 
+use std::ops::Range;
+
 use super::Isa;
-use super::lanes::{Kernel, Lanes, WIDTH, dispatch, round_bf16};
-use super::matmul::Product;
+use super::group_sums::group_sums;
+use super::lanes::{Kernel, Lanes, WIDTH, dispatch_pairs};
 use super::norm::{load, store};
 use super::scratch::Scratch;
+use super::tiles::Product;
 use super::workers::Workers;
+use rows::Rows;
 
 /// Rows of a tile, and columns of an f32 tile.
 const SIDE: usize = 16;
 /// Elements of `in` that one instruction consumes.
 const STEP: usize = 32;
-/// u16 of one packed tile of `x`.
+/// u16 of one tile of bf16.
 const TILE: usize = SIDE * STEP;
 /// f32 of one tile of sums.
 pub(crate) const SUMS: usize = SIDE * SIDE;
-/// Bytes of packed `x` that should stay in the second-level cache while weights pass.
-const BLOCK_BYTES: usize = 512 << 10;
+
+/// Steps that sums stay in registers for at most: two panels of as many are 32 KB, in the first-level cache.
+const DEPTH: usize = 16;
+/// Tiles of `x` that pass over panels at most: of as many steps 512 KB, in the second-level cache.
+const ROWS: usize = 32;
+/// Panels that `x` passes over before it goes on to the next steps. Their sums wait meanwhile, 256 KB.
+const PANELS: usize = 8;
 
 /// What multiplies tiles.
 pub(crate) trait TileUnit: Copy + Send + Sync {
@@ -56,89 +77,135 @@ pub(crate) trait TileUnit: Copy + Send + Sync {
     unsafe fn block(self, a: [*const u16; 2], b: [*const u8; 2], pair: bool, steps: usize, c: &mut [f32]);
 }
 
-/// `x` is `[rows, cols]`; every product's weight is bf16 with `cols` columns. `packed` is memory to work in.
-pub(crate) fn linear<U: TileUnit>(
+/// `x` is `[rows, cols]`; every product's weight has `cols` columns in groups of one size. `packed` is memory to work
+/// in.
+pub(crate) fn linear<U: TileUnit, W: Columns>(
     unit: U,
     (workers, isa): (&Workers, Isa),
     packed: &mut Scratch,
     x: &[f32],
     rows: usize,
-    products: &[Product<'_>],
+    products: &[Product<'_, W>],
 ) {
-    let Some(cols) = products.first().map(|product| product.weight.cols) else { return };
-    let (tiles, steps) = (rows.div_ceil(SIDE), cols.div_ceil(STEP));
-    let [packed] = packed.take([tiles * steps * TILE / 2]);
-    let packed: &mut [u16] = bytemuck::cast_slice_mut(packed);
-    pack(workers, isa, x, (rows, cols), packed);
-    let packed = &*packed;
+    let Some(Product { weight, .. }) = products.first() else { return };
+    assert!(products.iter().all(|product| product.weight.fit()), "others are multiplied elsewhere");
+    let ((_, cols), group) = (weight.shape(), weight.group());
+    let zeros = products.iter().any(|product| product.weight.has_zeros());
+    let x_sums = group_sums((workers, isa), x, (if zeros { rows } else { 0 }, cols), group);
+    let x = Rows::new((workers, isa), packed, x, (rows, cols), group);
+    let call = Call { isa, x, runs: &Run::all(cols, group), x_sums: &x_sums, rows };
 
-    let block = tiles.div_ceil((tiles * steps * TILE * 2).div_ceil(BLOCK_BYTES).max(1)).next_multiple_of(2);
-    let mut pieces = Vec::new();
+    let block = x.tiles.div_ceil(x.tiles.div_ceil(ROWS).max(1)).next_multiple_of(2);
     let panels: usize = products.iter().map(|product| product.weight.count()).sum();
     let step = 2 * panels.div_ceil(16 * workers.threads()).clamp(1, 16);
+    let mut pieces = Vec::new();
     for product in products {
-        for from in (0..product.weight.count()).step_by(step) {
-            for tile in (0..tiles).step_by(block) {
-                let to = (from + step).min(product.weight.count());
-                pieces.push(Piece { product, from, to, tile, tiles: block.min(tiles - tile), rows });
+        let panels = product.weight.count();
+        for panel in (0..panels).step_by(step) {
+            for tile in (0..x.tiles).step_by(block) {
+                let (panels, tiles) = (panel..panels.min(panel + step), tile..x.tiles.min(tile + block));
+                pieces.push(Piece { call, product, panels, tiles });
             }
         }
     }
     workers.run(pieces.len(), &|index, scratch| {
         unit.open();
-        pieces[index].run(unit, isa, packed, scratch);
+        pieces[index].run(unit, scratch);
         unit.close();
     });
 }
 
-/// Rounds and rearranges `x`; rows and elements that are not there are zeros.
-fn pack(workers: &Workers, isa: Isa, x: &[f32], (rows, cols): (usize, usize), packed: &mut [u16]) {
-    let steps = cols.div_ceil(STEP);
-    let start = SharedPacked(packed.as_mut_ptr());
-    workers.rows(rows.div_ceil(SIDE), SIDE * steps * STEP, &|from, to| {
-        let len = (to - from) * steps * TILE;
-        // SAFETY: tiles `from..to` are inside `packed`, and only this piece writes them.
-        let packed = unsafe { std::slice::from_raw_parts_mut(start.at(from * steps * TILE), len) };
-        dispatch(isa, Pack { x, rows, cols, tile: from, packed });
-    });
+/// Steps of a group.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    group: usize,
+    /// The first of them, in the group and in the row.
+    from: usize,
+    at: usize,
+    steps: usize,
+    /// Whether they are the group's last, and the row's.
+    ends: bool,
+    ends_row: bool,
 }
 
-#[derive(Clone, Copy)]
-struct SharedPacked(*mut u16);
+impl Run {
+    /// Those of a row of `cols` elements, at least one.
+    fn all(cols: usize, group: usize) -> Vec<Self> {
+        let (groups, of_group) = (cols.div_ceil(group).max(1), group.div_ceil(STEP));
+        let of = |index: usize| {
+            let steps = group.min(cols - index * group).div_ceil(STEP);
+            (0..steps.max(1)).step_by(DEPTH).map(move |from| {
+                let ends = from + DEPTH >= steps;
+                Self {
+                    group: index,
+                    from,
+                    at: index * of_group + from,
+                    steps: DEPTH.min(steps - from),
+                    ends,
+                    ends_row: ends && index + 1 == groups,
+                }
+            })
+        };
+        (0..groups).flat_map(of).collect()
+    }
 
-// SAFETY: pieces write different tiles.
-unsafe impl Send for SharedPacked {}
-// SAFETY: as above.
-unsafe impl Sync for SharedPacked {}
-
-impl SharedPacked {
-    fn at(self, index: usize) -> *mut u16 {
-        self.0.wrapping_add(index)
+    /// Whether they are their whole group.
+    fn whole(self) -> bool {
+        self.from == 0 && self.ends
     }
 }
 
-struct Pack<'a> {
-    x: &'a [f32],
+/// What the pieces of a call share.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    isa: Isa,
+    x: Rows<'a>,
+    runs: &'a [Run],
+    /// `[rows][groups]`, or nothing where no weight needs it.
+    x_sums: &'a [f32],
     rows: usize,
-    cols: usize,
-    /// Number of the first tile in `packed`.
-    tile: usize,
-    packed: &'a mut [u16],
 }
 
-impl Kernel for Pack<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
-        let steps = self.cols.div_ceil(STEP);
-        self.packed.fill(0);
-        for (index, tile) in self.packed.chunks_exact_mut(steps * TILE).enumerate() {
-            let first = (self.tile + index) * SIDE;
-            for row in first..self.rows.min(first + SIDE) {
-                let x = &self.x[row * self.cols..(row + 1) * self.cols];
-                for (step, x) in x.chunks(STEP).enumerate() {
-                    let to = &mut tile[step * TILE + (row - first) * STEP..];
-                    for (to, &x) in to.iter_mut().zip(x) {
-                        *to = round_bf16(x);
+/// Some panels of one product against some tiles of `x`.
+struct Piece<'a, W> {
+    call: Call<'a>,
+    product: &'a Product<'a, W>,
+    panels: Range<usize>,
+    tiles: Range<usize>,
+}
+
+impl<W: Columns> Piece<'_, W> {
+    fn run<U: TileUnit>(&self, unit: U, scratch: &mut Scratch) {
+        let Self { call: Call { isa, x, runs, .. }, product: Product { weight, .. }, panels, tiles } = self;
+        let pairs = tiles.len().div_ceil(2);
+        // A single pair of tiles needs its panels once: it walks them from end to end, as they lie in memory.
+        let together = if pairs == 1 { 2 } else { PANELS };
+        let kept = together / 2 * pairs * 4 * SUMS;
+        let [first, second, sums, totals] = scratch.take([DEPTH * TILE / 2, DEPTH * TILE / 2, kept, kept]);
+        for from in panels.clone().step_by(together) {
+            for run in *runs {
+                for panel in (from..panels.end.min(from + together)).step_by(2) {
+                    let b0 = weight.tiles(*isa, panel, *run, first);
+                    // Where there is no second panel, the first stands in and the sums are thrown away.
+                    let there = panel + 1 < weight.count();
+                    let b1 = if there { weight.tiles(*isa, panel + 1, *run, second) } else { b0 };
+                    for tile in tiles.clone().step_by(2) {
+                        let place = ((panel - from) / 2 * pairs + (tile - tiles.start) / 2) * 4 * SUMS;
+                        let sums = &mut sums[if run.whole() { 0 } else { place }..][..4 * SUMS];
+                        if run.from == 0 {
+                            sums.fill(0.0);
+                        }
+                        let pair = tile + 1 < tiles.end;
+                        let a = [tile, tile + usize::from(pair)].map(|tile| x.tile(tile, *run));
+                        // SAFETY: opened by the caller. The tiles of `x` and of both panels have these steps.
+                        unsafe { unit.block(a, [b0, b1], pair, run.steps, sums) };
+                        if run.ends {
+                            let totals = &mut totals[place..][..4 * SUMS];
+                            dispatch_pairs(
+                                *isa,
+                                Finish { piece: self, run: *run, panel, tile, sums, totals },
+                            );
+                        }
                     }
                 }
             }
@@ -146,114 +213,59 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Panels `from..to` of one product against some tiles of `x`.
-struct Piece<'a> {
-    product: &'a Product<'a>,
-    from: usize,
-    to: usize,
-    tile: usize,
-    tiles: usize,
-    rows: usize,
-}
-
-impl Piece<'_> {
-    fn run<U: TileUnit>(&self, unit: U, isa: Isa, packed: &[u16], scratch: &mut Scratch) {
-        let weight = self.product.weight;
-        let steps = weight.cols.div_ceil(STEP);
-        let [sums] = scratch.take([4 * SUMS]);
-        for panel in (self.from..self.to).step_by(2) {
-            // Where there is no second panel, the first stands in and the sums are thrown away.
-            let b = [panel, (panel + 1).min(weight.count() - 1)].map(|panel| weight.panel(panel));
-            for tile in (self.tile..self.tile + self.tiles).step_by(2) {
-                let pair = tile + 1 < self.tile + self.tiles;
-                let a = packed[tile * steps * TILE..].as_ptr();
-                let a = [a, if pair { a.wrapping_add(steps * TILE) } else { a }];
-                sums.fill(0.0);
-                // SAFETY: opened by the caller. `tile` and, if `pair`, the next one are inside `packed`; a panel is
-                // padded to whole tiles.
-                unsafe { unit.block(a, b, pair, steps, sums) };
-                dispatch(
-                    isa,
-                    Finish { product: self.product, sums, panel, row: tile * SIDE, rows: self.rows },
-                );
-            }
-        }
-    }
-}
-
-/// Writes tiles of sums `[2 tiles of rows][2 panels][16 rows][16 outputs]`, where there are such rows and outputs.
-struct Finish<'a> {
-    product: &'a Product<'a>,
-    sums: &'a [f32],
+/// Adds the sums of a group, `[2 tiles of rows][2 panels][16 rows][16 outputs]`, times its scales to what the groups
+/// before it have; the last group's go to `out`, where there are such rows and outputs.
+struct Finish<'a, W> {
+    piece: &'a Piece<'a, W>,
+    run: Run,
     panel: usize,
-    row: usize,
-    rows: usize,
+    tile: usize,
+    sums: &'a [f32],
+    totals: &'a mut [f32],
 }
 
-impl Kernel for Finish<'_> {
+impl<W: Columns> Kernel for Finish<'_, W> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let n = self.product.weight.rows;
-        for (index, tile) in self.sums.chunks_exact(SUMS).enumerate() {
-            let (first, column) = (self.row + index / 2 * SIDE, (self.panel + index % 2) * SIDE);
-            if column >= n {
+        let Self { piece: Piece { call, product, .. }, run, panel, tile, sums, totals } = self;
+        let (weight, (outputs, cols)) = (product.weight, product.weight.shape());
+        let groups = cols.div_ceil(weight.group());
+        let tiles = sums.chunks_exact(SUMS).zip(totals.chunks_exact_mut(SUMS));
+        for (index, (sums, totals)) in tiles.enumerate() {
+            let (first, panel) = ((tile + index / 2) * SIDE, panel + index % 2);
+            if panel >= weight.count() {
                 continue;
             }
-            let (whole, rest) = (column + WIDTH <= n, n - column);
-            for (row, sums) in (first..self.rows).zip(tile.chunks_exact(SIDE)) {
+            let (scales, zeros) = weight.scales(lanes, panel, run.group);
+            let column = panel * WIDTH;
+            let (whole, rest) = (column + WIDTH <= outputs, outputs - column);
+            let of_rows = sums.chunks_exact(SIDE).zip(totals.chunks_exact_mut(SIDE));
+            for (row, (sums, total)) in (first..call.rows).zip(of_rows) {
                 // SAFETY: sixteen sums.
-                let mut sums = unsafe { lanes.load(sums.as_ptr()) };
-                if let Some(bias) = self.product.bias {
-                    // SAFETY: the bias has as many elements as there are outputs.
-                    sums = lanes.add(sums, unsafe { load(lanes, bias[column..].as_ptr(), whole, rest) });
+                let mut sum = unsafe { lanes.load(sums.as_ptr()) };
+                if let Some(zeros) = zeros {
+                    let x = lanes.splat(call.x_sums[row * groups + run.group]);
+                    sum = lanes.sub(sum, lanes.mul(zeros, x));
                 }
-                let at = self.product.out.row(row, n).wrapping_add(column);
+                let mut before = lanes.splat(0.0);
+                if run.group > 0 {
+                    // SAFETY: sixteen totals.
+                    before = unsafe { lanes.load(total.as_ptr()) };
+                }
+                sum = lanes.fma(sum, scales, before);
+                if !run.ends_row {
+                    // SAFETY: as above.
+                    unsafe { lanes.store(total.as_mut_ptr(), sum) };
+                    continue;
+                }
+                if let Some(bias) = product.bias {
+                    // SAFETY: the bias has as many elements as there are outputs.
+                    sum = lanes.add(sum, unsafe { load(lanes, bias[column..].as_ptr(), whole, rest) });
+                }
+                let at = product.out.row(row, outputs).wrapping_add(column);
                 // SAFETY: inside `out`, and only this piece writes these elements.
-                unsafe { store(lanes, at, sums, whole, rest) };
+                unsafe { store(lanes, at, sum, whole, rest) };
             }
         }
     }
-}
-
-/// Tiles in plain loops: bf16 pairs, sums of even and of odd elements apart, in f32 without denormals.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Emulated;
-
-impl TileUnit for Emulated {
-    fn open(self) {}
-    fn close(self) {}
-
-    unsafe fn block(self, a: [*const u16; 2], b: [*const u8; 2], pair: bool, steps: usize, c: &mut [f32]) {
-        for (index, tile) in c.chunks_exact_mut(SUMS).enumerate().filter(|(index, _)| pair || index / 2 == 0)
-        {
-            for step in 0..steps {
-                let at = a[index / 2].wrapping_add(step * TILE);
-                // SAFETY: the caller's promise.
-                let a = unsafe { at.cast::<[[[u16; 2]; SIDE]; SIDE]>().read_unaligned() };
-                let at = b[index % 2].wrapping_add(step * TILE * 2);
-                // SAFETY: the caller's promise.
-                let b = unsafe { at.cast::<[[[u16; 2]; SIDE]; SIDE]>().read_unaligned() };
-                multiply(&a, &b, tile);
-            }
-        }
-    }
-}
-
-/// What one instruction does: `sums[i][j] += Σ a[i][k] · b[k][j]`, with `a` and `b` in pairs of `k`.
-fn multiply(a: &[[[u16; 2]; SIDE]; SIDE], b: &[[[u16; 2]; SIDE]; SIDE], sums: &mut [f32]) {
-    let wide = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
-    for (a, sums) in a.iter().zip(sums.chunks_exact_mut(SIDE)) {
-        for (column, sum) in sums.iter_mut().enumerate() {
-            let (mut even, mut odd) = (0.0, 0.0);
-            for (a, b) in a.iter().zip(b) {
-                even = flush(even + wide(a[0]) * wide(b[column][0]));
-                odd = flush(odd + wide(a[1]) * wide(b[column][1]));
-            }
-            *sum = flush(*sum + flush(even + odd));
-        }
-    }
-}
-
-fn flush(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0 } else { x }
 }

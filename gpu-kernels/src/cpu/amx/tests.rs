@@ -1,3 +1,5 @@
+mod narrow;
+
 use std::num::NonZeroUsize;
 
 use half::bf16;
@@ -5,6 +7,7 @@ use half::bf16;
 use super::super::arena::Arena;
 use super::super::out::SharedOut;
 use super::super::panels::Panels;
+use super::super::tiles::Product;
 use super::*;
 use crate::Dtype;
 
@@ -14,7 +17,7 @@ fn numbers(n: usize, seed: usize) -> Vec<f32> {
 }
 
 fn product<U: TileUnit>(
-    unit: U,
+    (unit, isa): (U, Isa),
     x: &[f32],
     (rows, cols): (usize, usize),
     w: &[u8],
@@ -22,16 +25,17 @@ fn product<U: TileUnit>(
 ) -> Vec<f32> {
     let workers = Workers::new(NonZeroUsize::new(threads)).unwrap();
     let mut out = vec![f32::NAN; rows * n];
-    let with = (&workers, Isa::best(), &Arena::default());
+    let with = (&workers, isa, &Arena::default());
     let weight = Panels::new(with, w, Dtype::Bf16, (n, cols)).unwrap();
     let bias = vec![1.0; n];
     let products = [Product { weight: &weight, bias: Some(&bias), out: SharedOut::new(&mut out) }];
-    linear(unit, (&workers, Isa::best()), &mut Scratch::default(), x, rows, &products);
+    linear(unit, (&workers, isa), &mut Scratch::default(), x, rows, &products);
     out
 }
 
 /// Right at every edge of blocks, and with bits that do not depend on the number of rows; answers those bits.
-fn check<U: TileUnit>(unit: U) -> Vec<Vec<f32>> {
+fn check<U: TileUnit>(unit: U, isa: Isa) -> Vec<Vec<f32>> {
+    let unit = (unit, isa);
     let shapes = [
         (1, 1, 1),
         (1, 32, 32),
@@ -41,6 +45,8 @@ fn check<U: TileUnit>(unit: U) -> Vec<Vec<f32>> {
         (17, 96, 48),
         (33, 100, 65),
         (70, 64, 130),
+        (3, 1060, 40),
+        (530, 40, 20),
     ];
     let of_shape = |(m, k, n)| {
         let (x, w) = (numbers(m * k, 1), numbers(n * k, 5));
@@ -66,7 +72,8 @@ fn check<U: TileUnit>(unit: U) -> Vec<Vec<f32>> {
 
 #[test]
 fn the_loops_are_right() {
-    check(Emulated);
+    let all: Vec<_> = Isa::in_pairs().map(|isa| check(Emulated, isa)).collect();
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "instruction sets differ");
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -78,7 +85,9 @@ mod instructions {
     #[test]
     fn they_have_the_bits_of_the_loops() {
         let unit = Hardware::or_trapped();
-        assert_eq!(check(unit), check(Emulated));
+        for isa in Isa::in_pairs() {
+            assert_eq!(check(unit, isa), check(Emulated, isa));
+        }
         assert!(available() || trap::install() > 0, "instructions that nobody executed");
     }
 

@@ -13,7 +13,8 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{SIDE, TILE, multiply};
+use super::emulated::multiply;
+use super::{SIDE, TILE};
 
 /// Instructions executed here, of all threads.
 static EXECUTED: AtomicUsize = AtomicUsize::new(0);

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use half::bf16;
 
+use super::super::SharedOut;
 use super::super::arena::Arena;
 use super::super::integers::Integers;
 use super::*;
