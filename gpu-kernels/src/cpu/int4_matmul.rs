@@ -9,11 +9,13 @@
 
 use super::Isa;
 use super::digits::{BASE, Digits, QUAD};
-use super::integers::{LINE, Product};
+use super::integers::{Integers, LINE, Product};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch_dots};
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, groups, place, store_sums};
-use super::workers::{Turn, Workers};
+use super::tasks::{self, Task};
+use super::tiles::{Asks, place};
+use super::walk::Walk;
+use super::workers::Workers;
 
 /// Most vectors of outputs of a tile.
 const SUMS_MAX: usize = 8;
@@ -37,13 +39,8 @@ pub(crate) fn linear(
     }
     let (tile, panels) = shape(Registers::of(isa), rows);
     let digits = Digits::new((workers, isa), memory, x, (rows, cols), (tile, group));
-    let groups = groups(panels, workers.threads(), products.iter().map(|product| product.weight.count()));
-    workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
-        let group = groups[index];
-        let product = products[group.product];
-        let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
-        let of = Multiply { digits, product, group, first, next, rows };
-        dispatch_dots(isa, Run { of, tile, scratch });
+    tasks::run(workers, panels, rows, products, &|task, scratch| {
+        dispatch_dots(isa, Run { of: Multiply { digits, task }, tile, scratch });
     });
 }
 
@@ -65,14 +62,7 @@ fn shape(registers: Registers, rows: usize) -> (usize, usize) {
 #[derive(Clone, Copy)]
 struct Multiply<'a> {
     digits: Digits<'a>,
-    product: Product<'a>,
-    group: Group,
-    /// It is the thread's first one.
-    first: bool,
-    /// The first panel of the thread's next group.
-    next: Option<*const u8>,
-    /// Rows of `out`.
-    rows: usize,
+    task: Task<'a, &'a Integers>,
 }
 
 /// The kernel: what [`shape`] says, as constants.
@@ -91,63 +81,44 @@ impl Kernel for Run<'_> {
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
             match tile {
-                1 => of.group::<L, 1, 8>(lanes, memory),
-                2 => of.group::<L, 2, 4>(lanes, memory),
-                4 => of.group::<L, 4, 2>(lanes, memory),
+                1 => of.walk::<L, 1, 8>(lanes, memory),
+                2 => of.walk::<L, 2, 4>(lanes, memory),
+                4 => of.walk::<L, 4, 2>(lanes, memory),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
             match tile {
-                1 if L::FEW => of.group::<L, 1, 4>(lanes, memory),
-                1 => of.group::<L, 1, 2>(lanes, memory),
-                2 => of.group::<L, 2, 2>(lanes, memory),
-                3 => of.group::<L, 3, 1>(lanes, memory),
-                4 => of.group::<L, 4, 1>(lanes, memory),
+                1 if L::FEW => of.walk::<L, 1, 4>(lanes, memory),
+                1 => of.walk::<L, 1, 2>(lanes, memory),
+                2 => of.walk::<L, 2, 2>(lanes, memory),
+                3 => of.walk::<L, 3, 1>(lanes, memory),
+                4 => of.walk::<L, 4, 1>(lanes, memory),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         }
     }
 }
 
-impl Multiply<'_> {
-    /// The panels of the group: N at a time, or alone where they are fewer.
-    #[inline(always)]
-    fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
-        let Group { from, to, .. } = self.group;
-        let mut panel = from;
-        while panel < to {
-            let count = if to - panel >= N { N } else { 1 };
-            let next =
-                if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
-            match count {
-                1 => self.panels::<L, R, 1>(lanes, memory, panel, next),
-                _ => self.panels::<L, R, N>(lanes, memory, panel, next),
-            }
-            panel += count;
-        }
+impl Walk for Multiply<'_> {
+    const REST: usize = 1;
+
+    fn task(&self) -> &Task<'_, &Integers> {
+        &self.task
     }
 
-    /// All tiles against N panels from `panel` on.
+    fn tiles(&self) -> usize {
+        self.digits.count
+    }
+
     #[inline(always)]
-    fn panels<L: Lanes, const R: usize, const N: usize>(
+    fn tile<L: Lanes, const R: usize, const N: usize>(
         &self,
         lanes: L,
-        memory: &mut [f32],
-        panel: usize,
-        next: Option<*const u8>,
+        asks: Asks,
+        (tile, panel): (usize, usize),
+        sums: &mut [f32],
     ) {
-        let weight = self.product.weight;
-        let (here, tiles) = (weight.panel(panel), self.digits.count);
-        for tile in 0..tiles {
-            let cold = self.first && tiles > 1 && panel == self.group.from;
-            let lines = (here, weight.stride() / LINE, LINE);
-            let asks = Asks::new((tile, tiles), lines, (next, LINE), cold);
-            let memory = &mut memory[..R * N * WIDTH];
-            memory.fill(0.0);
-            lanes.apart(Tile::<R, N> { of: self, asks, tile, panel, memory });
-            let (out, bias) = ((self.product.out, weight.rows), self.product.bias);
-            store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
-        }
+        lanes.apart(Tile::<R, N> { of: self, asks, tile, panel, sums });
     }
 }
 
@@ -157,18 +128,18 @@ struct Tile<'a, const R: usize, const N: usize> {
     asks: Asks,
     tile: usize,
     panel: usize,
-    /// `[R][N][16]`: sums, which grow.
-    memory: &'a mut [f32],
+    /// `[R][N][16]`: they grow.
+    sums: &'a mut [f32],
 }
 
 impl<const R: usize, const N: usize> Kernel for Tile<'_, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { of: &Multiply { digits, product, .. }, mut asks, tile, panel, memory } = self;
+        let Self { of: &Multiply { digits, task: Task { product, .. } }, mut asks, tile, panel, sums } = self;
         let (weight, stride) = (product.weight, product.weight.stride());
         let (mut x, mut row) = (digits.tile(tile).as_ptr(), 0);
         let (scales, scales_len) = digits.scales(tile);
-        assert!(memory.len() >= R * N * WIDTH && scales.len() >= R * scales_len, "a tile has R rows");
+        assert!(sums.len() >= R * N * WIDTH && scales.len() >= R * scales_len, "a tile has R rows");
         for group in 0..weight.groups() {
             let (header, lines) =
                 (weight.panel(panel).wrapping_add(group * weight.group_bytes()), weight.lines(group));
@@ -197,12 +168,12 @@ impl<const R: usize, const N: usize> Kernel for Tile<'_, R, N> {
                     // SAFETY: a group begins with sixteen scales and sixteen zero points.
                     let [scale, offset] = unsafe { scale_and_offset(lanes, header, part) };
                     for i in 0..R {
-                        let [unit, sum] = [0, 1].map(|which| scales[i * scales_len + 2 * group + which]);
+                        let [unit, x_sum] = [0, 1].map(|which| scales[i * scales_len + 2 * group + which]);
                         let [first, second, third] = dots[i][j].map(|dots| lanes.whole_part(dots));
                         let base = lanes.splat_part(BASE);
                         let number = lanes.fma_part(lanes.fma_part(third, base, second), base, first);
-                        let number = lanes.fma_part(offset, lanes.splat_part(sum), number);
-                        let total = memory[(i * N + j) * WIDTH + part * WIDTH / L::PARTS..].as_mut_ptr();
+                        let number = lanes.fma_part(offset, lanes.splat_part(x_sum), number);
+                        let total = sums[(i * N + j) * WIDTH + part * WIDTH / L::PARTS..].as_mut_ptr();
                         // SAFETY: a part of sixteen sums.
                         let before = unsafe { lanes.load_part(total) };
                         let scale = lanes.mul_part(scale, lanes.splat_part(unit));

@@ -30,6 +30,7 @@ use half::f16;
 
 use super::arena::{Arena, Room};
 use super::lanes::WIDTH;
+use super::tasks::InPanels;
 use super::tiles::Word;
 use super::weight::widen;
 use super::workers::Workers;
@@ -101,7 +102,7 @@ impl fmt::Debug for Integers {
 }
 
 /// One product of a `linear` call.
-pub(crate) type Product<'a> = super::tiles::Product<'a, &'a Integers>;
+pub(crate) type Product<'a> = super::tasks::Product<'a, &'a Integers>;
 
 /// A panel before it is packed.
 struct Panel {
@@ -342,5 +343,16 @@ impl Integers {
             let columns = out.to_vec();
             order.iter().zip(columns).for_each(|(&input, x)| out[input as usize] = x);
         }
+    }
+}
+
+impl InPanels for &Integers {
+    fn count(self) -> usize {
+        self.count()
+    }
+
+    #[inline(always)]
+    fn panel(self, panel: usize) -> *const u8 {
+        self.panel(panel)
     }
 }

@@ -23,8 +23,9 @@ use super::lines::{InPairs, Line, Lines, Tile};
 use super::norm::load;
 use super::panels::Panels;
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, Word, groups, place, store_sums};
-use super::workers::{Turn, Workers};
+use super::tasks::{self, Task};
+use super::tiles::{Asks, Tiles, Word, place, store_sums};
+use super::workers::Workers;
 use crate::Dtype;
 
 /// Pairs of elements that several tiles pass over before they go on: three panels of as many, and the three that come
@@ -37,7 +38,7 @@ const WIDEN: usize = 12;
 const SUMS_MAX: usize = 24;
 
 /// One product of a [`linear`] call.
-pub(crate) type Product<'a> = super::tiles::Product<'a, &'a Panels>;
+pub(crate) type Product<'a> = super::tasks::Product<'a, &'a Panels>;
 
 /// `x` is `[rows, cols]`; every product's weight has `cols` columns and its `out` has `rows` rows. `packed` is
 /// memory to work in.
@@ -69,19 +70,14 @@ fn of_words(
     let registers = Registers::of(isa);
     let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
     let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2, word));
-    let panels = products.iter().map(|product| product.weight.count());
-    let groups = groups(registers.panels(tile), workers.threads(), panels);
-    workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
-        let group = groups[index];
-        let product = products[group.product];
-        let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
-        let task = Task { tiles, product, group, first, next, rows };
-        match (product.weight.dtype, word) {
-            (Dtype::F32, _) => dispatch(isa, task.of::<AsF32>(scratch)),
-            (Dtype::F16, _) => dispatch(isa, task.of::<AsF16>(scratch)),
-            (Dtype::Bf16, Word::Number) => dispatch(isa, task.of::<AsBf16>(scratch)),
-            (Dtype::Bf16, Word::Pair) => dispatch_pairs(isa, task.of::<InPairs>(scratch)),
-        }
+    tasks::run(workers, registers.panels(tile), rows, products, &|task, scratch| match (
+        task.product.weight.dtype,
+        word,
+    ) {
+        (Dtype::F32, _) => dispatch(isa, Run::<AsF32>::new(tiles, task, scratch)),
+        (Dtype::F16, _) => dispatch(isa, Run::<AsF16>::new(tiles, task, scratch)),
+        (Dtype::Bf16, Word::Number) => dispatch(isa, Run::<AsBf16>::new(tiles, task, scratch)),
+        (Dtype::Bf16, Word::Pair) => dispatch_pairs(isa, Run::<InPairs>::new(tiles, task, scratch)),
     });
 }
 
@@ -102,30 +98,10 @@ impl Registers {
     }
 }
 
-/// A group of panels.
-#[derive(Clone, Copy)]
-struct Task<'a> {
-    tiles: Tiles<'a>,
-    product: Product<'a>,
-    group: Group,
-    /// It is the thread's first one.
-    first: bool,
-    /// The first panel of the thread's next group.
-    next: Option<*const u8>,
-    /// Rows of `out`.
-    rows: usize,
-}
-
-impl<'a> Task<'a> {
-    /// It as a kernel, for one type of elements.
-    fn of<E: Line>(self, scratch: &'a mut Scratch) -> Run<'a, E> {
-        Run { of: Multiply { task: self, element: PhantomData }, scratch }
-    }
-}
-
 /// A group of panels for one type of elements.
 struct Multiply<'a, E> {
-    task: Task<'a>,
+    tiles: Tiles<'a>,
+    task: Task<'a, &'a Panels>,
     element: PhantomData<E>,
 }
 
@@ -135,13 +111,19 @@ struct Run<'a, E> {
     scratch: &'a mut Scratch,
 }
 
+impl<'a, E> Run<'a, E> {
+    fn new(tiles: Tiles<'a>, task: Task<'a, &'a Panels>, scratch: &'a mut Scratch) -> Self {
+        Self { of: Multiply { tiles, task, element: PhantomData }, scratch }
+    }
+}
+
 impl<E: Line> Kernel for Run<'_, E> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { of, scratch } = self;
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
-            match of.task.tiles.rows {
+            match of.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 8> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 8> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 6> { of, scratch }),
@@ -153,7 +135,7 @@ impl<E: Line> Kernel for Run<'_, E> {
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else if L::FEW {
-            match of.task.tiles.rows {
+            match of.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 4> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 3> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 2> { of, scratch }),
@@ -163,7 +145,7 @@ impl<E: Line> Kernel for Run<'_, E> {
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
-            match of.task.tiles.rows {
+            match of.tiles.rows {
                 1 => lanes.apart(Shape::<E, 1, 2> { of, scratch }),
                 2 => lanes.apart(Shape::<E, 2, 1> { of, scratch }),
                 3 => lanes.apart(Shape::<E, 3, 1> { of, scratch }),
@@ -195,17 +177,12 @@ impl<E: Line> Multiply<'_, E> {
     /// The panels of the group: N at a time, or in pairs where they are fewer.
     #[inline(always)]
     fn group<L: Lanes, const R: usize, const N: usize>(&self, lanes: L, scratch: &mut Scratch) {
-        let Task { product, group: Group { from, to, .. }, next: after, .. } = self.task;
-        let mut panel = from;
-        while panel < to {
-            let count = if to - panel >= N { N } else { (to - panel).min(2) };
-            let next = if panel + count < to { Some(product.weight.panel(panel + count)) } else { after };
+        for (panel, count, next) in self.task.steps(N, 2) {
             match count {
                 1 => self.panels::<L, R, 1>(lanes, scratch, panel, next),
                 2 => self.panels::<L, R, 2>(lanes, scratch, panel, next),
                 _ => self.panels::<L, R, N>(lanes, scratch, panel, next),
             }
-            panel += count;
         }
     }
 
@@ -218,8 +195,8 @@ impl<E: Line> Multiply<'_, E> {
         panel: usize,
         next: Option<*const u8>,
     ) {
-        let task = &self.task;
-        let (pairs, tiles, weight) = (task.tiles.pairs, task.tiles.count, task.product.weight);
+        let Self { tiles: Tiles { pairs, count: tiles, .. }, task, .. } = *self;
+        let weight = task.product.weight;
         let wide = const { widens::<L, E, R>() } && tiles >= WIDEN;
         // One tile needs its panels once, so it may as well go through to their end.
         let depth = match (tiles, wide) {
@@ -250,7 +227,7 @@ impl<E: Line> Multiply<'_, E> {
                     self.tile::<L, AsF32, R, N>(lanes, memory, (lines, asks), (tile, panel));
                 }
             } else {
-                let cold = task.first && tiles > 1 && (panel, start) == (task.group.from, 0);
+                let cold = task.first && tiles > 1 && (panel, start) == (task.from, 0);
                 for tile in 0..tiles {
                     let asks = Asks::new((tile, tiles), (lines.here, len, line), (next, line), cold);
                     self.tile::<L, E, R, N>(lanes, memory, (lines, asks), (tile, panel));
@@ -277,7 +254,7 @@ impl<E: Line> Multiply<'_, E> {
         if lines.start > 0 {
             self.fetch::<L, R, N>(lanes, sums, tile * R, panel);
         }
-        let Task { tiles, product, rows, .. } = self.task;
+        let Self { tiles, task: Task { product, rows, .. }, .. } = *self;
         let words = W::WORD.of_pair() * R;
         let x = &tiles.tile(tile)[lines.start * words..];
         assert!(x.len() >= lines.len * words, "a tile is as long as its panels");

@@ -31,9 +31,11 @@ mod quantised;
 mod rope;
 mod sampling;
 mod scratch;
+mod tasks;
 mod tensor;
 mod tiles;
 mod verify;
+mod walk;
 mod weight;
 mod workers;
 
@@ -171,8 +173,8 @@ impl Cpu {
         &self,
         packed: &mut Scratch,
         (x, rows): (&[f32], usize),
-        products: &[tiles::Product<'a, W>],
-    ) -> Vec<tiles::Product<'a, W>> {
+        products: &[tasks::Product<'a, W>],
+    ) -> Vec<tasks::Product<'a, W>> {
         let (Isa::Amx, Some(unit)) = (self.isa, amx::Hardware::get()) else { return products.to_vec() };
         let (fit, rest): (Vec<_>, Vec<_>) = products.iter().partition(|product| product.weight.fit());
         amx::linear(unit, (&self.workers, self.isa), packed, x, rows, &fit);
@@ -185,8 +187,8 @@ impl Cpu {
         &self,
         _: &mut Scratch,
         _: (&[f32], usize),
-        products: &[tiles::Product<'a, W>],
-    ) -> Vec<tiles::Product<'a, W>> {
+        products: &[tasks::Product<'a, W>],
+    ) -> Vec<tasks::Product<'a, W>> {
         products.to_vec()
     }
 }

@@ -20,8 +20,10 @@ use super::group_sums::group_sums;
 use super::integers::{Form, Integers, LINE, Product, STEP};
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::scratch::Scratch;
-use super::tiles::{Asks, Group, Tiles, Word, X_AHEAD, groups, place, store_sums};
-use super::workers::{Turn, Workers};
+use super::tasks::{self, Task};
+use super::tiles::{Asks, Tiles, Word, X_AHEAD, place};
+use super::walk::Walk;
+use super::workers::Workers;
 use values::{E4m3, E4m3Pairs, FourPairs, Values, Whole, WholePairs};
 
 /// Most vectors of sums in a tile.
@@ -46,20 +48,14 @@ pub(crate) fn linear(
     let zeros = products.iter().any(|product| product.weight.zeros);
     let rows_of_tiles = if zeros { tiles.count * tile } else { 0 };
     let x_sums = group_sums((workers, isa), x, (rows_of_tiles, cols), group);
-    let groups = groups(panels, workers.threads(), products.iter().map(|product| product.weight.count()));
-    workers.run_in_sight(groups.len(), &|Turn { index, first, next }, scratch| {
-        let group = groups[index];
-        let product = products[group.product];
-        let next = next.map(|next| products[groups[next].product].weight.panel(groups[next].from));
-        let of = Multiply { tiles, x_sums: &x_sums, product, group, first, next, rows };
-        match (product.weight.form, word) {
-            (Form::Eight, Word::Number) => dispatch(isa, of.with::<Whole>(scratch)),
-            (Form::E4m3, Word::Number) => dispatch(isa, of.with::<E4m3>(scratch)),
-            (Form::Eight, Word::Pair) => dispatch_pairs(isa, of.with::<WholePairs>(scratch)),
-            (Form::E4m3, Word::Pair) => dispatch_pairs(isa, of.with::<E4m3Pairs>(scratch)),
-            (Form::Four, Word::Pair) => dispatch_pairs(isa, of.with::<FourPairs>(scratch)),
-            (Form::Four, Word::Number) => unreachable!("four bits and f32 are multiplied by digits"),
-        }
+    let x = (tiles, &*x_sums);
+    tasks::run(workers, panels, rows, products, &|task, scratch| match (task.product.weight.form, word) {
+        (Form::Eight, Word::Number) => dispatch(isa, Run::<Whole>::new(x, task, scratch)),
+        (Form::E4m3, Word::Number) => dispatch(isa, Run::<E4m3>::new(x, task, scratch)),
+        (Form::Eight, Word::Pair) => dispatch_pairs(isa, Run::<WholePairs>::new(x, task, scratch)),
+        (Form::E4m3, Word::Pair) => dispatch_pairs(isa, Run::<E4m3Pairs>::new(x, task, scratch)),
+        (Form::Four, Word::Pair) => dispatch_pairs(isa, Run::<FourPairs>::new(x, task, scratch)),
+        (Form::Four, Word::Number) => unreachable!("four bits and f32 are multiplied by digits"),
     });
 }
 
@@ -78,62 +74,58 @@ fn shape(registers: Registers, rows: usize) -> (usize, usize) {
     }
 }
 
-/// A group of panels.
-struct Multiply<'a> {
+/// A group of panels, for one type of values.
+struct Multiply<'a, T> {
     tiles: Tiles<'a>,
     /// `[rows of all tiles][groups]`, or nothing where no weight needs it.
     x_sums: &'a [f32],
-    product: Product<'a>,
-    group: Group,
-    /// It is the thread's first one.
-    first: bool,
-    /// The first panel of the thread's next group.
-    next: Option<*const u8>,
-    /// Rows of `out`.
-    rows: usize,
-}
-
-impl<'a> Multiply<'a> {
-    /// It as a kernel, for one type of values.
-    fn with<T: Values>(self, scratch: &'a mut Scratch) -> Run<'a, T> {
-        Run { of: self, scratch, values: PhantomData }
-    }
+    task: Task<'a, &'a Integers>,
+    values: PhantomData<T>,
 }
 
 /// The kernel: what [`shape`] says, as constants.
 struct Run<'a, T> {
-    of: Multiply<'a>,
+    of: Multiply<'a, T>,
     scratch: &'a mut Scratch,
-    values: PhantomData<T>,
+}
+
+impl<'a, T> Run<'a, T> {
+    fn new(
+        (tiles, x_sums): (Tiles<'a>, &'a [f32]),
+        task: Task<'a, &'a Integers>,
+        scratch: &'a mut Scratch,
+    ) -> Self {
+        Self { of: Multiply { tiles, x_sums, task, values: PhantomData }, scratch }
+    }
 }
 
 impl<T: Values> Kernel for Run<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { of, scratch, values } = self;
+        let Self { of, scratch } = self;
         // Constants decide first: shapes that other lanes have are not compiled for these.
         if L::WIDE {
             match of.tiles.rows {
                 // Eight bits in pairs: two vectors of each panel, and tables.
-                1 if T::WORDS == 2 => lanes.apart(Shape::<T, 1, 4> { of, scratch, values }),
-                2 if T::WORDS == 2 => lanes.apart(Shape::<T, 2, 4> { of, scratch, values }),
-                1 => lanes.apart(Shape::<T, 1, 8> { of, scratch, values }),
-                2 => lanes.apart(Shape::<T, 2, 8> { of, scratch, values }),
-                4 => lanes.apart(Shape::<T, 4, 4> { of, scratch, values }),
-                8 => lanes.apart(Shape::<T, 8, 3> { of, scratch, values }),
+                1 if T::WORDS == 2 => lanes.apart(Shape::<T, 1, 4> { of, scratch }),
+                2 if T::WORDS == 2 => lanes.apart(Shape::<T, 2, 4> { of, scratch }),
+                1 => lanes.apart(Shape::<T, 1, 8> { of, scratch }),
+                2 => lanes.apart(Shape::<T, 2, 8> { of, scratch }),
+                4 => lanes.apart(Shape::<T, 4, 4> { of, scratch }),
+                8 => lanes.apart(Shape::<T, 8, 3> { of, scratch }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else if L::FEW {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<T, 1, 4> { of, scratch, values }),
-                3 => lanes.apart(Shape::<T, 3, 2> { of, scratch, values }),
-                6 => lanes.apart(Shape::<T, 6, 1> { of, scratch, values }),
+                1 => lanes.apart(Shape::<T, 1, 4> { of, scratch }),
+                3 => lanes.apart(Shape::<T, 3, 2> { of, scratch }),
+                6 => lanes.apart(Shape::<T, 6, 1> { of, scratch }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         } else {
             match of.tiles.rows {
-                1 => lanes.apart(Shape::<T, 1, 2> { of, scratch, values }),
-                3 => lanes.apart(Shape::<T, 3, 1> { of, scratch, values }),
+                1 => lanes.apart(Shape::<T, 1, 2> { of, scratch }),
+                3 => lanes.apart(Shape::<T, 3, 1> { of, scratch }),
                 rows => unreachable!("{rows} rows in a tile"),
             }
         }
@@ -142,75 +134,42 @@ impl<T: Values> Kernel for Run<'_, T> {
 
 /// Tiles of R rows against N panels at a time.
 struct Shape<'a, T, const R: usize, const N: usize> {
-    of: Multiply<'a>,
+    of: Multiply<'a, T>,
     scratch: &'a mut Scratch,
-    values: PhantomData<T>,
 }
 
 impl<T: Values, const R: usize, const N: usize> Kernel for Shape<'_, T, R, N> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let [memory] = self.scratch.take([SUMS_MAX * WIDTH]);
-        self.of.group::<L, T, R, N>(lanes, memory);
+        self.of.walk::<L, R, N>(lanes, memory);
     }
 }
 
-impl Multiply<'_> {
-    /// The panels of the group: N at a time, or in pairs where they are fewer.
-    #[inline(always)]
-    fn group<L: Lanes, T: Values, const R: usize, const N: usize>(&self, lanes: L, memory: &mut [f32]) {
-        let Group { from, to, .. } = self.group;
-        let mut panel = from;
-        while panel < to {
-            let count = if to - panel >= N { N } else { (to - panel).min(2) };
-            let next =
-                if panel + count < to { Some(self.product.weight.panel(panel + count)) } else { self.next };
-            match count {
-                1 => self.panels::<L, T, R, 1>(lanes, memory, panel, next),
-                2 => self.panels::<L, T, R, 2>(lanes, memory, panel, next),
-                _ => self.panels::<L, T, R, N>(lanes, memory, panel, next),
-            }
-            panel += count;
-        }
+impl<T: Values> Walk for Multiply<'_, T> {
+    const REST: usize = 2;
+
+    fn task(&self) -> &Task<'_, &Integers> {
+        &self.task
     }
 
-    /// All tiles against N panels from `panel` on.
-    #[inline(always)]
-    fn panels<L: Lanes, T: Values, const R: usize, const N: usize>(
-        &self,
-        lanes: L,
-        memory: &mut [f32],
-        panel: usize,
-        next: Option<*const u8>,
-    ) {
-        let weight = self.product.weight;
-        let (here, tiles) = (weight.panel(panel), self.tiles.count);
-        for tile in 0..tiles {
-            let cold = self.first && tiles > 1 && panel == self.group.from;
-            let lines = (here, weight.stride() / LINE, LINE);
-            let asks = Asks::new((tile, tiles), lines, (next, LINE), cold);
-            let memory = &mut memory[..R * N * WIDTH];
-            self.tile::<L, T, R, N>(lanes, memory, here, asks, (tile, panel));
-            let (out, bias) = ((self.product.out, weight.rows), self.product.bias);
-            store_sums::<L, R, N>(lanes, memory, bias, out, (self.rows, tile * R, panel));
-        }
+    fn tiles(&self) -> usize {
+        self.tiles.count
     }
 
-    /// One tile times N panels, to `memory`.
     #[inline(always)]
-    fn tile<L: Lanes, T: Values, const R: usize, const N: usize>(
+    fn tile<L: Lanes, const R: usize, const N: usize>(
         &self,
         lanes: L,
-        memory: &mut [f32],
-        here: *const u8,
         mut asks: Asks,
         (tile, panel): (usize, usize),
+        totals: &mut [f32],
     ) {
-        let (weight, stride) = (self.product.weight, self.product.weight.stride());
+        let product = self.task.product;
+        let (weight, stride) = (product.weight, product.weight.stride());
         let (mut x, mut row) = (self.tiles.tile(tile).as_ptr(), 0);
-        memory.fill(0.0);
         for group in 0..weight.groups() {
-            let start = here.wrapping_add(group * weight.group_bytes());
+            let start = weight.panel(panel).wrapping_add(group * weight.group_bytes());
             let mut sums = [[lanes.splat(0.0); N]; R];
             asks.ask::<L, R, N>(lanes, LINE, (stride, stride));
             for line in 1..=weight.lines(group) {
@@ -218,7 +177,7 @@ impl Multiply<'_> {
                 if row < R {
                     // Lines that another core has written last are on their way here while there is time.
                     for j in 0..N {
-                        let out = (self.product.out, weight.rows);
+                        let out = (product.out, weight.rows);
                         lanes.prefetch_write(place(out, tile * R + row, panel + j).0);
                     }
                     row += 1;
@@ -246,7 +205,7 @@ impl Multiply<'_> {
                     }
                 }
                 for i in 0..R {
-                    let total = memory[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
+                    let total = totals[(i * N + j) * WIDTH..][..WIDTH].as_mut_ptr();
                     // SAFETY: sixteen sums.
                     let before = unsafe { lanes.load(total) };
                     // SAFETY: as above.

@@ -18,6 +18,7 @@ use std::ops::Range;
 use super::Isa;
 use super::arena::{Arena, Room};
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch};
+use super::tasks::InPanels;
 use super::workers::Workers;
 use crate::{Dtype, Error};
 
@@ -117,6 +118,17 @@ impl Panels {
                 }
             }
         }
+    }
+}
+
+impl InPanels for &Panels {
+    fn count(self) -> usize {
+        self.count()
+    }
+
+    #[inline(always)]
+    fn panel(self, panel: usize) -> *const u8 {
+        self.panel(panel)
     }
 }
 

@@ -1,10 +1,10 @@
-//! What products of all kinds of weights share: the rows of `x` in tiles, groups of panels as tasks, and what is asked
-//! of memory meanwhile.
+//! What products of all kinds of weights share: the rows of `x` in tiles, and what is asked of memory meanwhile.
 //!
-//! A task is a group of panels that a kernel walks at once, against all tiles. Threads know their next task when they
-//! begin one, so that its panels are on their way while these are multiplied. Bytes that come from memory go into the
-//! second-level cache in good time, and from there into the first shortly before their use: the buffers of the
-//! first-level cache are few, and a line on its way from memory holds one for ten times as long as one from the next.
+//! A task ([`super::tasks`]) is a group of panels that a kernel walks at once, against all tiles. Threads know their
+//! next task when they begin one, so that its panels are on their way while these are multiplied. Bytes that come from
+//! memory go into the second-level cache in good time, and from there into the first shortly before their use: the
+//! buffers of the first-level cache are few, and a line on its way from memory holds one for ten times as long as one
+//! from the next.
 
 use super::lanes::{Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
 use super::norm::{load, store};
@@ -20,16 +20,6 @@ const NEAR: usize = 512;
 const PACK_AHEAD: usize = 64;
 /// Elements of `x` between those that are multiplied and those that are asked for.
 pub(super) const X_AHEAD: usize = 128;
-
-/// One product of a call of `linear`.
-#[derive(Clone, Copy)]
-pub(crate) struct Product<'a, W> {
-    /// A packed matrix.
-    pub(crate) weight: W,
-    pub(crate) bias: Option<&'a [f32]>,
-    /// `[rows, outputs]`.
-    pub(crate) out: SharedOut,
-}
 
 /// What a word of a tile, 32 bits, holds of a row of `x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,33 +166,6 @@ pub(super) unsafe fn some<L: Lanes>(lanes: L, row: *const f32, cols: usize, firs
     lanes.prefetch(at.wrapping_add(PACK_AHEAD).cast());
     // SAFETY: sixteen elements of the row, or as many as are left.
     unsafe { load(lanes, at, first + WIDTH <= cols, cols.saturating_sub(first)) }
-}
-
-/// A group of panels of one product: what one thread does at a time.
-#[derive(Clone, Copy)]
-pub(super) struct Group {
-    pub(super) product: usize,
-    /// Panels `from..to`.
-    pub(super) from: usize,
-    pub(super) to: usize,
-}
-
-/// All products in groups of a multiple of `size` panels; `counts` are the panels of each.
-///
-/// A group is a quarter of what a thread would get of those that are left. Claiming one waits until the thread's last
-/// sums are written, so there should be few, and at the end small ones.
-pub(super) fn groups(size: usize, threads: usize, counts: impl Iterator<Item = usize> + Clone) -> Vec<Group> {
-    let mut left: usize = counts.clone().sum();
-    let mut groups = Vec::new();
-    for (product, panels) in counts.enumerate() {
-        let mut from = 0;
-        while from < panels {
-            let to = panels.min(from + left.div_ceil(4 * threads * size) * size);
-            groups.push(Group { product, from, to });
-            (left, from) = (left - (to - from), to);
-        }
-    }
-    groups
 }
 
 impl Registers {

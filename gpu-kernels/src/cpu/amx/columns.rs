@@ -4,6 +4,7 @@ use super::super::Isa;
 use super::super::integers::{Form, Integers, LINE};
 use super::super::lanes::{Kernel, Lanes, WIDTH, dispatch_pairs};
 use super::super::panels::Panels;
+use super::super::tasks::InPanels;
 use super::super::tiles::Word;
 use super::{Run, STEP, TILE};
 use crate::Dtype;
@@ -13,15 +14,13 @@ use crate::Dtype;
 const AHEAD: usize = 4096;
 
 /// A matrix whose elements, without their scales, are exact in bf16.
-pub(crate) trait Columns: Copy + Send + Sync {
+pub(crate) trait Columns: InPanels {
     /// Whether this one is, and is packed for it.
     fn fit(self) -> bool;
     /// Outputs and inputs.
     fn shape(self) -> (usize, usize);
     /// Inputs with one scale.
     fn group(self) -> usize;
-    /// Panels of sixteen outputs.
-    fn count(self) -> usize;
     /// Whether something is to be taken off the elements.
     fn has_zeros(self) -> bool;
     /// What the sums of a group are multiplied by, and the sum of its `x`, which is taken off them before.
@@ -41,10 +40,6 @@ impl Columns for &Panels {
 
     fn group(self) -> usize {
         self.cols.max(1)
-    }
-
-    fn count(self) -> usize {
-        self.count()
     }
 
     fn has_zeros(self) -> bool {
@@ -72,10 +67,6 @@ impl Columns for &Integers {
 
     fn group(self) -> usize {
         self.group
-    }
-
-    fn count(self) -> usize {
-        self.count()
     }
 
     fn has_zeros(self) -> bool {

@@ -41,7 +41,7 @@ use super::group_sums::group_sums;
 use super::lanes::{Kernel, Lanes, WIDTH, dispatch_pairs};
 use super::norm::{load, store};
 use super::scratch::Scratch;
-use super::tiles::Product;
+use super::tasks::Product;
 use super::workers::Workers;
 use rows::Rows;
 

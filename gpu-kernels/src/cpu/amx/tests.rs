@@ -7,7 +7,7 @@ use half::bf16;
 use super::super::arena::Arena;
 use super::super::out::SharedOut;
 use super::super::panels::Panels;
-use super::super::tiles::Product;
+use super::super::tasks::Product;
 use super::*;
 use crate::Dtype;
 
