@@ -9,8 +9,8 @@
 //! What runs together is one kv head with up to 96 of its queries (tokens x heads of the group). Where they are few, as
 //! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
 //! turn, which lie beside each other in every block: then memory is read in long runs. For many queries both are
-//! widened once. Where there is too little else to share out, threads take segments of one sequence, and what they
-//! found is merged in order.
+//! widened once, or made pairs, which panels of K are already. Where there is too little else to share out, threads
+//! take segments of one sequence, and what they found is merged in order.
 //!
 //! That is so whatever multiplies: f32 on any machine (`scores.rs`, `values.rs`), pairs of bf16 (`pairs.rs`) or matrix
 //! tiles (`matrix.rs`) where the machine has them and K and V are exact in bf16.
@@ -189,12 +189,12 @@ impl<P: Products> Kernel for Run<'_, P> {
         let Step { pool, q, attention, .. } = step;
         let (group, dim) = (attention.heads.query / attention.heads.kv, attention.heads.dim);
         let (wide, rows) = (pool.layout.wide, tile.rows_all());
-        let sums_len = rows * q.wide();
+        let sums_len = Sums::len(rows, q.wide());
         let [query, value, weight, all, chunk, work] =
             scratch.take([rows * wide, sums_len, rows * CHUNK, sums_len, wide * CHUNK, P::room(wide)]);
         let mut state = State {
             seen: [(0, 0); ROWS_MAX],
-            sums: Sums::new(value),
+            sums: Sums::new(value, rows),
             fade: [1.0; ROWS_MAX + WIDTH],
             query,
             weight,
@@ -210,7 +210,7 @@ impl<P: Products> Kernel for Run<'_, P> {
         if P::PAIRS {
             pairs::round_rows(lanes, state.query, wide);
         }
-        let mut all = Sums::new(all);
+        let mut all = Sums::new(all, rows);
         let mut room = [chunk, work];
         by.begin();
         let segments = tile.segments();
@@ -248,13 +248,13 @@ impl Kernel for Merge<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let Self { step, out, tile, sums, scratch } = self;
         let (wide, rows) = (step.q.wide(), tile.rows_all());
-        let [all] = scratch.take([rows * wide]);
-        let mut all = Sums::new(all);
+        let [all] = scratch.take([Sums::len(rows, wide)]);
+        let mut all = Sums::new(all, rows);
         let len = tile.sums_len(wide);
         for segment in 0..tile.segments().len() {
             // SAFETY: inside the sums, and this task alone reads those of this tile.
             let saved = unsafe { sums.slice(tile.sums + segment * len, len) };
-            all.merge(lanes, &Sums::saved(saved), rows, wide);
+            all.merge(lanes, &Sums::saved(saved, rows), rows, wide);
         }
         finish(lanes, tile, &step, &all, out);
     }
@@ -266,7 +266,7 @@ fn finish<L: Lanes>(lanes: L, tile: &Tile, step: &Step<'_>, all: &Sums<'_>, out:
     let (wide, value_dim, heads) = (step.q.wide(), step.q.value_dim, step.attention.heads);
     for row in 0..tile.rows_all() {
         let (place, mut most, mut total, mut keep) =
-            (tile.place(row, heads), all.most[row], all.total[row], 1.0);
+            (tile.place(row, heads), all.most[row], all.total(lanes, row), 1.0);
         if let Some(sinks) = step.shaping.sinks {
             let sink = sinks[place % heads.query];
             let larger = most.max(sink);

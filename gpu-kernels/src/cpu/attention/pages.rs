@@ -57,10 +57,10 @@ impl Pages<'_> {
         Of { keys: plane(0), values: plane(1), at }
     }
 
-    /// Whether every sixteen positions are a panel of their own.
+    /// Whether every sixteen positions are a panel of K of their own.
     #[inline(always)]
     pub(super) fn in_panels(&self) -> bool {
-        self.pool.shape.block_size.is_multiple_of(WIDTH)
+        self.pool.shape.block_size.is_multiple_of(WIDTH) && self.pool.latent_dim.is_none()
     }
 
     /// Positions `chunk + valid.0 .. chunk + valid.1`; where nobody looks, the first stands in.
@@ -233,14 +233,17 @@ impl Pages<'_> {
         let together = if P::PAIRS { 2 } else { 1 };
         for position in (valid.0 / together * together..valid.1).step_by(together) {
             for d in (0..wide).step_by(WIDTH) {
-                let row = |position: usize| {
+                let place = |position: usize| {
                     lanes.prefetch_far(next.values.wrapping_add(next.at.rows[position] + d * E::BYTES));
-                    let at = here.values.wrapping_add(here.at.rows[position] + d * E::BYTES);
-                    // SAFETY: rows are in the cache and `wide` elements long; the first stands in where nobody looks.
-                    unsafe { E::load(lanes, at) }
+                    here.values.wrapping_add(here.at.rows[position] + d * E::BYTES)
                 };
-                let first = row(position);
-                let numbers = if P::PAIRS { lanes.join_pairs(first, row(position + 1)) } else { first };
+                let numbers = if P::PAIRS {
+                    // SAFETY: rows are in the cache and `wide` elements long; the first stands in where nobody looks.
+                    unsafe { E::load_pairs(lanes, [position, position + 1].map(place)) }
+                } else {
+                    // SAFETY: as above.
+                    unsafe { E::load(lanes, place(position)) }
+                };
                 let to = values.as_mut_ptr().wrapping_add(position / together * wide + d);
                 // SAFETY: asserted above.
                 unsafe { lanes.store(to, numbers) };

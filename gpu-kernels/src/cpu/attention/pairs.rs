@@ -39,14 +39,7 @@ impl Products for InPairs {
     ) {
         assert!(keys.len() >= of.dim.div_ceil(2) * CHUNK, "a chunk of keys");
         let panels = std::array::from_fn(|panel| keys[panel * WIDTH..].as_ptr().cast());
-        let keys = Keys { panels, ask: panels, line: 4 * CHUNK };
-        for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
-            let count = evenly(rows.1 - rows.0).min(rows.1 - row);
-            let sees = |&seen: &(usize, usize)| clip(seen, chunk).0 < clip(seen, chunk).1;
-            if state.seen[row..row + count].iter().any(sees) {
-                scores_of::<L, false>(lanes, state, keys, (row, count), of);
-            }
-        }
+        scores::<L, false>(lanes, state, Keys { panels, ask: panels, line: 4 * CHUNK }, (chunk, rows), of);
     }
 
     #[inline(always)]
@@ -80,19 +73,22 @@ pub(super) fn round_rows<L: Lanes>(lanes: L, rows: &mut [f32], wide: usize) {
     }
 }
 
-/// A number of rows that go together, all of about the same size.
-fn evenly(rows: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(TOGETHER))
+/// The first of rows that go together, and their number; all groups are of about the same size.
+#[inline(always)]
+fn groups(rows: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.1 - rows.0;
+    let together = count.div_ceil(count.div_ceil(TOGETHER));
+    (rows.0..rows.1).step_by(together).map(move |row| (row, together.min(rows.1 - row)))
 }
 
-/// `weight[row][position] = scale · query[row] · key[position]` for all 64 positions, with K in panels where it lies;
-/// asks for what comes next meanwhile. Queries are pairs.
+/// `weight[row][position] = scale · query[row] · key[position]` for rows that see something of a chunk, with K in its
+/// panels where it lies; asks for what comes next meanwhile. Queries are pairs.
 #[inline(always)]
 pub(super) fn scores_in_place<L: Lanes>(
     lanes: L,
     state: &mut State<'_>,
     Chunk { here, next }: Chunk<'_>,
-    rows: (usize, usize),
+    of_rows: (usize, (usize, usize)),
     of: Dims,
 ) {
     let keys = Keys {
@@ -100,8 +96,30 @@ pub(super) fn scores_in_place<L: Lanes>(
         ask: next.at.panels.map(|panel| next.keys.wrapping_add(panel)),
         line: LINE,
     };
-    for row in (rows.0..rows.1).step_by(evenly(rows.1 - rows.0)) {
-        scores_of::<L, true>(lanes, state, keys, (row, evenly(rows.1 - rows.0).min(rows.1 - row)), of);
+    scores::<L, true>(lanes, state, keys, of_rows, of);
+}
+
+/// The same for any [`Keys`]; with ASK, those behind them are asked for.
+#[inline(always)]
+fn scores<L: Lanes, const ASK: bool>(
+    lanes: L,
+    state: &mut State<'_>,
+    keys: Keys,
+    (chunk, rows): (usize, (usize, usize)),
+    of: Dims,
+) {
+    let mut asked = !ASK;
+    for (row, count) in groups(rows) {
+        let sees = |&seen: &(usize, usize)| clip(seen, chunk).0 < clip(seen, chunk).1;
+        if !state.seen[row..row + count].iter().any(sees) {
+            continue;
+        }
+        if asked {
+            scores_of::<L, false>(lanes, state, keys, (row, count), of);
+        } else {
+            scores_of::<L, true>(lanes, state, keys, (row, count), of);
+            asked = true;
+        }
     }
 }
 
@@ -240,9 +258,8 @@ pub(super) fn add_values<L: Lanes, V: Values>(
         "state has these rows"
     );
     round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
-    let together = evenly(rows.1 - rows.0);
-    for first in (rows.0..rows.1).step_by(together) {
-        let group = first..rows.1.min(first + together);
+    for (first, count) in groups(rows) {
+        let group = first..first + count;
         let seen = |row: usize| clip(state.seen[row], chunk);
         let start = group.clone().map(|row| seen(row).0.div_ceil(2)).max().unwrap_or(0);
         let end = group.clone().map(|row| seen(row).1 / 2).min().unwrap_or(0).max(start);
@@ -255,7 +272,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
         };
         group.clone().for_each(|row| edge(state, row, (0, start)));
         if start < end {
-            common(lanes, state, values, (first, group.len()), (start, end), wide);
+            common(lanes, state, values, (first, count), (start, end), wide);
         }
         group.for_each(|row| edge(state, row, (end, CHUNK / 2)));
     }

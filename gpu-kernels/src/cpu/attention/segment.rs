@@ -54,7 +54,7 @@ pub(super) fn segment<L: Lanes, P: Products>(
             let heads = step.attention.heads;
             lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows: all });
         }
-        soften(lanes, state, chunk, all);
+        soften::<L, P>(lanes, state, chunk, all);
         for index in 0..tile.kv_heads {
             let last = index + 1 == tile.kv_heads;
             let after =
@@ -94,8 +94,9 @@ fn scores_of_head<L: Lanes, P: Products>(
     let (dim, wide) = (pages.pool.shape.head_dim, pages.pool.layout.wide);
     let (to, in_pairs) = ((wide, dim), pairs::Dims { dim, wide, scale });
     match pages.pool.form {
-        Form::Bf16 if P::PAIRS && few && pages.in_panels() => {
-            pairs::scores_in_place(lanes, state, chunk, rows, in_pairs);
+        // Nothing is won by gathering pairs of panels: they are what lies there.
+        Form::Bf16 if P::PAIRS && P::IN_PLACE && pages.in_panels() => {
+            pairs::scores_in_place(lanes, state, chunk, (of.0, rows), in_pairs);
         }
         Form::F32 if few && pages.in_panels() => {
             scores::in_place::<L, AsF32>(lanes, state, chunk, rows, to);

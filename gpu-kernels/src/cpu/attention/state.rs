@@ -1,68 +1,91 @@
 //! The online softmax (arXiv 1805.02867): what is kept of each row between chunks, and between segments.
 #![expect(clippy::needless_range_loop, reason = "indices over rows, as in the formulas")]
 
+use std::f32::consts::LOG2_E;
+
+use super::products::Products;
 use super::{CHUNK, Lanes, ROWS_MAX, WIDTH};
 
 /// A softmax over some positions, not yet divided by its sum.
 pub(super) struct Sums<'a> {
     /// Largest score so far.
     pub(super) most: [f32; ROWS_MAX],
-    /// Sum of the weights so far, relative to `most`.
-    pub(super) total: [f32; ROWS_MAX],
+    /// Sums of the weights so far, relative to `most`, of every sixteenth position each, `[rows][16]`.
+    total: &'a mut [f32],
     /// Sum of weighted values so far, `[rows][padded dim]`.
     pub(super) value: &'a mut [f32],
 }
 
 impl<'a> Sums<'a> {
+    /// Elements of memory for so many rows.
+    pub(super) fn len(rows: usize, wide: usize) -> usize {
+        rows * (wide + WIDTH)
+    }
+
     /// Over no positions.
-    pub(super) fn new(value: &'a mut [f32]) -> Self {
-        value.fill(0.0);
-        Self { most: [f32::NEG_INFINITY; ROWS_MAX], total: [0.0; ROWS_MAX], value }
+    pub(super) fn new(memory: &'a mut [f32], rows: usize) -> Self {
+        memory.fill(0.0);
+        let (total, value) = memory.split_at_mut(rows * WIDTH);
+        Self { most: [f32::NEG_INFINITY; ROWS_MAX], total, value }
     }
 
     pub(super) fn clear(&mut self) {
         self.most = [f32::NEG_INFINITY; ROWS_MAX];
-        self.total = [0.0; ROWS_MAX];
+        self.total.fill(0.0);
         self.value.fill(0.0);
     }
 
-    /// Writes everything into `to`, `[rows][padded dim]` and two numbers for each row.
+    /// Elements of memory of what [`Sums::save`] writes.
+    pub(super) fn saved_len(rows: usize, wide: usize) -> usize {
+        ROWS_MAX + Self::len(rows, wide)
+    }
+
+    /// Writes everything into `to`.
     #[inline(always)]
     pub(super) fn save(&self, to: &mut [f32]) {
-        let (value, rest) = to.split_at_mut(self.value.len());
+        let (most, rest) = to.split_at_mut(ROWS_MAX);
+        let (total, value) = rest.split_at_mut(self.total.len());
+        most.copy_from_slice(&self.most);
+        total.copy_from_slice(self.total);
         value.copy_from_slice(self.value);
-        rest[..ROWS_MAX].copy_from_slice(&self.most);
-        rest[ROWS_MAX..].copy_from_slice(&self.total);
     }
 
     /// What [`Sums::save`] wrote.
     #[inline(always)]
-    pub(super) fn saved(from: &'a mut [f32]) -> Self {
-        let (value, rest) = from.split_at_mut(from.len() - 2 * ROWS_MAX);
-        let (mut most, mut total) = ([0.0; ROWS_MAX], [0.0; ROWS_MAX]);
-        most.copy_from_slice(&rest[..ROWS_MAX]);
-        total.copy_from_slice(&rest[ROWS_MAX..]);
+    pub(super) fn saved(from: &'a mut [f32], rows: usize) -> Self {
+        let (of_rows, rest) = from.split_at_mut(ROWS_MAX);
+        let (total, value) = rest.split_at_mut(rows * WIDTH);
+        let mut most = [0.0; ROWS_MAX];
+        most.copy_from_slice(of_rows);
         Self { most, total, value }
+    }
+
+    /// The sum of a row's weights.
+    #[inline(always)]
+    pub(super) fn total<L: Lanes>(&self, lanes: L, row: usize) -> f32 {
+        // SAFETY: sixteen sums.
+        lanes.sum(unsafe { lanes.load(self.total[row * WIDTH..][..WIDTH].as_ptr()) })
     }
 
     /// Takes in the positions of `other`, which come after those here. A row that sees none of them stays as it is.
     #[inline(always)]
     pub(super) fn merge<L: Lanes>(&mut self, lanes: L, other: &Sums<'_>, rows: usize, wide: usize) {
-        assert!(self.value.len() >= rows * wide && other.value.len() >= rows * wide, "state has these rows");
         for row in (0..rows).filter(|&row| other.most[row] > f32::NEG_INFINITY) {
             let most = self.most[row].max(other.most[row]);
             let [before, after] = exponentials(lanes, [self.most[row] - most, other.most[row] - most]);
             self.most[row] = most;
-            self.total[row] = self.total[row] * before + other.total[row] * after;
-            for column in (row * wide..(row + 1) * wide).step_by(WIDTH) {
-                let before = lanes.splat(before);
-                // SAFETY: asserted above: rows of `wide` elements, a multiple of sixteen.
-                let faded = lanes.mul(unsafe { lanes.load(self.value[column..].as_ptr()) }, before);
-                // SAFETY: as above.
-                let more = unsafe { lanes.load(other.value[column..].as_ptr()) };
-                let sum = lanes.fma(more, lanes.splat(after), faded);
-                // SAFETY: as above.
-                unsafe { lanes.store(self.value[column..].as_mut_ptr(), sum) };
+            let total = (&mut self.total[row * WIDTH..][..WIDTH], &other.total[row * WIDTH..][..WIDTH]);
+            let value = (&mut self.value[row * wide..][..wide], &other.value[row * wide..][..wide]);
+            for (to, more) in [total, value] {
+                let vectors = to.as_chunks_mut::<WIDTH>().0.iter_mut().zip(more.as_chunks::<WIDTH>().0);
+                for (to, more) in vectors {
+                    // SAFETY: sixteen numbers.
+                    let faded = lanes.mul(unsafe { lanes.load(to.as_ptr()) }, lanes.splat(before));
+                    // SAFETY: as above.
+                    let more = unsafe { lanes.load(more.as_ptr()) };
+                    // SAFETY: as above.
+                    unsafe { lanes.store(to.as_mut_ptr(), lanes.fma(more, lanes.splat(after), faded)) };
+                }
             }
         }
     }
@@ -106,9 +129,15 @@ pub(super) fn clip(seen: (usize, usize), chunk: usize) -> (usize, usize) {
     (seen.0.saturating_sub(chunk).min(CHUNK), seen.1.saturating_sub(chunk).min(CHUNK))
 }
 
-/// Turns scores into weights relative to the largest score so far, and moves the running sums.
+/// Turns scores into weights relative to the largest score so far, and moves the running sums. Weights that will be
+/// rounded to bf16 ([`Products::PAIRS`]) are exact to 18 bits only.
 #[inline(always)]
-pub(super) fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, rows: (usize, usize)) {
+pub(super) fn soften<L: Lanes, P: Products>(
+    lanes: L,
+    state: &mut State<'_>,
+    chunk: usize,
+    rows: (usize, usize),
+) {
     assert!(state.weight.len() >= rows.1 * CHUNK, "state has these rows");
     let mut change = [0.0; ROWS_MAX + WIDTH];
     for row in rows.0..rows.1 {
@@ -145,15 +174,22 @@ pub(super) fn soften<L: Lanes>(lanes: L, state: &mut State<'_>, chunk: usize, ro
             continue;
         }
         let most = lanes.splat(base(state.sums.most[row]));
-        let mut total = lanes.splat(0.0);
-        for j in 0..CHUNK / WIDTH {
-            let at = state.weight[row * CHUNK + j * WIDTH..].as_mut_ptr();
-            // SAFETY: sixteen of the row's 64 scores.
-            let weight = lanes.exp(lanes.sub(unsafe { lanes.load(at) }, most));
-            total = lanes.add(total, weight);
+        let total = &mut state.sums.total[row * WIDTH..][..WIDTH];
+        // SAFETY: sixteen sums.
+        let mut sums = lanes.mul(unsafe { lanes.load(total.as_ptr()) }, lanes.splat(state.fade[row]));
+        for scores in state.weight[row * CHUNK..][..CHUNK].as_chunks_mut::<WIDTH>().0 {
+            // SAFETY: sixteen scores.
+            let below = lanes.sub(unsafe { lanes.load(scores.as_ptr()) }, most);
+            let weight = if P::PAIRS {
+                lanes.exp2_coarse(lanes.mul(below, lanes.splat(LOG2_E)))
+            } else {
+                lanes.exp(below)
+            };
+            sums = lanes.add(sums, weight);
             // SAFETY: as above.
-            unsafe { lanes.store(at, weight) };
+            unsafe { lanes.store(scores.as_mut_ptr(), weight) };
         }
-        state.sums.total[row] = state.sums.total[row] * state.fade[row] + lanes.sum(total);
+        // SAFETY: sixteen sums.
+        unsafe { lanes.store(total.as_mut_ptr(), sums) };
     }
 }

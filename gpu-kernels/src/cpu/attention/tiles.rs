@@ -1,5 +1,6 @@
 //! What threads share out: queries of a span, and the pieces that long contexts are cut into.
 
+use super::state::Sums;
 use super::{ROWS_MAX, SEGMENT, Step};
 use crate::{Attention, Heads, Span};
 
@@ -94,7 +95,7 @@ impl Tile {
 
     /// Elements that hold the sums of a segment.
     pub(super) fn sums_len(&self, wide: usize) -> usize {
-        self.rows_all() * wide + 2 * ROWS_MAX
+        Sums::saved_len(self.rows_all(), wide)
     }
 
     /// Which token of the span a row is of, and which query head.

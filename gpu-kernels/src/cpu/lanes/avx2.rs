@@ -120,12 +120,13 @@ impl Lanes for Avx2 {
         a.map(|a| unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) })
     }
     #[inline(always)]
-    fn power_of_two(self, n: Pair) -> Pair {
+    fn times_power_of_two(self, a: Pair, n: Pair) -> Pair {
         // SAFETY: the token proves the feature.
-        n.map(|n| unsafe {
+        let power = n.map(|n| unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-        })
+        });
+        self.mul(a, power)
     }
     #[inline(always)]
     fn zero_below(self, a: Pair, x: Pair, bound: Pair) -> Pair {

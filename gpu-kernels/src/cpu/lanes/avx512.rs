@@ -134,12 +134,9 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    fn power_of_two(self, n: __m512) -> __m512 {
+    fn times_power_of_two(self, a: __m512, n: __m512) -> __m512 {
         // SAFETY: the token proves the feature.
-        unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
-        }
+        unsafe { _mm512_scalef_ps(a, n) }
     }
     #[inline(always)]
     fn zero_below(self, a: __m512, x: __m512, bound: __m512) -> __m512 {

@@ -10,6 +10,16 @@ pub(crate) trait Element: Copy {
     /// 16 elements are readable at `at`, at any alignment.
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F;
 
+    /// Sixteen pairs of bf16, of elements of two rows which are exact in bf16.
+    /// # Safety
+    /// 16 elements are readable at each of `at`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pairs<L: Lanes>(lanes: L, at: [*const u8; 2]) -> L::F {
+        // SAFETY: the caller's promise.
+        let [a, b] = at.map(|at| unsafe { Self::load(lanes, at) });
+        lanes.join_pairs(a, b)
+    }
+
     /// The first or the second element of `in` for the sixteen outputs of a line (see [`super::super::panels`]).
     /// # Safety
     /// A line is readable at `at`.
@@ -87,6 +97,11 @@ impl Element for AsBf16 {
     unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
         // SAFETY: the caller's promise.
         unsafe { lanes.load_bf16(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs<L: Lanes>(lanes: L, at: [*const u8; 2]) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_pairs_bf16(at) }
     }
     #[inline(always)]
     unsafe fn half_line<L: Lanes, const SECOND: bool>(lanes: L, at: *const u8) -> L::F {

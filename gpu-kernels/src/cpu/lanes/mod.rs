@@ -92,8 +92,8 @@ pub(crate) trait Lanes: Copy {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Whole numbers, ties to even.
     fn round(self, a: Self::F) -> Self::F;
-    /// `2^n` for whole `n` in -126..=127.
-    fn power_of_two(self, n: Self::F) -> Self::F;
+    /// `a * 2^n` for whole `n` in -126..=127.
+    fn times_power_of_two(self, a: Self::F, n: Self::F) -> Self::F;
     /// `a` where `x >= bound` or `x` is no number, else 0.
     fn zero_below(self, a: Self::F, x: Self::F, bound: Self::F) -> Self::F;
     /// Lanes `from..to` of `a`, the others `other`.
@@ -251,7 +251,23 @@ pub(crate) trait Lanes: Copy {
         for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             y = self.fma(y, r, self.splat(factor));
         }
-        self.zero_below(self.mul(y, self.power_of_two(n)), x, low)
+        self.zero_below(self.times_power_of_two(y, n), x, low)
+    }
+
+    /// `2^x` for `x` up to 127, within 2^-18 of it; 0 below -126.
+    #[inline(always)]
+    fn exp2_coarse(self, x: Self::F) -> Self::F {
+        // x = n + r with |r| <= 1/2; 2^r by its series, whose 6th term is below 2^-18.
+        let low = self.splat(-126.0);
+        let bounded = self.max(low, x);
+        let n = self.round(bounded);
+        let r = self.sub(bounded, n);
+        // Powers of ln 2 over factorials.
+        let mut y = self.splat(1.333_355_8e-3);
+        for factor in [9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
+            y = self.fma(y, r, self.splat(factor));
+        }
+        self.zero_below(self.times_power_of_two(y, n), x, low)
     }
 
     /// The hyperbolic tangent within a few units in the last place.

@@ -130,12 +130,12 @@ impl Lanes for Neon {
         four!(vrndnq_f32(a))
     }
     #[inline(always)]
-    fn power_of_two(self, n: Four) -> Four {
+    fn times_power_of_two(self, a: Four, n: Four) -> Four {
         let (n, bias) = (four!(vcvtq_s32_f32(n)), four!(vdupq_n_s32([127; 4])));
         let exponent = four!(vaddq_s32(n, bias));
         let bits = four!(vdupq_n_s32([23; 4]));
         let shifted = four!(vshlq_s32(exponent, bits));
-        four!(vreinterpretq_f32_s32(shifted))
+        self.mul(a, four!(vreinterpretq_f32_s32(shifted)))
     }
     #[inline(always)]
     fn zero_below(self, a: Four, x: Four, bound: Four) -> Four {

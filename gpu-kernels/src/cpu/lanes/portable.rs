@@ -71,9 +71,9 @@ impl Lanes for Portable {
         each(|i| (a[i] + MAGIC) - MAGIC)
     }
     #[inline(always)]
-    fn power_of_two(self, n: Self::F) -> Self::F {
+    fn times_power_of_two(self, a: Self::F, n: Self::F) -> Self::F {
         #[expect(clippy::cast_possible_truncation, reason = "n is whole and small; no number casts to 0")]
-        each(|i| f32::from_bits((((n[i] as i32) + 127) as u32) << 23))
+        each(|i| a[i] * f32::from_bits((((n[i] as i32) + 127) as u32) << 23))
     }
     #[inline(always)]
     fn zero_below(self, a: Self::F, x: Self::F, bound: Self::F) -> Self::F {

@@ -53,7 +53,10 @@ impl Kernel for All<'_> {
             lanes.max(a, b),
             lanes.min(a, b),
             lanes.round(a),
-            lanes.power_of_two(lanes.round(lanes.max(lanes.min(a, lanes.splat(127.0)), lanes.splat(-126.0)))),
+            lanes.times_power_of_two(
+                lanes.splat(1.25),
+                lanes.round(lanes.max(lanes.min(a, lanes.splat(127.0)), lanes.splat(-126.0))),
+            ),
             lanes.zero_below(a, b, c),
         ];
         for (from, to) in [(0, 0), (0, 5), (3, 9), (7, 16), (0, 16)] {
@@ -182,39 +185,52 @@ fn a_multiply_add_rounds_once() {
     }
 }
 
-struct Tanh<'a> {
+/// `e^x`, `2^x` coarsely, and the hyperbolic tangent.
+struct Curves<'a> {
     x: [f32; WIDTH],
-    y: &'a mut [f32; WIDTH],
+    y: &'a mut [[f32; WIDTH]; 3],
 }
 
-impl Kernel for Tanh<'_> {
+impl Kernel for Curves<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        *self.y = store(lanes, lanes.tanh(load(lanes, &self.x)));
+        let x = load(lanes, &self.x);
+        // It knows no larger ones.
+        let bounded = lanes.min(lanes.splat(127.0), x);
+        *self.y = [lanes.exp(x), lanes.exp2_coarse(bounded), lanes.tanh(x)].map(|y| store(lanes, y));
     }
 }
 
 #[test]
-fn tanh_is_right_at_every_size() {
+fn curves_are_right_at_every_size() {
     let ends =
-        [0.0, -0.0, 1e-30, -1e-30, 0.5, -0.5, 9.0, -9.0, 3e38, -3e38, f32::INFINITY, f32::NEG_INFINITY];
-    let between = (-2000..2000_i16).map(|i| f32::from(i) / 300.0);
+        [0.0, -0.0, 1e-30, -1e-30, 0.5, -0.5, 9.0, -9.0, -125.9, -3e38, f32::INFINITY, f32::NEG_INFINITY];
+    let between = (-20000..20000_i16).map(|i| f32::from(i) / 300.0);
     let all: Vec<f32> = ends.into_iter().chain(between).collect();
+    // The bounds outside of which exponentials are flat, and how much of the number they are off.
+    let bounds = [(-87.33, 88.37), (-126.0, 127.0)].map(|(low, high): (f32, f32)| (low.into(), high.into()));
+    let exact = |x: f64, [exp, exp2]: [(f64, f64); 2]| {
+        let curve =
+            |(low, high): (f64, f64), of: &dyn Fn(f64) -> f64| if x < low { 0.0 } else { of(x.min(high)) };
+        [(curve(exp, &f64::exp), 2.4e-7), (curve(exp2, &f64::exp2), 3.8e-6), (x.tanh(), 6e-7)]
+    };
     for isa in Isa::ALL.iter().copied().filter(|isa| isa.available()) {
         for x in all.chunks_exact(WIDTH).map(|x| std::array::from_fn(|i| x[i])) {
-            let mut y = [0.0; WIDTH];
-            dispatch(isa, Tanh { x, y: &mut y });
-            for (x, y) in x.into_iter().zip(y) {
-                let exact = f64::from(x).tanh();
-                assert!(
-                    (f64::from(y) - exact).abs() <= 6e-7 * exact.abs(),
-                    "{isa}: tanh({x}) = {y}, not {exact}"
-                );
+            let mut y = [[0.0; WIDTH]; 3];
+            dispatch(isa, Curves { x, y: &mut y });
+            for (i, &x) in x.iter().enumerate() {
+                for (curve, (exact, off)) in exact(f64::from(x), bounds).into_iter().enumerate() {
+                    let y = f64::from(y[curve][i]);
+                    assert!(
+                        (y - exact).abs() <= off * exact.abs(),
+                        "{isa}: {curve} of {x} is {y}, not {exact}"
+                    );
+                }
             }
         }
-        let mut y = [0.0; WIDTH];
-        dispatch(isa, Tanh { x: [f32::NAN; WIDTH], y: &mut y });
-        assert!(y.iter().all(|y| y.is_nan()), "{isa}: {y:?}");
+        let mut y = [[0.0; WIDTH]; 3];
+        dispatch(isa, Curves { x: [f32::NAN; WIDTH], y: &mut y });
+        assert!(y.iter().flatten().all(|y| y.is_nan()), "{isa}: {y:?}");
     }
 }
 
