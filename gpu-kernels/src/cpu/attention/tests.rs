@@ -1,6 +1,6 @@
 //! Attention in pairs of bf16 and on matrix tiles on every machine, with the instructions or without: against f64, and
 //! bit by bit between a prompt and its last token alone. What needs no pairs is tested through the interface, in
-//! `tests/attention.rs`.
+//! `tests/cpu/attention.rs`.
 #![expect(clippy::cast_possible_truncation, reason = "small counts")]
 
 use half::bf16;

@@ -1,33 +1,19 @@
 //! Attention on the CPU, on every instruction set of this machine, and on CUDA in the emulator: cases that have broken
-//! kernels elsewhere, at sizes that an emulator takes, against softmax in f64 (`common/attending.rs`). Cases 14, 18, 19
-//! and 20 are in `cuda_pages.rs` and `cuda_states.rs`.
+//! kernels elsewhere, at sizes that an emulator takes, against softmax in f64 (`attending.rs`). Cases 14, 18, 19 and 20
+//! are in `pages.rs` and `states.rs`.
 //!
 //! Cases whose length is the point run at that length too (to 131,072 tokens): on a GPU, and on the CPU when
-//! `QUAYLINE_FULL_CASES` is set. `QUAYLINE_FULL_CASES=1 cargo test -p quayline-gpu-kernels --test cuda_attention case_`
-//! takes a minute and 2.2 GB on two cores.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-#[path = "common/attending.rs"]
-mod attending;
-#[path = "common/cases.rs"]
-mod cases;
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
+//! `QUAYLINE_FULL_CASES` is set. `QUAYLINE_FULL_CASES=1 cargo test -p quayline-gpu-kernels --test cuda
+//! attention::case_` takes a minute and 2.2 GB on two cores.
 
 use std::sync::atomic::Ordering;
 
-use attending::{Case, attend, compare, step};
-use cases::{Found, ORDERS, check, check_full, machines, repeat, sequences};
-use common::{Random, bits};
 use quayline_gpu_kernels::{Dtype, KvStorage};
+
+use crate::attending::{Case, attend, compare, step};
+use crate::cases::{Found, ORDERS, check, check_full, machines, repeat, sequences};
+use crate::common::{Random, bits};
+use crate::emulator;
 
 #[test]
 fn case_01_page_edges_and_no_context() {

@@ -1,22 +1,13 @@
 //! What sampling, mixtures of experts, adapters and latents refuse: on the CPU and on CUDA (in the emulator, or on a
 //! GPU) with the same words, which name the dimension and the values; and then nothing has been written.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    clippy::cast_possible_truncation,
-    reason = "a test; the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
 
 use quayline_gpu_kernels::{
     BatchInput, Cpu, Draft, Drafts, Draw, Dtype, Error, Grouped, KvStorage, Latent, LatentAttention,
     LatentQuery, LatentShape, Ops, Router, Sampling, Scores, Seen, Span,
 };
+
+use crate::common;
+use crate::emulator;
 
 fn ones<O: Ops>(ops: &O, rows: usize, cols: usize) -> O::Tensor {
     let mut x = ops.tensor(rows, cols).unwrap();

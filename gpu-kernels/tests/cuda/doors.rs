@@ -1,17 +1,5 @@
 //! What the operators refuse: on the CPU and on CUDA (in the emulator, or on a GPU) with the same words, which name the
 //! dimension and the values; and then nothing has been written.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    clippy::cast_possible_truncation,
-    reason = "a test; the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
 
 use std::fmt::Debug;
 
@@ -19,6 +7,9 @@ use quayline_gpu_kernels::{
     Attention, BatchInput, Cpu, Dtype, Error, Heads, KvShape, KvStorage, Ops, Projection, RopeStyle, Scores,
     Span,
 };
+
+use crate::common;
+use crate::emulator;
 
 /// Errors of calls that must fail, in words.
 struct Doors<'a, O: Ops> {

@@ -1,31 +1,16 @@
 //! Pools that somebody else has laid out: whatever the strides, the bits of a pool of our own, and not a byte read or
 //! written between the elements.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-#[path = "common/attending.rs"]
-mod attending;
-#[path = "common/cases.rs"]
-mod cases;
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use attending::{Case, Step, append, attend, step, step_in, write};
-use cases::{machines, sequences};
-use common::{Random, bits};
-use emulator::Emulator;
 use quayline_gpu_kernels::cuda::{Device, DeviceMemory, KvPool, KvStrides};
 use quayline_gpu_kernels::{BatchInput, Cuda, Dtype, Error, KvOrder, KvShape, KvStorage, Ops, Span};
+
+use crate::attending::{Case, Step, append, attend, step, step_in, write};
+use crate::cases::{machines, sequences};
+use crate::common::{Random, bits};
+use crate::emulator::{self, Emulator};
 
 /// Byte of memory that nobody has written: with others of it no number, in any type.
 const NOTHING: u8 = 0xff;

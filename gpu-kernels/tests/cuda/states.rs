@@ -1,28 +1,14 @@
 //! Attention in parts and in other company, on both machines: states merged in any order (case 18 of
-//! `cuda_attention.rs`), and bits that depend on a sequence alone (case 19).
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-#[path = "common/attending.rs"]
-mod attending;
-#[path = "common/cases.rs"]
-mod cases;
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
+//! `attention.rs`), and bits that depend on a sequence alone (case 19).
 
 use std::fmt;
 
-use attending::{Case, LAYER, Sequence, Step, attend, compare, step, write};
-use cases::{full_cases, machines, sequences};
-use common::{Random, attention_error, bits, cpus, half_ulp};
 use quayline_gpu_kernels::{Dtype, Heads, Ops, Scores};
+
+use crate::attending::{Case, LAYER, Sequence, Step, attend, compare, step, write};
+use crate::cases::{full_cases, machines, sequences};
+use crate::common::{self, Random, attention_error, bits, cpus, half_ulp};
+use crate::emulator;
 
 #[test]
 fn case_18_a_shared_prefix_in_levels() {

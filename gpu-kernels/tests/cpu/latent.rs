@@ -1,19 +1,10 @@
 //! Latent attention (MLA) on the CPU, with all instructions that this machine has.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-#[path = "common/heads.rs"]
-mod heads;
-#[path = "common/latents.rs"]
-mod latents;
-
-use common::{Random, bits, cpu, cpus, isas};
-use latents::Case;
 use quayline_gpu_kernels::{Cpu, Dtype, RopeStyle};
+
+use crate::common::{Random, bits, cpu, cpus, isas};
+use crate::heads;
+use crate::latents::{self, Case};
 
 /// Holds a case against the reference, on other pages and threads against itself, and each sequence alone.
 fn check(name: &str, case: &Case) {

@@ -1,20 +1,9 @@
 //! Sampling on the emulator: against a sort, in f64, and against the CPU.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/sampling.rs"]
-mod sampling;
 
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype};
+
+use crate::emulator;
+use crate::sampling;
 
 fn machines() -> Vec<Cuda> {
     [false, true].into_iter().filter_map(|d| emulator::cuda(Dtype::Bf16, d)).map(|(cuda, _)| cuda).collect()

@@ -1,17 +1,8 @@
 //! Sampling and draft verification on the CPU, with all instructions that this machine has.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-#[path = "common/sampling.rs"]
-mod sampling;
-#[path = "common/verifying.rs"]
-mod verifying;
-
-use common::cpus;
+use crate::common::cpus;
+use crate::sampling;
+use crate::verifying;
 
 #[test]
 fn a_draw_falls_where_the_sorted_distribution_says() {

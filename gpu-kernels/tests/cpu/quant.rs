@@ -1,16 +1,9 @@
 //! Rows and weights of one byte an element on the CPU, with all instructions that this machine has.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-#[path = "common/quantised.rs"]
-mod quantised;
-
-use common::{Random, cpus};
 use quayline_gpu_kernels::{Cpu, Dtype};
+
+use crate::common::{Random, cpus};
+use crate::quantised;
 
 fn each(test: impl Fn(Dtype, &Cpu, &mut Random)) {
     cpus().for_each(|cpu| test(Dtype::F32, &cpu, &mut Random::new(3)));

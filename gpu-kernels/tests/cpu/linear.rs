@@ -1,14 +1,8 @@
 //! Matrix products against sums in f64, and the promise that a row's bits depend on the row alone.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-
-use common::{Random, close, cpus, weight};
 use quayline_gpu_kernels::{Cpu, Dtype, Isa, Ops, Projection};
+
+use crate::common::{self, Random, close, cpus, weight};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 

@@ -1,32 +1,18 @@
-//! The paged memory below attention, on both machines: large pools (case 14 of `cuda_attention.rs`), blocks and slots
+//! The paged memory below attention, on both machines: large pools (case 14 of `attention.rs`), blocks and slots
 //! that are copied, swapped and appended to, and recorded steps over them (case 20).
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-#[path = "common/attending.rs"]
-mod attending;
-#[path = "common/cases.rs"]
-mod cases;
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
 
 use std::sync::atomic::Ordering;
 
-use attending::{Case, append, attend, row, step, write};
-use cases::{ORDERS, machines};
-use common::{Random, bits, cpus};
 use half::bf16;
 use quayline_gpu_kernels::cuda::{KvPool, Tensor};
 use quayline_gpu_kernels::{
     Attention, BatchInput, Cuda, Dtype, Error, Heads, KvOrder, KvShape, KvStorage, Ops, Span,
 };
+
+use crate::attending::{Case, append, attend, row, step, write};
+use crate::cases::{ORDERS, machines};
+use crate::common::{self, Random, bits, cpus};
+use crate::emulator;
 
 #[test]
 fn case_14_a_pool_beyond_32_bits() {

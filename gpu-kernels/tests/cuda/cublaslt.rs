@@ -1,27 +1,15 @@
 //! Products by cuBLASLt: through a library of our own that has its interface and computes on the host, so that the
 //! orders, strides and epilogues that we describe are what is computed; on a GPU through NVIDIA's, where the machine
 //! has it.
-#![cfg(all(unix, feature = "cuda"))]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    clippy::cast_possible_truncation,
-    reason = "a test; libraries are C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/fake_cublaslt.rs"]
-mod fake_cublaslt;
 
 use std::path::Path;
 
-use common::{Random, close, half_ulp, rounded};
-use fake_cublaslt::Fake;
 use quayline_gpu_kernels::cuda::CublasLt;
 use quayline_gpu_kernels::{Cpu, Cuda, Dtype, Error, Ops, Projection};
+
+use crate::common::{self, Random, close, half_ulp, rounded};
+use crate::emulator;
+use crate::fake_cublaslt::Fake;
 
 fn open(fake: &Fake) -> Result<CublasLt, Error> {
     CublasLt::open(&fake.path)

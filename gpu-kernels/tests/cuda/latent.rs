@@ -1,27 +1,14 @@
 //! Latent attention (MLA) on the emulator.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/heads.rs"]
-mod heads;
-#[path = "common/latents.rs"]
-mod latents;
 
 use std::sync::atomic::Ordering;
 
-use common::{Random, bits};
-use latents::Case;
 use quayline_gpu_kernels::cuda::{Device, DeviceMemory, KvStrides};
 use quayline_gpu_kernels::{Dtype, KvStorage, RopeStyle};
+
+use crate::common::{Random, bits};
+use crate::emulator;
+use crate::heads;
+use crate::latents::{self, Case};
 
 fn check(name: &str, case: &Case) {
     let mut random = Random::new(name.bytes().map(u64::from).sum());

@@ -1,16 +1,9 @@
 //! Mixtures of experts and adapters on the CPU, with all instructions that this machine has and weights of all types.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-#[path = "common/grouped.rs"]
-mod grouped;
-
-use common::{Random, cpus};
 use quayline_gpu_kernels::{Cpu, Dtype};
+
+use crate::common::{Random, cpus};
+use crate::grouped;
 
 fn each(test: impl Fn(Dtype, &Cpu, &mut Random)) {
     for cpu in cpus() {

@@ -1,15 +1,9 @@
 //! Paged attention against softmax in f64, and the promise that a query's bits know nothing of its surroundings.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-
-use common::{Random, attention_error, bits, close, cpus};
 use half::{bf16, f16};
 use quayline_gpu_kernels::{Attention, BatchInput, Cpu, Dtype, Heads, KvShape, Ops, Span};
+
+use crate::common::{self, Random, attention_error, bits, close, cpus};
 
 /// One sequence: all its queries, keys and values, `[tokens, heads * dim]`, and which of its tokens this step computes.
 #[derive(Clone)]

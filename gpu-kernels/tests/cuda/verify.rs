@@ -1,20 +1,9 @@
 //! Draft verification on the emulator.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/verifying.rs"]
-mod verifying;
 
 use quayline_gpu_kernels::{Cuda, Dtype};
+
+use crate::emulator;
+use crate::verifying;
 
 fn machines() -> Vec<Cuda> {
     [false, true].into_iter().filter_map(|d| emulator::cuda(Dtype::Bf16, d)).map(|(cuda, _)| cuda).collect()

@@ -1,17 +1,11 @@
 //! The small operators against f64.
-#![allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test: small numbers, and a panic is the report"
-)]
 
-mod common;
-
-use common::{Random, bits, close, cpus, store, vector, weight};
 use quayline_gpu_kernels::cpu::Tensor;
 use quayline_gpu_kernels::{
     BatchInput, Cpu, Dtype, Error, Heads, KvShape, Ops, Projection, RopeStyle, WeightSource,
 };
+
+use crate::common::{self, Random, bits, close, cpus, store, vector, weight};
 
 fn tensor(cpu: &Cpu, cols: usize, elements: &[f32]) -> Tensor {
     let mut x = cpu.tensor(elements.len().checked_div(cols).unwrap_or(0), cols).unwrap();

@@ -1,21 +1,9 @@
 //! Mixtures of experts and adapters on the emulator.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
 
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/grouped.rs"]
-mod grouped;
-
-use emulator::each;
 use quayline_gpu_kernels::Dtype;
+
+use crate::emulator::{self, each};
+use crate::grouped;
 
 #[test]
 fn the_best_experts_are_chosen() {

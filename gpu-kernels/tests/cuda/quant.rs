@@ -1,26 +1,13 @@
 //! Products with weights of four and eight bits on the emulator: from the checkpoint's words to sums, against f64.
-#![cfg(unix)]
-#![allow(
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stderr,
-    reason = "a test: small numbers, a panic is the report, and the emulator is a library of C++"
-)]
-
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/quantised.rs"]
-mod quantised;
 
 use std::sync::Arc;
 
-use common::{Random, bits, e4m3, rounded, store};
-use emulator::each;
 use half::f16;
-use quantised::{product, products_are_right};
 use quayline_gpu_kernels::{Cpu, Dtype, Fp8Source, Int4Layout, Int4Source, Ops, Rounding, WeightPart};
+
+use crate::common::{Random, bits, e4m3, rounded, store};
+use crate::emulator::{self, each};
+use crate::quantised::{self, product, products_are_right};
 
 /// Four-bit numbers `[out][in]`, zeros and scales `[group][out]`, and the input that is in each place of a group.
 struct Four {
