@@ -86,13 +86,10 @@ fn main() -> ExitCode {
 async fn run(flags: Flags, begun: Instant) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|error| format!("cannot handle signals: {error}"))?;
     let files_max = process::raise_files_max();
-    let place =
-        flags.network.uds.as_ref().map_or(format!("{}:{}", flags.network.host, flags.network.port), |path| {
-            path.display().to_string()
-        });
-    let listener = Listener::bind(&flags.network.host, flags.network.port, flags.network.uds.as_deref())
+    let network = &flags.network;
+    let listener = Listener::bind(&network.host, network.port, network.uds.as_deref())
         .await
-        .map_err(|error| format!("cannot listen on {place}: {error}"))?;
+        .map_err(|error| network.refused(&error))?;
     let events = flags.kv_events.open().await?;
     if let Some(KvEvents { ports: [port, replay_port], .. }) = events {
         tracing::info!(port, replay_port, "publishing events of the cache");

@@ -1,5 +1,6 @@
 //! Where the server listens, and to whom.
 
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -52,6 +53,17 @@ pub(crate) struct NetworkFlags {
 }
 
 impl NetworkFlags {
+    /// Why there is nobody listening, in one line.
+    pub(crate) fn refused(&self, error: &io::Error) -> String {
+        let place = self.uds.as_ref().map(|path| path.display().to_string());
+        let other = match error.kind() {
+            ErrorKind::AddrInUse if place.is_none() => "; --port takes another one, or 0 for any",
+            _ => "",
+        };
+        let place = place.unwrap_or_else(|| format!("{}:{}", self.host, self.port));
+        format!("cannot listen on {place}: {error}{other}")
+    }
+
     /// The keys that open the API and are nobody's in particular.
     pub(crate) fn keys(&self) -> Vec<&str> {
         let environment = self.api_key_environment.iter();
