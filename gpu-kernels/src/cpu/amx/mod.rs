@@ -87,7 +87,7 @@ pub(crate) fn linear<U: TileUnit, W: Columns>(
     rows: usize,
     products: &[Product<'_, W>],
 ) {
-    let Some(Product { weight, .. }) = products.first() else { return };
+    let Some(Product { weight, .. }) = products.first().filter(|_| rows > 0) else { return };
     assert!(products.iter().all(|product| product.weight.fit()), "others are multiplied elsewhere");
     let ((_, cols), group) = (weight.shape(), weight.group());
     let zeros = products.iter().any(|product| product.weight.has_zeros());

@@ -76,6 +76,12 @@ fn the_loops_are_right() {
     assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "instruction sets differ");
 }
 
+#[test]
+fn no_rows_have_no_products() {
+    let found = product((Emulated, Isa::Portable), &[], (0, 40), &[0; 2 * 40 * 20], (20, 2));
+    assert_eq!(found, []);
+}
+
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod instructions {
     use super::super::hardware::right;
