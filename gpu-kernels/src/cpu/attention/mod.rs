@@ -8,14 +8,15 @@
 //!
 //! What runs together is one kv head with up to 96 of its queries (tokens x heads of the group). Where they are few, as
 //! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
-//! turn, which lie beside each other in every block: then memory is read in long runs. For many queries both are
-//! widened once, or made pairs, which panels of K are already. Where there is too little else to share out, threads
-//! take segments of one sequence, and what they found is merged in order.
+//! turn, which lie beside each other in every block: then memory is read in long runs (`in_place.rs`). For many queries
+//! both are widened once, or made pairs, which panels of K are already. Where there is too little else to share out,
+//! threads take segments of one sequence, and what they found is merged in order.
 //!
 //! That is so whatever multiplies: f32 on any machine (`scores.rs`, `values.rs`), pairs of bf16 (`pairs.rs`) or matrix
 //! tiles (`matrix.rs`) where the machine has them and K and V are exact in bf16.
 
 mod call;
+mod in_place;
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 mod matrix;
 mod merge;

@@ -1,5 +1,6 @@
 //! Where a chunk of positions lies in the cache.
 
+use super::pairs::PANELS;
 use super::products::Products;
 use super::{CHUNK, Element, KvPool, Lanes, OfPlane, WIDTH};
 
@@ -16,6 +17,13 @@ pub(super) struct Places {
     pub(super) panels: [usize; CHUNK / WIDTH],
     /// The row of V of each position.
     pub(super) rows: [usize; CHUNK],
+}
+
+/// Sixteen positions of a head: a panel of K, and as many rows of V.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) head: usize,
+    pub(super) panel: usize,
 }
 
 /// A chunk of one head.
@@ -55,6 +63,16 @@ impl Pages<'_> {
             self.pool.plane(layer, which).as_ptr().wrapping_add(bytes)
         };
         Of { keys: plane(0), values: plane(1), at }
+    }
+
+    /// The parts of a chunk of so many heads, four of each, in the order of memory.
+    pub(super) fn parts(&self, heads: usize) -> Vec<Part> {
+        let of_block = (self.pool.shape.block_size / WIDTH).min(PANELS);
+        // Those of a head in one block lie one after the other, unless other heads' lie between.
+        let alone = self.pool.layout.token_stride == self.pool.layout.wide;
+        let run = if alone && PANELS.is_multiple_of(of_block) { of_block } else { 1 };
+        let runs = (0..PANELS).step_by(run).flat_map(|first| (0..heads).map(move |head| (first, head)));
+        runs.flat_map(|(first, head)| (first..first + run).map(move |panel| Part { head, panel })).collect()
     }
 
     /// Whether every sixteen positions are a panel of K of their own.

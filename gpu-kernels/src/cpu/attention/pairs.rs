@@ -13,7 +13,7 @@ use super::state::{State, clip};
 use super::{CHUNK, Kernel, Lanes, WIDTH};
 
 /// Panels in a chunk.
-const PANELS: usize = CHUNK / WIDTH;
+pub(super) const PANELS: usize = CHUNK / WIDTH;
 /// Bytes of a line of a panel.
 const LINE: usize = 4 * WIDTH;
 /// Rows that have room in registers, four vectors of sums each.
@@ -51,7 +51,9 @@ impl Products for InPairs {
         (values, _): (&[f32], (usize, usize)),
         (chunk, rows, of): (usize, (usize, usize), [usize; 2]),
     ) {
-        add_values(lanes, state, Gathered { values, wide: of[1] }, (chunk, rows, of[0]));
+        round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
+        let values = Gathered { values, wide: of[1] };
+        add_values(lanes, state, (values, (0, CHUNK / 2)), (chunk, rows, of[0]));
     }
 }
 
@@ -242,27 +244,40 @@ impl Values for Chunk<'_> {
     }
 }
 
+/// [`add_values`] with V where it lies.
+#[inline(always)]
+pub(super) fn values_in_place<L: Lanes>(
+    lanes: L,
+    state: &mut State<'_>,
+    chunk: Chunk<'_>,
+    (first, rows, wide): (usize, (usize, usize), usize),
+) {
+    round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
+    add_values(lanes, state, (chunk, (0, CHUNK / 2)), (first, rows, wide));
+}
+
 /// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]`, over what each row sees.
 ///
-/// Rows go together over the pairs of positions that all of their group see whole; before and after that, at the edges
-/// of the mask, each goes alone. Weights are 0 where a row does not see, and become pairs here.
+/// Only pairs of positions `within.0..within.1` of the chunk count. Rows go together over those that all of their group
+/// see whole; before and after that, at the edges of the mask, each goes alone. Weights are pairs, 0 where a row does
+/// not see.
 #[inline(always)]
 pub(super) fn add_values<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
-    values: V,
+    (values, within): (V, (usize, usize)),
     (chunk, rows, wide): (usize, (usize, usize), usize),
 ) {
     assert!(
         state.sums.value.len() >= rows.1 * wide && state.weight.len() >= rows.1 * CHUNK,
         "state has these rows"
     );
-    round_rows(lanes, &mut state.weight[rows.0 * CHUNK..rows.1 * CHUNK], CHUNK);
     for (first, count) in groups(rows) {
         let group = first..first + count;
         let seen = |row: usize| clip(state.seen[row], chunk);
         let start = group.clone().map(|row| seen(row).0.div_ceil(2)).max().unwrap_or(0);
-        let end = group.clone().map(|row| seen(row).1 / 2).min().unwrap_or(0).max(start);
+        let start = start.clamp(within.0, within.1);
+        let end = group.clone().map(|row| seen(row).1 / 2).min().unwrap_or(0).clamp(start, within.1);
         let edge = |state: &mut State<'_>, row: usize, of: (usize, usize)| {
             let seen = clip(state.seen[row], chunk);
             let of = (of.0.max(seen.0 / 2), of.1.min(seen.1.div_ceil(2)));
@@ -270,11 +285,11 @@ pub(super) fn add_values<L: Lanes, V: Values>(
                 lanes.apart(Sum::<V, 1, true> { state, values, row, of, seen, wide });
             }
         };
-        group.clone().for_each(|row| edge(state, row, (0, start)));
+        group.clone().for_each(|row| edge(state, row, (within.0, start)));
         if start < end {
             common(lanes, state, values, (first, count), (start, end), wide);
         }
-        group.for_each(|row| edge(state, row, (end, CHUNK / 2)));
+        group.for_each(|row| edge(state, row, (end, within.1)));
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Heads lie one after the other in every block, so each of the three goes through all of them: K and V are read in
 //! long runs, and what comes next is asked for meanwhile, of V by the last head's K and of the next chunk's K by the
-//! last head's V.
+//! last head's V. Where every head has one row, K and V are even read in the order of memory (`in_place.rs`).
 
+use super::in_place::Walk;
 use super::pages::{Chunk, Pages, Places};
+use super::pairs::Dims;
 use super::products::{InF32, Products};
 use super::shaping::{Shape, scale};
 use super::state::{State, soften};
@@ -32,6 +34,9 @@ pub(super) fn segment<L: Lanes, P: Products>(
     if start < high {
         pages.places(start, valid(start), &mut here);
     }
+    let walks = P::PAIRS && P::IN_PLACE && pool.form == Form::Bf16 && tile.rows == 1 && pages.in_panels();
+    let parts = if walks { pages.parts(tile.kv_heads) } else { Vec::new() };
+    let dims = Dims { dim: pool.shape.head_dim, wide: pool.layout.wide, scale: step.attention.scale };
     for chunk in (start..high).step_by(CHUNK) {
         if chunk + CHUNK < high {
             pages.places(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
@@ -40,11 +45,16 @@ pub(super) fn segment<L: Lanes, P: Products>(
         let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
         let few = P::IN_PLACE && tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
         let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
-        for index in 0..tile.kv_heads {
+        let walk = Walk::new(&pages, (layer, tile.kv_head), &parts, [&here, &next]);
+        let by_head = if walks { 0..0 } else { 0..tile.kv_heads };
+        if walks {
+            walk.scores(lanes, state, dims);
+        }
+        for index in by_head.clone() {
             let after = if index + 1 < tile.kv_heads { head(index + 1) } else { head(0).values_as_keys() };
             let chunk = Chunk { here: head(index), next: after };
             let of_head = OfHead { of, chunk, rows: rows(index), few };
-            scores_of_head((lanes, by), &pages, state, scratch, of_head, step.attention.scale);
+            scores_of_head((lanes, by), &pages, state, scratch, of_head, dims);
             if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
                 scale(lanes, state, rows(index), &scales);
             }
@@ -55,7 +65,10 @@ pub(super) fn segment<L: Lanes, P: Products>(
             lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows: all });
         }
         soften::<L, P>(lanes, state, chunk, all);
-        for index in 0..tile.kv_heads {
+        if walks {
+            walk.add_values(lanes, state, (chunk, step.q.wide()));
+        }
+        for index in by_head {
             let last = index + 1 == tile.kv_heads;
             let after =
                 if last { pages.head(layer, tile.kv_head, &next).keys_as_values() } else { head(index + 1) };
@@ -89,14 +102,13 @@ fn scores_of_head<L: Lanes, P: Products>(
     state: &mut State<'_>,
     [scratch, room]: &mut [&mut [f32]; 2],
     OfHead { of, chunk, rows, few }: OfHead<'_>,
-    scale: f32,
+    dims: Dims,
 ) {
-    let (dim, wide) = (pages.pool.shape.head_dim, pages.pool.layout.wide);
-    let (to, in_pairs) = ((wide, dim), pairs::Dims { dim, wide, scale });
+    let to = (dims.wide, dims.dim);
     match pages.pool.form {
         // Nothing is won by gathering pairs of panels: they are what lies there.
         Form::Bf16 if P::PAIRS && P::IN_PLACE && pages.in_panels() => {
-            pairs::scores_in_place(lanes, state, chunk, (of.0, rows), in_pairs);
+            pairs::scores_in_place(lanes, state, chunk, (of.0, rows), dims);
         }
         Form::F32 if few && pages.in_panels() => {
             scores::in_place::<L, AsF32>(lanes, state, chunk, rows, to);
@@ -115,7 +127,7 @@ fn scores_of_head<L: Lanes, P: Products>(
                 Form::E4m3 => pages.gather_keys::<L, AsE4m3, P>(lanes, of, chunk, scratch),
                 Form::Int8 => pages.gather_keys::<L, AsInt8, P>(lanes, of, chunk, scratch),
             }
-            by.scores(lanes, room, state, (of.0, *scratch), rows, in_pairs);
+            by.scores(lanes, room, state, (of.0, *scratch), rows, dims);
         }
     }
 }
@@ -132,7 +144,7 @@ fn values_of_head<L: Lanes, P: Products>(
 ) {
     let to = (of.0, rows, columns);
     match pages.pool.form {
-        Form::Bf16 if P::PAIRS && few => pairs::add_values(lanes, state, chunk, to),
+        Form::Bf16 if P::PAIRS && few => pairs::values_in_place(lanes, state, chunk, to),
         Form::F32 if few => add_values(lanes, state, InPlace::<AsF32>::of(&chunk), to),
         Form::Bf16 if few => add_values(lanes, state, InPlace::<AsBf16>::of(&chunk), to),
         Form::F16 if few => add_values(lanes, state, InPlace::<AsF16>::of(&chunk), to),

@@ -128,6 +128,8 @@ fn check(by: impl Products + Sync, cpu: &Cpu) {
         Case::new((2, 2, 17), 66, 5),
         windowed(Case::new((6, 3, 48), 150, 16)),
         windowed(Case::new((1, 1, 80), 99, 32)),
+        windowed(Case::new((3, 3, 48), 150, 16)),
+        Case::new((5, 5, 32), 70, 48),
         Case::new((12, 1, 128), 3, 16),
     ];
     for case in &cases {
