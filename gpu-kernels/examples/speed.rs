@@ -192,33 +192,40 @@ fn attention(cpu: &Cpu, (cache, storage): (&str, KvStorage), wanted: &dyn Fn(&st
                     context_len: context as u32,
                 })
                 .collect();
-            let tables: Vec<u32> = (0..(sequences * per) as u32).rev().collect();
-            let batch = BatchInput {
-                positions: &vec![0; rows],
-                slots: &vec![-1; rows],
-                spans: &spans,
-                block_tables: &tables,
-                block_size,
-            };
-            let batch = cpu.batch(batch).expect("in range");
             let mut q = cpu.tensor(rows, query * dim).expect("memory");
             cpu.write(&mut q, &vec![0.1; rows * query * dim]).expect("fits");
             let mut out = cpu.tensor(rows, query * dim).expect("memory");
-            let mut layer = 0;
             // Many times what a cache shared with other guests may hold.
             let limit = bandwidth(cpu.threads(), &vec![1; 512 << 20]);
-            let seconds = best(cpu.threads(), || {
-                layer = (layer + 1) % layers;
-                let attention = Attention { heads, scale: 0.1, window: None };
-                cpu.attention(&pool, layer, &batch, &q, attention, &mut out).expect("shapes agree");
-            });
+            let mut seconds_over = |tables: &[u32]| {
+                let batch = BatchInput {
+                    positions: &vec![0; rows],
+                    slots: &vec![-1; rows],
+                    spans: &spans,
+                    block_tables: tables,
+                    block_size,
+                };
+                let batch = cpu.batch(batch).expect("in range");
+                let mut layer = 0;
+                best(cpu.threads(), || {
+                    layer = (layer + 1) % layers;
+                    let attention = Attention { heads, scale: 0.1, window: None };
+                    cpu.attention(&pool, layer, &batch, &q, attention, &mut out).expect("shapes agree");
+                })
+            };
+            let mut tables: Vec<u32> = (0..(sequences * per) as u32).collect();
+            let following = seconds_over(&tables);
+            tables.reverse();
+            let seconds = seconds_over(&tables);
             let seen = rows * context - sequences * queries * (queries - 1) / 2;
             let bytes = if storage == KvStorage::Same { 2 } else { 1 };
-            let gb = (sequences * context * kv * dim * 2 * bytes) as f64 / seconds / 1e9;
+            let gb = (sequences * context * kv * dim * 2 * bytes) as f64 / 1e9;
+            let (gb, gb_following) = (gb / seconds, gb / following);
             let gf = (seen * query * dim * 4) as f64 / seconds / 1e9;
             let peak = peak(cpu, Dtype::F32);
             println!(
-                "{name:44} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}",
+                "{name:44} {:9.1} us {gb:6.2} GB/s of {limit:4.1} {gf:8.1} GFLOP/s of {peak:5.1}; where blocks follow \
+                 each other {gb_following:.2} GB/s",
                 seconds * 1e6
             );
         }

@@ -8,7 +8,7 @@
 //!
 //! What runs together is one kv head with up to 96 of its queries (tokens x heads of the group). Where they are few, as
 //! in generating, K is read in its panels and V in its rows, where they lie, and a thread takes several kv heads in
-//! turn, which lie beside each other in every block: then memory is read in long runs (`in_place.rs`). For many queries
+//! turn, which lie beside each other in every block: then memory is read in long runs (`in_order.rs`). For many queries
 //! both are widened once, or made pairs, which panels of K are already. Where there is too little else to share out,
 //! threads take segments of one sequence, and what they found is merged in order.
 //!
@@ -16,7 +16,7 @@
 //! tiles (`matrix.rs`) where the machine has them and K and V are exact in bf16.
 
 mod call;
-mod in_place;
+mod in_order;
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 mod matrix;
 mod merge;

@@ -15,7 +15,7 @@ use super::{CHUNK, Kernel, Lanes, WIDTH};
 /// Panels in a chunk.
 pub(super) const PANELS: usize = CHUNK / WIDTH;
 /// Bytes of a line of a panel.
-const LINE: usize = 4 * WIDTH;
+pub(super) const LINE: usize = 4 * WIDTH;
 /// Rows that have room in registers, four vectors of sums each.
 const TOGETHER: usize = 6;
 

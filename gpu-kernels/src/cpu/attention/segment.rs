@@ -2,9 +2,9 @@
 //!
 //! Heads lie one after the other in every block, so each of the three goes through all of them: K and V are read in
 //! long runs, and what comes next is asked for meanwhile, of V by the last head's K and of the next chunk's K by the
-//! last head's V. Where every head has one row, K and V are even read in the order of memory (`in_place.rs`).
+//! last head's V. Where every head has one row, K and V are even read in the order of memory (`in_order.rs`).
 
-use super::in_place::Walk;
+use super::in_order::InOrder;
 use super::pages::{Chunk, Pages, Places};
 use super::pairs::Dims;
 use super::products::{InF32, Products};
@@ -34,50 +34,55 @@ pub(super) fn segment<L: Lanes, P: Products>(
     if start < high {
         pages.places(start, valid(start), &mut here);
     }
-    let walks = P::PAIRS && P::IN_PLACE && pool.form == Form::Bf16 && tile.rows == 1 && pages.in_panels();
-    let parts = if walks { pages.parts(tile.kv_heads) } else { Vec::new() };
+    let in_order = P::PAIRS && P::IN_PLACE && pool.form == Form::Bf16 && tile.rows == 1 && pages.in_panels();
+    let parts = in_order.then(|| pages.parts(tile.kv_heads));
+    let few = P::IN_PLACE && tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
     let dims = Dims { dim: pool.shape.head_dim, wide: pool.layout.wide, scale: step.attention.scale };
+    let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
+    let all = (0, tile.rows_all());
     for chunk in (start..high).step_by(CHUNK) {
         if chunk + CHUNK < high {
             pages.places(chunk + CHUNK, valid(chunk + CHUNK), &mut next);
         }
-        let head = |index: usize| pages.head(layer, tile.kv_head + index, &here);
-        let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
-        let few = P::IN_PLACE && tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
         let (of, mut scales) = ((chunk, valid(chunk)), [0.0; CHUNK]);
-        let walk = Walk::new(&pages, (layer, tile.kv_head), &parts, [&here, &next]);
-        let by_head = if walks { 0..0 } else { 0..tile.kv_heads };
-        if walks {
-            walk.scores(lanes, state, dims);
-        }
-        for index in by_head.clone() {
-            let after = if index + 1 < tile.kv_heads { head(index + 1) } else { head(0).values_as_keys() };
-            let chunk = Chunk { here: head(index), next: after };
-            let of_head = OfHead { of, chunk, rows: rows(index), few };
-            scores_of_head((lanes, by), &pages, state, scratch, of_head, dims);
-            if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
-                scale(lanes, state, rows(index), &scales);
+        let head = |index: usize| pages.head(layer, tile.kv_head + index, &here);
+        let of_head = |index: usize, next| OfHead {
+            of,
+            chunk: Chunk { here: head(index), next },
+            rows: rows(index),
+            few,
+        };
+        let in_order =
+            parts.as_ref().map(|parts| InOrder::new(&pages, (layer, tile.kv_head), parts, [&here, &next]));
+        if let Some(in_order) = in_order {
+            in_order.scores(lanes, state, dims);
+        } else {
+            for index in 0..tile.kv_heads {
+                let last = index + 1 == tile.kv_heads;
+                let after = if last { head(0).values_as_keys() } else { head(index + 1) };
+                scores_of_head((lanes, by), &pages, state, scratch, of_head(index, after), dims);
+                if pages.scales((layer, 0, tile.kv_head + index), of, &mut scales) {
+                    scale(lanes, state, rows(index), &scales);
+                }
             }
         }
-        let all = (0, tile.rows_all());
         if shaping.changes_scores() {
             let heads = step.attention.heads;
             lanes.apart(Shape { shaping, tile, heads, state: &mut *state, chunk, rows: all });
         }
         soften::<L, P>(lanes, state, chunk, all);
-        if walks {
-            walk.add_values(lanes, state, (chunk, step.q.wide()));
-        }
-        for index in by_head {
-            let last = index + 1 == tile.kv_heads;
-            let after =
-                if last { pages.head(layer, tile.kv_head, &next).keys_as_values() } else { head(index + 1) };
-            let chunk = Chunk { here: head(index), next: after };
-            if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
-                scale(lanes, state, rows(index), &scales);
+        if let Some(in_order) = in_order {
+            in_order.add_values(lanes, state, (chunk, step.q.wide()));
+        } else {
+            let of_next = pages.head(layer, tile.kv_head, &next).keys_as_values();
+            for index in 0..tile.kv_heads {
+                let last = index + 1 == tile.kv_heads;
+                let after = if last { of_next } else { head(index + 1) };
+                if pages.scales((layer, 1, tile.kv_head + index), of, &mut scales) {
+                    scale(lanes, state, rows(index), &scales);
+                }
+                values_of_head((lanes, by), &pages, state, scratch, of_head(index, after), step.q.wide());
             }
-            let of_head = OfHead { of, chunk, rows: rows(index), few };
-            values_of_head((lanes, by), &pages, state, scratch, of_head, step.q.wide());
         }
         here = next;
     }

@@ -8,19 +8,17 @@
 //! wait for each other in one panel, where four of a head have room in registers (`pairs.rs`).
 
 use super::pages::{Pages, Part, Places};
-use super::pairs::{self, Dims, PANELS, add_values, round_rows};
+use super::pairs::{self, Dims, LINE, PANELS, add_values, round_rows};
 use super::state::State;
 use super::{CHUNK, Kernel, Lanes, WIDTH};
 
-/// Bytes of a line of a panel.
-const LINE: usize = 4 * WIDTH;
 /// The two planes of a layer.
 const KEYS: usize = 0;
 const VALUES: usize = 1;
 
 /// A chunk of all heads of a tile.
 #[derive(Clone, Copy)]
-pub(super) struct Walk<'a> {
+pub(super) struct InOrder<'a> {
     /// Parts of a chunk in the order of memory ([`Pages::parts`]).
     parts: &'a [Part],
     /// Where K and V of the tile's first head lie, and bytes from there to the next head's.
@@ -31,7 +29,7 @@ pub(super) struct Walk<'a> {
     next: &'a Places,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> InOrder<'a> {
     /// `of` is the layer and the tile's first kv head; then where the chunk and the next one lie.
     #[inline(always)]
     pub(super) fn new(
