@@ -159,11 +159,11 @@ fn linear(criterion: &mut Criterion) {
     for (inputs, outputs) in [(768, 2048), (896, 4864), (2048, 5632)] {
         for rounding in [None, Some(Rounding::Int8), Some(Rounding::Fp8), Some(Rounding::Int4)] {
             let (values, weights) = weights(&cpu, outputs, inputs, rounding);
-            let (stored, bits) = match rounding {
-                None => ("bf16", 16),
-                Some(Rounding::Int8) => ("int8", 8),
-                Some(Rounding::Fp8) => ("fp8", 8),
-                Some(Rounding::Int4) => ("int4", 4),
+            let stored = match rounding {
+                None => "bf16",
+                Some(Rounding::Int8) => "int8",
+                Some(Rounding::Fp8) => "fp8",
+                Some(Rounding::Int4) => "int4",
             };
             for rows in [1, 8, 16, 32, 128, 512] {
                 let x = numbers(2, rows * inputs);
@@ -174,7 +174,7 @@ fn linear(criterion: &mut Criterion) {
                     assert_product(&cpu, &out, &x, &values, inputs, rows);
                 }
                 // Up to some eight rows bytes are the limit, then arithmetic.
-                let (bytes, flop) = (outputs * inputs * bits / 8, 2 * rows * inputs * outputs);
+                let (bytes, flop) = (weights[0].bytes(), 2 * rows * inputs * outputs);
                 let work = if rows <= 8 { Work::Bytes(bytes) } else { Work::Flop(flop) };
                 let arithmetic = if rounding.is_none() { bf16 } else { f32 };
                 let limit = roof(work, (bytes, flop), (read, arithmetic));

@@ -95,7 +95,7 @@ fn main() {
     for &count in &arguments.batches {
         let rate = decode(&mut engine, &arguments, count);
         let share = rate / count as f64 * weight_bytes as f64 / 1e9 / bandwidth;
-        println!("decode {count}: {rate:.1} tokens/s, {:.0} % of the bandwidth for weights", share * 100.0);
+        println!("decode {count}: {rate:.1} tokens/s, {:.0} % of reading the checkpoint", share * 100.0);
         rows.push(json!({"decode": count, "tokens_per_second": rate, "share_of_bandwidth": share}));
     }
     let memory = resident(std::process::id());

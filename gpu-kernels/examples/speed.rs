@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use half::bf16;
 use quayline_gpu_kernels::{
     Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, KvStorage, Ops, Projection, Rounding, Span,
     WeightBytes, WeightSource,
@@ -96,13 +97,23 @@ fn peak(cpu: &Cpu, weights: Dtype) -> f64 {
     operations as f64 / seconds / 1e9
 }
 
+/// The `i`th of numbers that are spread like those of a trained matrix.
+fn normal(i: usize) -> bf16 {
+    // Four times sixteen bits of a counter that is well mixed (SplitMix64) are nearly a normal distribution.
+    let mut bits = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^= bits >> 31;
+    let sum: f32 = (0..4).map(|part| f32::from((bits >> (16 * part)) as u16) / 65536.0 - 0.5).sum();
+    bf16::from_f32(0.03 * sum)
+}
+
 fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) {
-    // Bytes of a weight: two, one, or a half and the scales.
-    let (stored, bytes_each) = match rounding {
-        None => ("bf16", 2.0),
-        Some(Rounding::Int8) => ("int8", 1.0),
-        Some(Rounding::Fp8) => ("fp8", 1.0),
-        Some(Rounding::Int4) => ("int4", 0.5 * 17.0 / 16.0),
+    let stored = match rounding {
+        None => "bf16",
+        Some(Rounding::Int8) => "int8",
+        Some(Rounding::Fp8) => "fp8",
+        Some(Rounding::Int4) => "int4",
     };
     for (k, n, copies) in [(288, 768, 1), (768, 2048, 40), (2048, 5632, 8), (5632, 2048, 8), (896, 4864, 20)]
     {
@@ -111,9 +122,9 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
         if sizes.clone().count() == 0 {
             continue;
         }
-        let bytes: Vec<u64> = vec![0x3c10_bc01_3b80_3c00; k * n * copies / 4];
-        let limit = bandwidth(cpu.threads(), bytemuck::cast_slice(&bytes));
-        let shared: WeightBytes = Arc::new(bytemuck::cast_slice::<u64, u8>(&bytes).to_vec());
+        let limit = bandwidth(cpu.threads(), &vec![1; 512 << 20]);
+        let numbers: Vec<bf16> = (0..k * n * copies).map(normal).collect();
+        let shared: WeightBytes = Arc::new(bytemuck::cast_slice::<bf16, u8>(&numbers).to_vec());
         let weights: Vec<_> = (0..copies)
             .map(|copy| {
                 let range = copy * k * n * 2..(copy + 1) * k * n * 2;
@@ -135,7 +146,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
                 let mut projections = [Projection { weight: &weights[copy], bias: None, out: &mut out }];
                 cpu.linear(&x, &mut projections).expect("shapes agree");
             });
-            let gb = (k * n) as f64 * bytes_each / seconds / 1e9;
+            let gb = weights[copy].bytes() as f64 / seconds / 1e9;
             let gf = (2 * m * k * n) as f64 / seconds / 1e9;
             let peak = peak(cpu, Dtype::Bf16);
             println!(

@@ -3,7 +3,8 @@
 
 use std::marker::PhantomData;
 
-use super::lanes::{AsBf16, AsF16, AsF32, Element, Kernel, Lanes, WIDTH};
+use super::exponents;
+use super::lanes::{Element, Kernel, Lanes, WIDTH};
 use super::tiles::{Asks, Word, X_AHEAD};
 
 /// Bytes of a panel between those that are widened and those that are asked for.
@@ -12,21 +13,52 @@ const WIDEN_AHEAD: usize = 1024;
 const SOME_LINES: usize = 8;
 
 /// How lines of a weight are multiplied.
-pub(super) trait Line: Element {
+pub(super) trait Line {
+    /// Bytes of a line.
+    const BYTES: usize;
+    /// Pairs of elements of `in` in it.
+    const PAIRS: usize = 1;
     /// What `x` is read in.
     const WORD: Word = Word::Number;
+    /// Words of a row of `x` for a line.
+    const WORDS: usize = Self::PAIRS * Self::WORD.of_pair();
+    /// Whether it is shorter than in f32, to which [`Line::widen`] brings it.
+    const WIDENS: bool = false;
+    /// Whether some numbers lie apart, so that sums begin with what those make ([`super::exponents`]).
+    const APART: bool = false;
 
-    /// `sums[i][j] += x[i] · w[j]` for both elements of a line.
+    /// `sums[i][j] += x[i] · w[j]` for all elements of a line.
     ///
     /// # Safety
     /// `x` has the words of R rows for a line, and at `line` and each of the N - 1 places `stride` apart behind it
     /// there is one.
+    unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
+        lanes: L,
+        x: *const f32,
+        line: (*const u8, usize),
+        sums: &mut [[L::F; N]; R],
+    );
+
+    /// The two elements of each output of a line in f32, if it [widens](Line::WIDENS).
+    ///
+    /// # Safety
+    /// A line is readable.
+    #[inline(always)]
+    unsafe fn widen<L: Lanes>(_: L, _: *const u8) -> [L::F; 2] {
+        unreachable!("multiplied as it is")
+    }
+}
+
+/// Numbers, one after the other.
+impl<E: Element> Line for E {
+    const BYTES: usize = 2 * WIDTH * E::BYTES;
+    const WIDENS: bool = E::BYTES < 4;
+
     #[inline(always)]
     unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
         lanes: L,
         x: *const f32,
-        line: *const u8,
-        stride: usize,
+        (line, stride): (*const u8, usize),
         sums: &mut [[L::F; N]; R],
     ) {
         // SAFETY: the caller's promise.
@@ -34,34 +66,28 @@ pub(super) trait Line: Element {
         // SAFETY: as above.
         unsafe { multiply::<L, Self, R, N, true>(lanes, x.wrapping_add(R), line, stride, sums) };
     }
-}
 
-impl Line for AsF32 {}
-impl Line for AsF16 {}
-impl Line for AsBf16 {}
-
-/// bf16, multiplied two at a time.
-#[derive(Clone, Copy)]
-pub(super) struct InPairs;
-
-impl Element for InPairs {
-    const BYTES: usize = AsBf16::BYTES;
     #[inline(always)]
-    unsafe fn load<L: Lanes>(lanes: L, at: *const u8) -> L::F {
+    unsafe fn widen<L: Lanes>(lanes: L, line: *const u8) -> [L::F; 2] {
         // SAFETY: the caller's promise.
-        unsafe { AsBf16::load(lanes, at) }
+        let first = unsafe { E::half_line::<L, false>(lanes, line) };
+        // SAFETY: as above.
+        [first, unsafe { E::half_line::<L, true>(lanes, line) }]
     }
 }
 
+/// bf16, multiplied two at a time.
+pub(super) struct InPairs;
+
 impl Line for InPairs {
+    const BYTES: usize = 4 * WIDTH;
     const WORD: Word = Word::Pair;
 
     #[inline(always)]
     unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
         lanes: L,
         x: *const f32,
-        line: *const u8,
-        stride: usize,
+        (line, stride): (*const u8, usize),
         sums: &mut [[L::F; N]; R],
     ) {
         let mut w = [lanes.splat(0.0); N];
@@ -69,12 +95,74 @@ impl Line for InPairs {
             // SAFETY: the caller's promise; sixteen pairs are as long as sixteen numbers.
             w[j] = unsafe { lanes.load(line.wrapping_add(j * stride).cast()) };
         }
-        for i in 0..R {
-            // SAFETY: the caller's promise.
-            let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
-            for j in 0..N {
-                sums[i][j] = lanes.dot_pairs(x, w[j], sums[i][j]);
-            }
+        // SAFETY: the caller's promise.
+        unsafe { dot_pairs(lanes, x, w, sums) };
+    }
+}
+
+/// The same in twelve bits.
+pub(super) struct InTwelve;
+
+impl Line for InTwelve {
+    const BYTES: usize = exponents::LINE;
+    const PAIRS: usize = exponents::PAIRS;
+    const WORD: Word = Word::Pair;
+    const APART: bool = true;
+
+    #[inline(always)]
+    unsafe fn multiply<L: Lanes, const R: usize, const N: usize>(
+        lanes: L,
+        x: *const f32,
+        (line, stride): (*const u8, usize),
+        sums: &mut [[L::F; N]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { pair_of_twelve::<L, 0, R, N>(lanes, x, (line, stride), sums) };
+        // SAFETY: as above.
+        unsafe { pair_of_twelve::<L, 1, R, N>(lanes, x, (line, stride), sums) };
+        // SAFETY: as above.
+        unsafe { pair_of_twelve::<L, 2, R, N>(lanes, x, (line, stride), sums) };
+        // SAFETY: as above.
+        unsafe { pair_of_twelve::<L, 3, R, N>(lanes, x, (line, stride), sums) };
+    }
+}
+
+/// One of the pairs of a line in twelve bits.
+///
+/// # Safety
+/// That of [`Line::multiply`].
+#[inline(always)]
+unsafe fn pair_of_twelve<L: Lanes, const PAIR: usize, const R: usize, const N: usize>(
+    lanes: L,
+    x: *const f32,
+    (line, stride): (*const u8, usize),
+    sums: &mut [[L::F; N]; R],
+) {
+    let mut w = [lanes.splat(0.0); N];
+    for j in 0..N {
+        // SAFETY: the caller's promise.
+        w[j] = unsafe { lanes.load_pair_of_twelve::<PAIR>(line.wrapping_add(j * stride)) };
+    }
+    // SAFETY: the caller's promise: the words of R rows for each pair.
+    unsafe { dot_pairs(lanes, x.wrapping_add(PAIR * R), w, sums) };
+}
+
+/// `sums[i][j] += x[i] · w[j]` for a pair of elements.
+///
+/// # Safety
+/// `x` has R words.
+#[inline(always)]
+unsafe fn dot_pairs<L: Lanes, const R: usize, const N: usize>(
+    lanes: L,
+    x: *const f32,
+    w: [L::F; N],
+    sums: &mut [[L::F; N]; R],
+) {
+    for i in 0..R {
+        // SAFETY: the caller's promise.
+        let x = lanes.splat(unsafe { x.wrapping_add(i).read() });
+        for j in 0..N {
+            sums[i][j] = lanes.dot_pairs(x, w[j], sums[i][j]);
         }
     }
 }
@@ -93,17 +181,15 @@ pub(super) struct Lines {
 impl Lines {
     /// The same lines of N panels in f32, in `to`.
     #[inline(always)]
-    pub(super) fn widen<L: Lanes, E: Element, const N: usize>(self, lanes: L, to: &mut [f32]) -> Self {
-        let (line, stride) = (2 * WIDTH * E::BYTES, 2 * WIDTH * self.len);
+    pub(super) fn widen<L: Lanes, W: Line, const N: usize>(self, lanes: L, to: &mut [f32]) -> Self {
+        let stride = 2 * WIDTH * self.len;
         let widened = &mut to[..N * stride];
         for (j, to) in widened.chunks_exact_mut(stride).enumerate() {
             for (index, to) in to.chunks_exact_mut(2 * WIDTH).enumerate() {
-                let from = self.here.wrapping_add(j * self.stride + index * line);
+                let from = self.here.wrapping_add(j * self.stride + index * W::BYTES);
                 lanes.prefetch(from.wrapping_add(WIDEN_AHEAD));
                 // SAFETY: N panels have the lines.
-                let first = unsafe { E::half_line::<L, false>(lanes, from) };
-                // SAFETY: as above.
-                let second = unsafe { E::half_line::<L, true>(lanes, from) };
+                let [first, second] = unsafe { W::widen(lanes, from) };
                 // SAFETY: twice sixteen elements.
                 unsafe { lanes.store(to.as_mut_ptr(), first) };
                 // SAFETY: as above.
@@ -123,7 +209,7 @@ pub(super) struct Tile<'a, W, const R: usize, const N: usize> {
     pub(super) asks: Asks,
     /// Bytes from panel to panel of the weight.
     pub(super) far_stride: usize,
-    /// `[R][N][16]`: those of the elements before `lines.start`, if there are any, and then with these.
+    /// `[R][N][16]`: those of other elements, if there are any, and then with these.
     pub(super) sums: &'a mut [f32],
     /// Where the first row of sums will go, and the elements from there to the next one.
     pub(super) to: (*const f32, usize),
@@ -135,9 +221,8 @@ impl<W: Line, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
     fn run<L: Lanes>(self, lanes: L) {
         let Self { x, lines, mut asks, far_stride, sums: memory, to: out, .. } = self;
         let Lines { here, stride, start, len, .. } = lines;
-        let line = 2 * WIDTH * W::BYTES;
         let mut sums = [[lanes.splat(0.0); N]; R];
-        if start > 0 {
+        if start > 0 || W::APART {
             for i in 0..R {
                 for j in 0..N {
                     // SAFETY: R N vectors.
@@ -156,13 +241,15 @@ impl<W: Line, const R: usize, const N: usize> Kernel for Tile<'_, W, R, N> {
                 }
             }
             for _ in from..to {
-                asks.ask::<L, R, N>(lanes, line, (stride, far_stride));
+                asks.ask::<L, R, N>(lanes, W::BYTES, (stride, far_stride));
                 if const { L::REGISTERS.one_of_several(R) } {
-                    lanes.prefetch(x.wrapping_add(X_AHEAD).cast());
+                    for ahead in (0..W::WORDS * R).step_by(WIDTH) {
+                        lanes.prefetch(x.wrapping_add(X_AHEAD + ahead).cast());
+                    }
                 }
                 // SAFETY: `x` has the words of R rows for each line, and N panels have the lines.
-                unsafe { W::multiply::<L, R, N>(lanes, x, at, stride, &mut sums) };
-                (x, at) = (x.wrapping_add(W::WORD.of_pair() * R), at.wrapping_add(line));
+                unsafe { W::multiply::<L, R, N>(lanes, x, (at, stride), &mut sums) };
+                (x, at) = (x.wrapping_add(W::WORDS * R), at.wrapping_add(W::BYTES));
             }
             from = to;
         }

@@ -16,10 +16,9 @@
 use std::marker::PhantomData;
 
 use super::Isa;
-use super::lanes::{
-    AsBf16, AsF16, AsF32, Element, Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs,
-};
-use super::lines::{InPairs, Line, Lines, Tile};
+use super::exponents::{Exponents, X_SCALE};
+use super::lanes::{AsBf16, AsF16, AsF32, Kernel, Lanes, Registers, WIDTH, dispatch, dispatch_pairs};
+use super::lines::{InPairs, InTwelve, Line, Lines, Tile};
 use super::norm::load;
 use super::panels::Panels;
 use super::scratch::Scratch;
@@ -49,17 +48,32 @@ pub(crate) fn linear(
     rows: usize,
     products: &[Product<'_>],
 ) {
-    let in_pairs = |product: &Product<'_>| with.1.multiplies_pairs() && product.weight.dtype == Dtype::Bf16;
-    let (pairs, numbers): (Vec<_>, Vec<_>) = products.iter().copied().partition(in_pairs);
-    of_words(with, packed, (x, Word::Pair), rows, &pairs);
-    of_words(with, packed, (x, Word::Number), rows, &numbers);
+    let of = |product: &Product<'_>| match (product.weight.dtype, &product.weight.exponents) {
+        (Dtype::Bf16, Some(_)) => Of::Twelve,
+        (Dtype::Bf16, None) if with.1.multiplies_pairs() => Of::Pairs,
+        _ => Of::Numbers,
+    };
+    for kind in [Of::Twelve, Of::Pairs, Of::Numbers] {
+        let products: Vec<_> = products.iter().copied().filter(|product| of(product) == kind).collect();
+        of_kind(with, packed, (x, kind), rows, &products);
+    }
 }
 
-/// Those products that read `x` in the same words.
-fn of_words(
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Numbers,
+    /// Pairs of bf16.
+    Pairs,
+    /// The same in twelve bits.
+    Twelve,
+}
+
+/// Those products that read `x` in the same way.
+fn of_kind(
     (workers, isa): (&Workers, Isa),
     packed: &mut Scratch,
-    (x, word): (&[f32], Word),
+    (x, kind): (&[f32], Of),
     rows: usize,
     products: &[Product<'_>],
 ) {
@@ -69,15 +83,21 @@ fn of_words(
     }
     let registers = Registers::of(isa);
     let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, 2, word));
+    let (step, word, scale) = match kind {
+        Of::Numbers => (2, Word::Number, 1.0),
+        Of::Pairs => (2, Word::Pair, 1.0),
+        Of::Twelve => (2 * InTwelve::PAIRS, Word::Pair, X_SCALE),
+    };
+    let tiles = Tiles::new((workers, isa), packed, (x, scale), (rows, cols), (tile, step, word));
     tasks::run(workers, registers.panels(tile), rows, products, &|task, scratch| match (
+        kind,
         task.product.weight.dtype,
-        word,
     ) {
-        (Dtype::F32, _) => dispatch(isa, Run::<AsF32>::new(tiles, task, scratch)),
-        (Dtype::F16, _) => dispatch(isa, Run::<AsF16>::new(tiles, task, scratch)),
-        (Dtype::Bf16, Word::Number) => dispatch(isa, Run::<AsBf16>::new(tiles, task, scratch)),
-        (Dtype::Bf16, Word::Pair) => dispatch_pairs(isa, Run::<InPairs>::new(tiles, task, scratch)),
+        (Of::Numbers, Dtype::F32) => dispatch(isa, Run::<AsF32>::new(tiles, task, scratch)),
+        (Of::Numbers, Dtype::F16) => dispatch(isa, Run::<AsF16>::new(tiles, task, scratch)),
+        (Of::Numbers, Dtype::Bf16) => dispatch(isa, Run::<AsBf16>::new(tiles, task, scratch)),
+        (Of::Pairs, _) => dispatch_pairs(isa, Run::<InPairs>::new(tiles, task, scratch)),
+        (Of::Twelve, _) => dispatch_pairs(isa, Run::<InTwelve>::new(tiles, task, scratch)),
     });
 }
 
@@ -156,8 +176,8 @@ impl<E: Line> Kernel for Run<'_, E> {
 }
 
 /// Whether tiles of R rows may be many and have something to widen.
-const fn widens<L: Lanes, E: Line, const R: usize>() -> bool {
-    E::BYTES < 4 && matches!(E::WORD, Word::Number) && L::REGISTERS.one_of_several(R)
+const fn widens<L: Lanes, W: Line, const R: usize>() -> bool {
+    W::WIDENS && L::REGISTERS.one_of_several(R)
 }
 
 /// Tiles of R rows against N panels at a time.
@@ -196,21 +216,21 @@ impl<E: Line> Multiply<'_, E> {
         next: Option<*const u8>,
     ) {
         let Self { tiles: Tiles { pairs, count: tiles, .. }, task, .. } = *self;
-        let weight = task.product.weight;
+        let (weight, all) = (task.product.weight, pairs / E::PAIRS);
         let wide = const { widens::<L, E, R>() } && tiles >= WIDEN;
         // One tile needs its panels once, so it may as well go through to their end.
         let depth = match (tiles, wide) {
-            (1, _) => pairs,
-            (_, false) => pairs.div_ceil(pairs.div_ceil(DEPTH).max(1)),
-            (_, true) => pairs.div_ceil(pairs.div_ceil(DEPTH / 2).max(1)),
+            (1, _) => all,
+            (_, false) => all.div_ceil(pairs.div_ceil(DEPTH).max(1)),
+            (_, true) => all.div_ceil(pairs.div_ceil(DEPTH / 2).max(1)),
         };
         let [memory, widened] =
             scratch.take([SUMS_MAX * WIDTH, if wide { 2 * N * depth * WIDTH } else { 0 }]);
-        let line = 2 * WIDTH * E::BYTES;
+        let line = E::BYTES;
         let mut start = 0;
         loop {
-            let len = depth.min(pairs - start);
-            let last = start + len == pairs;
+            let len = depth.min(all - start);
+            let last = start + len == all;
             let lines = Lines {
                 here: weight.panel(panel).wrapping_add(start * line),
                 stride: weight.stride(),
@@ -222,7 +242,7 @@ impl<E: Line> Multiply<'_, E> {
             if const { widens::<L, E, R>() } && wide {
                 let lines = lines.widen::<L, E, N>(lanes, widened);
                 for tile in 0..tiles {
-                    let here = (lines.here, len, 2 * WIDTH * AsF32::BYTES);
+                    let here = (lines.here, len, <AsF32 as Line>::BYTES);
                     let asks = Asks::new((tile, tiles), here, (next, line), false);
                     self.tile::<L, AsF32, R, N>(lanes, memory, (lines, asks), (tile, panel));
                 }
@@ -251,17 +271,31 @@ impl<E: Line> Multiply<'_, E> {
         (tile, panel): (usize, usize),
     ) {
         let sums = &mut sums[..R * N * WIDTH];
+        let Self { tiles, task: Task { product, rows, .. }, .. } = *self;
+        let exponents = product.weight.exponents.as_ref();
         if lines.start > 0 {
             self.fetch::<L, R, N>(lanes, sums, tile * R, panel);
+        } else if let Some(exponents) = exponents {
+            begin::<R, N>(exponents, tiles.tile(tile), panel, sums);
         }
-        let Self { tiles, task: Task { product, rows, .. }, .. } = *self;
-        let words = W::WORD.of_pair() * R;
+        let words = W::WORDS * R;
         let x = &tiles.tile(tile)[lines.start * words..];
         assert!(x.len() >= lines.len * words, "a tile is as long as its panels");
         let far_stride = product.weight.stride();
         let (out, cols) = (product.out, product.weight.rows);
         let to = (place((out, cols), tile * R, panel).0.cast_const(), cols);
-        lanes.apart(Tile::<W, R, N> { x, lines, asks, far_stride, sums, to, element: PhantomData });
+        lanes.apart(Tile::<W, R, N> {
+            x,
+            lines,
+            asks,
+            far_stride,
+            sums: &mut *sums,
+            to,
+            element: PhantomData,
+        });
+        if let Some(exponents) = exponents.filter(|_| lines.last) {
+            sums.iter_mut().for_each(|sum| *sum *= exponents.scale());
+        }
         let bias = product.bias.filter(|_| lines.last);
         store_sums::<L, R, N>(lanes, sums, bias, (out, cols), (rows, tile * R, panel));
     }
@@ -284,6 +318,24 @@ impl<E: Line> Multiply<'_, E> {
                 let before = unsafe { load(lanes, at, whole, rest) };
                 // SAFETY: sixteen sums.
                 unsafe { lanes.store(sums.as_mut_ptr(), before) };
+            }
+        }
+    }
+}
+
+/// What the numbers that lie apart in N panels from `panel` on make of a tile, in the scale of the others' sums.
+#[inline(always)]
+fn begin<const R: usize, const N: usize>(exponents: &Exponents, x: &[f32], panel: usize, sums: &mut [f32]) {
+    sums.fill(0.0);
+    let scale = 1.0 / exponents.scale();
+    for j in 0..N {
+        for other in exponents.others(panel + j) {
+            let (pair, half) = (other.element as usize / 2, other.element % 2);
+            let (value, lane) = (other.value() / X_SCALE, j * WIDTH + usize::from(other.lane));
+            for (pair, sums) in x[pair * R..][..R].iter().zip(sums.chunks_exact_mut(N * WIDTH)) {
+                let x = f32::from_bits(pair.to_bits() << (16 * (1 - half)) & 0xffff_0000);
+                // Eight bits times eight are exact.
+                sums[lane] = (x * value).mul_add(scale, sums[lane]);
             }
         }
     }

@@ -10,6 +10,7 @@ mod batch;
 mod digits;
 mod eight_bits;
 mod embed;
+mod exponents;
 mod group_sums;
 mod grouped;
 mod int4_matmul;

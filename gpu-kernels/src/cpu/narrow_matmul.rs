@@ -44,7 +44,7 @@ pub(crate) fn linear(
     }
     let registers = Registers::of(isa);
     let (tile, panels) = shape(registers, rows.div_ceil(rows.div_ceil(registers.rows_max())));
-    let tiles = Tiles::new((workers, isa), packed, x, (rows, cols), (tile, STEP, word));
+    let tiles = Tiles::new((workers, isa), packed, (x, 1.0), (rows, cols), (tile, STEP, word));
     let zeros = products.iter().any(|product| product.weight.zeros);
     let rows_of_tiles = if zeros { tiles.count * tile } else { 0 };
     let x_sums = group_sums((workers, isa), x, (rows_of_tiles, cols), group);

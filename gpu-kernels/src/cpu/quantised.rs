@@ -85,7 +85,7 @@ impl Quantised for Cpu {
     fn weight_bytes(&self, rows: usize, cols: usize, source: QuantSource<'_>) -> Result<Weight, Error> {
         let (elements, scales) = door::weight_bytes((rows, cols), source)?;
         let e4m3 = matches!(source, QuantSource::Fp8 { .. });
-        Weight::bytes((&self.workers, self.isa, &self.arena), (rows, cols), e4m3, (elements, scales))
+        Weight::of_bytes((&self.workers, self.isa, &self.arena), (rows, cols), e4m3, (elements, scales))
     }
 }
 

@@ -65,19 +65,19 @@ pub(super) struct Tiles<'a> {
 }
 
 impl<'a> Tiles<'a> {
-    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, padded to a multiple of `step` elements; in
-    /// `packed`, or where `x` lies if that is the same.
+    /// Tiles of so many rows, with each row of `x`, `[rows, cols]`, times `scale` and padded to a multiple of `step`
+    /// elements; in `packed`, or where `x` lies if that is the same. Numbers have a scale of 1.
     pub(super) fn new(
         with: (&Workers, Isa),
         packed: &'a mut Scratch,
-        x: &'a [f32],
+        (x, scale): (&'a [f32], f32),
         (rows, cols): (usize, usize),
         (of, step, word): (usize, usize, Word),
     ) -> Self {
         let pairs = cols.next_multiple_of(step) / 2;
         let tiles = Self { x, word, rows: of, count: rows.div_ceil(of), pairs };
         let as_it_lies = word == Word::Number && of == 1 && rows == 1 && cols == 2 * pairs;
-        if as_it_lies { tiles } else { tiles.pack(with, packed, (rows, cols)) }
+        if as_it_lies { tiles } else { tiles.pack(with, packed, scale, (rows, cols)) }
     }
 
     /// The words of one tile, `[in][rows]`.
@@ -91,6 +91,7 @@ impl<'a> Tiles<'a> {
         self,
         (workers, isa): (&Workers, Isa),
         packed: &'a mut Scratch,
+        scale: f32,
         (rows, cols): (usize, usize),
     ) -> Self {
         let blocks = cols.div_ceil(WIDTH * self.word.elements());
@@ -99,8 +100,8 @@ impl<'a> Tiles<'a> {
         let [packed] = packed.take([self.count * self.tile_len() + WIDTH]);
         let to = SharedOut::new(packed);
         workers.rows(self.count * blocks, WIDTH * self.rows, &|from, end| match self.word {
-            Word::Number => dispatch(isa, Pack::<false> { tiles: self, rows, cols, to, from, end }),
-            Word::Pair => dispatch_pairs(isa, Pack::<true> { tiles: self, rows, cols, to, from, end }),
+            Word::Number => dispatch(isa, Pack::<false> { tiles: self, scale, rows, cols, to, from, end }),
+            Word::Pair => dispatch_pairs(isa, Pack::<true> { tiles: self, scale, rows, cols, to, from, end }),
         });
         Self { x: packed, ..self }
     }
@@ -115,6 +116,8 @@ impl<'a> Tiles<'a> {
 /// tiles.
 struct Pack<'a, const PAIRS: bool> {
     tiles: Tiles<'a>,
+    /// Of pairs.
+    scale: f32,
     rows: usize,
     cols: usize,
     to: SharedOut,
@@ -125,8 +128,9 @@ struct Pack<'a, const PAIRS: bool> {
 impl<const PAIRS: bool> Kernel for Pack<'_, PAIRS> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { tiles, rows, cols, to, from, end } = self;
+        let Self { tiles, rows, cols, to, from, end, .. } = self;
         let block_len = if PAIRS { 2 * WIDTH } else { WIDTH };
+        let scale = lanes.splat(self.scale);
         let blocks = cols.div_ceil(block_len);
         for index in from..end {
             let (tile, block) = (index / blocks, index % blocks);
@@ -139,7 +143,7 @@ impl<const PAIRS: bool> Kernel for Pack<'_, PAIRS> {
                 if PAIRS {
                     // SAFETY: as above.
                     let second = unsafe { some(lanes, row, cols, first + WIDTH) };
-                    *vector = lanes.round_pairs(*vector, second);
+                    *vector = lanes.round_pairs(lanes.mul(*vector, scale), lanes.mul(second, scale));
                 }
             }
             let words = lanes.transpose(words);
@@ -240,8 +244,10 @@ impl Asks {
             self.near = self.then;
         }
         if const { L::REGISTERS.one_of_several(R) } {
-            for j in 0..N {
-                lanes.prefetch_far(self.far.wrapping_add(j * far_stride));
+            for part in (0..line).step_by(64).take_while(|&part| part == 0 || part < self.pace) {
+                for j in 0..N {
+                    lanes.prefetch_far(self.far.wrapping_add(j * far_stride + part));
+                }
             }
             self.far = self.far.wrapping_add(self.pace);
         }

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::Isa;
 use super::arena::Arena;
 use super::integers::Integers;
+use super::lanes::WIDTH;
 use super::panels::Panels;
 use super::tiles::Word;
 use super::workers::Workers;
@@ -90,6 +91,18 @@ impl<'a> Table<'a> {
 }
 
 impl Weight {
+    /// Bytes of memory that a product reads: fewer than a checkpoint has where bf16 takes twelve bits. Of a table, those
+    /// of all its rows.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Kind::Matrix(panels) => panels.count() * panels.stride(),
+            Kind::Integers(integers) => integers.rows.div_ceil(WIDTH) * integers.stride(),
+            Kind::Table { dtype, rows, cols, .. } => rows * cols * dtype.bytes(),
+            Kind::Vector(elements) => size_of_val(elements.as_slice()),
+        }
+    }
+
     /// A matrix, packed, or a vector.
     pub(crate) fn new(with: (&Workers, Isa, &Arena), source: &WeightSource) -> Result<Self, Error> {
         let bytes = checked(source)?;
@@ -134,7 +147,7 @@ impl Weight {
     }
 
     /// A matrix of one byte an element, which is checked; one scale, or one of each output.
-    pub(crate) fn bytes(
+    pub(crate) fn of_bytes(
         (workers, isa, arena): (&Workers, Isa, &Arena),
         shape: (usize, usize),
         e4m3: bool,

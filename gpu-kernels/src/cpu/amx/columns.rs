@@ -31,7 +31,7 @@ pub(crate) trait Columns: InPanels {
 
 impl Columns for &Panels {
     fn fit(self) -> bool {
-        self.dtype == Dtype::Bf16
+        self.dtype == Dtype::Bf16 && self.exponents.is_none()
     }
 
     fn shape(self) -> (usize, usize) {

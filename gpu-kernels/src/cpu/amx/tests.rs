@@ -26,7 +26,7 @@ fn product<U: TileUnit>(
     let workers = Workers::new(NonZeroUsize::new(threads)).unwrap();
     let mut out = vec![f32::NAN; rows * n];
     let with = (&workers, isa, &Arena::default());
-    let weight = Panels::new(with, w, Dtype::Bf16, (n, cols)).unwrap();
+    let weight = Panels::whole(with, w, Dtype::Bf16, (n, cols)).unwrap();
     let bias = vec![1.0; n];
     let products = [Product { weight: &weight, bias: Some(&bias), out: SharedOut::new(&mut out) }];
     linear(unit, (&workers, isa), &mut Scratch::default(), x, rows, &products);

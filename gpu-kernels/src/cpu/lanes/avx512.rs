@@ -7,6 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::{Kernel, Lanes, Registers, look_up, pairs};
 
@@ -345,6 +346,31 @@ impl<const WITH: u8> Lanes for Avx512<WITH> {
     unsafe fn load_pair_of_nibbles<const PAIR: usize>(self, line: *const u8) -> __m512 {
         // SAFETY: the caller's promise, and the token proves the feature.
         unsafe { look_up::nibbles::<PAIR>(line) }
+    }
+    #[inline(always)]
+    unsafe fn load_pair_of_twelve<const PAIR: usize>(self, line: *const u8) -> __m512 {
+        if WITH < BF16 {
+            // SAFETY: the caller's promise.
+            return unsafe { pairs::of_twelve(self, line, PAIR) };
+        }
+        // SAFETY: the caller's promise, and the token proves the features.
+        unsafe {
+            let word = |bits: u16| _mm512_set1_epi16(bits.cast_signed());
+            // Or compilers would read once what two pairs need, and keep it on the stack meanwhile.
+            compiler_fence(Ordering::SeqCst);
+            let pair = |at: usize| _mm512_loadu_si512(line.wrapping_add(64 * at).cast());
+            let whole = if PAIR < 3 {
+                _mm512_and_si512(pair(PAIR), word(0x87ff))
+            } else {
+                let (exponent, upper) = (_mm512_srli_epi16::<4>(pair(0)), _mm512_srli_epi16::<8>(pair(1)));
+                let (lower, sign) = (_mm512_srli_epi16::<12>(pair(2)), _mm512_slli_epi16::<4>(pair(2)));
+                // Where the mask has ones, the second operand, else the third one.
+                let part = _mm512_ternarylogic_epi32::<0xca>(word(0x0780), exponent, upper);
+                let part = _mm512_ternarylogic_epi32::<0xca>(word(0x0007), lower, part);
+                _mm512_ternarylogic_epi32::<0xca>(word(0x8000), sign, part)
+            };
+            _mm512_castsi512_ps(whole)
+        }
     }
     #[inline(always)]
     unsafe fn store_digits(self, at: *mut f32, digits: [__m512; 3]) {

@@ -198,6 +198,14 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: the caller's promise.
         unsafe { pairs::of_nibbles(self, line, PAIR) }
     }
+    /// One of the four pairs of a line in twelve bits ([`super::exponents`]).
+    /// # Safety
+    /// 192 bytes are readable at `line`, at any alignment.
+    #[inline(always)]
+    unsafe fn load_pair_of_twelve<const PAIR: usize>(self, line: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { pairs::of_twelve(self, line, PAIR) }
+    }
     /// Whole numbers of three digits, the lowest first, as [`Lanes::dot`] reads them: four words for each four numbers.
     /// Where bytes are multiplied these are four digits each, and nothing; the portable lanes put the number itself
     /// together again, all of it its lowest digit.

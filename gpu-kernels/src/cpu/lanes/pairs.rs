@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::super::exponents;
 use super::{Lanes, WIDTH, round_bf16};
 
 /// The bytes of bf16 numbers for the lower seven bits of a code, whose eighth is the sign.
@@ -172,4 +173,17 @@ pub(super) unsafe fn of_nibbles<L: Lanes>(lanes: L, line: *const u8, pair: usize
     let pairs = words.map(|word| word.map(number));
     // SAFETY: sixteen pairs are as long as sixteen numbers.
     unsafe { lanes.load(pairs.as_ptr().cast()) }
+}
+
+/// [`Lanes::load_pair_of_twelve`] by way of memory.
+///
+/// # Safety
+/// A line of 192 bytes is readable at `line`.
+#[inline(always)]
+pub(super) unsafe fn of_twelve<L: Lanes>(lanes: L, line: *const u8, pair: usize) -> L::F {
+    // SAFETY: the caller's promise.
+    let words = unsafe { line.cast::<[[[u8; 2]; 2 * WIDTH]; 3]>().read_unaligned() };
+    let pairs = exponents::parted(words.map(|pair| pair.map(u16::from_le_bytes)));
+    // SAFETY: sixteen pairs are as long as sixteen numbers.
+    unsafe { lanes.load(pairs[pair].map(u16::to_le).as_ptr().cast()) }
 }
