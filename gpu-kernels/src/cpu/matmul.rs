@@ -6,13 +6,16 @@
 //! get the same bits.
 //!
 //! Where a machine multiplies pairs of bf16 ([`Isa::multiplies_pairs`]) and the weight is bf16, a line is one
-//! instruction for each row: `x` is rounded to bf16, sums stay f32, and the order is the same.
+//! instruction for each row: `x` is rounded to bf16, sums stay f32, and the order is the same. Most such weights take
+//! twelve bits ([`super::exponents`]) and become pairs of bf16 in registers; what those of a few numbers lack comes
+//! first in their outputs' chains.
 //!
 //! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for
 //! each pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of
 //! memory: up to eight panels are walked at once, because eight streams reach it where one does not, and each asks
 //! for the line two kilobytes ahead. With many rows the limit is multiplications per second: the rows are cut into
 //! tiles that pass over the same panels in the second-level cache, and meanwhile ask for the panels that come next.
+
 use std::marker::PhantomData;
 
 use super::Isa;

@@ -91,8 +91,8 @@ impl<'a> Table<'a> {
 }
 
 impl Weight {
-    /// Bytes of memory that a product reads: fewer than a checkpoint has where bf16 takes twelve bits. Of a table, those
-    /// of all its rows.
+    /// Bytes of memory that a product reads: fewer than a checkpoint has where bf16 takes twelve bits. Of a table,
+    /// those of all its rows.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.0 {
