@@ -60,9 +60,9 @@ pub(crate) struct Exponents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Other {
     /// Its element of `in`.
-    pub(crate) element: u32,
+    pub(super) element: u32,
     /// Its output among the sixteen of the panel.
-    pub(crate) lane: u16,
+    pub(super) lane: u16,
     /// It.
     bits: u16,
 }
