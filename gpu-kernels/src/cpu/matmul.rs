@@ -296,11 +296,9 @@ impl<E: Line> Multiply<'_, E> {
             to,
             element: PhantomData,
         });
-        if let Some(exponents) = exponents.filter(|_| lines.last) {
-            sums.iter_mut().for_each(|sum| *sum *= exponents.scale());
-        }
+        let scale = exponents.filter(|_| lines.last).map_or(1.0, Exponents::scale);
         let bias = product.bias.filter(|_| lines.last);
-        store_sums::<L, R, N>(lanes, sums, bias, (out, cols), (rows, tile * R, panel));
+        store_sums::<L, R, N>(lanes, sums, (scale, bias), (out, cols), (rows, tile * R, panel));
     }
 
     /// Sums of elements before these, from `out`.

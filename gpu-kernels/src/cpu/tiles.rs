@@ -262,13 +262,13 @@ pub(super) fn place((out, cols): (SharedOut, usize), row: usize, panel: usize) -
     (out.row(row, cols).wrapping_add(column), column + WIDTH <= cols, cols - column)
 }
 
-/// The sums of R rows from `row` on and N panels from `panel` on, and the bias if there is one, to `out`: as many of
-/// them as there are of its `rows`.
+/// The sums of R rows from `row` on and N panels from `panel` on, times `scale`, and the bias if there is one, to
+/// `out`: as many of them as there are of its `rows`.
 #[inline(always)]
 pub(super) fn store_sums<L: Lanes, const R: usize, const N: usize>(
     lanes: L,
     sums: &[f32],
-    bias: Option<&[f32]>,
+    (scale, bias): (f32, Option<&[f32]>),
     out: (SharedOut, usize),
     (rows, row, panel): (usize, usize, usize),
 ) {
@@ -276,7 +276,7 @@ pub(super) fn store_sums<L: Lanes, const R: usize, const N: usize>(
         for (j, sums) in sums.chunks_exact(WIDTH).enumerate() {
             let (at, whole, rest) = place(out, row + i, panel + j);
             // SAFETY: sixteen sums.
-            let mut sum = unsafe { lanes.load(sums.as_ptr()) };
+            let mut sum = lanes.mul(unsafe { lanes.load(sums.as_ptr()) }, lanes.splat(scale));
             if let Some(bias) = bias {
                 let bias = bias[(panel + j) * WIDTH..].as_ptr();
                 // SAFETY: the bias has as many elements as there are outputs.

@@ -56,7 +56,7 @@ pub(super) trait Walk {
             sums.fill(0.0);
             self.tile::<L, R, N>(lanes, asks, (tile, panel), sums);
             let (out, bias) = ((task.product.out, weight.rows), task.product.bias);
-            store_sums::<L, R, N>(lanes, sums, bias, out, (task.rows, tile * R, panel));
+            store_sums::<L, R, N>(lanes, sums, (1.0, bias), out, (task.rows, tile * R, panel));
         }
     }
 }
