@@ -28,7 +28,7 @@ use super::lanes::WIDTH;
 pub(super) const PAIRS: usize = 4;
 /// Bytes of a line.
 pub(super) const LINE: usize = (PAIRS - 1) * 2 * NUMBERS;
-/// What `x` is multiplied by. From 2^63 on it is infinite then.
+/// What `x` is multiplied by. From 2^64 on it is infinite then.
 pub(super) const X_SCALE: f32 = (1_u128 << X_SCALE_BITS) as f32;
 const X_SCALE_BITS: u16 = 64;
 /// Numbers of a pair of elements.

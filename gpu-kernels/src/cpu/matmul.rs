@@ -7,8 +7,8 @@
 //!
 //! Where a machine multiplies pairs of bf16 ([`Isa::multiplies_pairs`]) and the weight is bf16, a line is one
 //! instruction for each row: `x` is rounded to bf16, sums stay f32, and the order is the same. Most such weights take
-//! twelve bits ([`super::exponents`]) and become pairs of bf16 in registers; what those of a few numbers lack comes
-//! first in their outputs' chains.
+//! twelve bits ([`super::exponents`]) and become pairs of bf16 in registers; the few numbers that lie apart come first
+//! in the chains of their outputs.
 //!
 //! All products go through one kernel: a tile of `R` rows of `x` and `N` panels, `R · N` registers of sums, and for
 //! each pair of elements a line of every panel, widened in registers. With few rows the limit is the bandwidth of
@@ -51,20 +51,20 @@ pub(crate) fn linear(
     rows: usize,
     products: &[Product<'_>],
 ) {
-    let of = |product: &Product<'_>| match (product.weight.dtype, &product.weight.exponents) {
-        (Dtype::Bf16, Some(_)) => Of::Twelve,
-        (Dtype::Bf16, None) if with.1.multiplies_pairs() => Of::Pairs,
-        _ => Of::Numbers,
+    let kind_of = |product: &Product<'_>| match (product.weight.dtype, &product.weight.exponents) {
+        (Dtype::Bf16, Some(_)) => Kind::Twelve,
+        (Dtype::Bf16, None) if with.1.multiplies_pairs() => Kind::Pairs,
+        _ => Kind::Numbers,
     };
-    for kind in [Of::Twelve, Of::Pairs, Of::Numbers] {
-        let products: Vec<_> = products.iter().copied().filter(|product| of(product) == kind).collect();
+    for kind in [Kind::Twelve, Kind::Pairs, Kind::Numbers] {
+        let products: Vec<_> = products.iter().copied().filter(|product| kind_of(product) == kind).collect();
         of_kind(with, packed, (x, kind), rows, &products);
     }
 }
 
 /// What is multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Of {
+enum Kind {
     Numbers,
     /// Pairs of bf16.
     Pairs,
@@ -76,7 +76,7 @@ enum Of {
 fn of_kind(
     (workers, isa): (&Workers, Isa),
     packed: &mut Scratch,
-    (x, kind): (&[f32], Of),
+    (x, kind): (&[f32], Kind),
     rows: usize,
     products: &[Product<'_>],
 ) {
@@ -87,20 +87,20 @@ fn of_kind(
     let registers = Registers::of(isa);
     let tile = rows.div_ceil(rows.div_ceil(registers.rows_max()));
     let (step, word, scale) = match kind {
-        Of::Numbers => (2, Word::Number, 1.0),
-        Of::Pairs => (2, Word::Pair, 1.0),
-        Of::Twelve => (2 * InTwelve::PAIRS, Word::Pair, X_SCALE),
+        Kind::Numbers => (2, Word::Number, 1.0),
+        Kind::Pairs => (2, Word::Pair, 1.0),
+        Kind::Twelve => (2 * InTwelve::PAIRS, Word::Pair, X_SCALE),
     };
     let tiles = Tiles::new((workers, isa), packed, (x, scale), (rows, cols), (tile, step, word));
     tasks::run(workers, registers.panels(tile), rows, products, &|task, scratch| match (
         kind,
         task.product.weight.dtype,
     ) {
-        (Of::Numbers, Dtype::F32) => dispatch(isa, Run::<AsF32>::new(tiles, task, scratch)),
-        (Of::Numbers, Dtype::F16) => dispatch(isa, Run::<AsF16>::new(tiles, task, scratch)),
-        (Of::Numbers, Dtype::Bf16) => dispatch(isa, Run::<AsBf16>::new(tiles, task, scratch)),
-        (Of::Pairs, _) => dispatch_pairs(isa, Run::<InPairs>::new(tiles, task, scratch)),
-        (Of::Twelve, _) => dispatch_pairs(isa, Run::<InTwelve>::new(tiles, task, scratch)),
+        (Kind::Numbers, Dtype::F32) => dispatch(isa, Run::<AsF32>::new(tiles, task, scratch)),
+        (Kind::Numbers, Dtype::F16) => dispatch(isa, Run::<AsF16>::new(tiles, task, scratch)),
+        (Kind::Numbers, Dtype::Bf16) => dispatch(isa, Run::<AsBf16>::new(tiles, task, scratch)),
+        (Kind::Pairs, _) => dispatch_pairs(isa, Run::<InPairs>::new(tiles, task, scratch)),
+        (Kind::Twelve, _) => dispatch_pairs(isa, Run::<InTwelve>::new(tiles, task, scratch)),
     });
 }
 

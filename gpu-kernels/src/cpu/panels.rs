@@ -132,7 +132,7 @@ impl Panels {
         self.room.start().wrapping_add(panel * self.stride())
     }
 
-    /// One row of the matrix, widened. Cost: a cache line for every two elements, or five for eight.
+    /// One row of the matrix, widened. Cost: a cache line for every two elements, or three for eight.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "a row that is there");
         // SAFETY: the panel's bytes, all written when it was packed.

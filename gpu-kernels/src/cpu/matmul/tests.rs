@@ -45,7 +45,7 @@ fn panels((isa, how): (Isa, Packed), w: &[bf16], cols: usize) -> Panels {
 fn product(isa: Isa, x: &[f32], weight: &Panels, threads: usize) -> Vec<f32> {
     let rows = x.len() / weight.cols;
     let workers = Workers::new(NonZeroUsize::new(threads)).expect("threads start");
-    let kind = if weight.exponents.is_some() { Of::Twelve } else { Of::Pairs };
+    let kind = if weight.exponents.is_some() { Kind::Twelve } else { Kind::Pairs };
     let mut out = vec![f32::NAN; rows * weight.rows];
     let products = [Product { weight, bias: None, out: SharedOut::new(&mut out) }];
     of_kind((&workers, isa), &mut Scratch::default(), (x, kind), rows, &products);
