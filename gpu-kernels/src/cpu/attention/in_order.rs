@@ -1,17 +1,22 @@
-//! K and V in the order of memory, in pairs of bf16, where every kv head of a tile has one row: generating, with as
-//! many kv heads as query heads.
+//! K and V in the order of memory, in pairs of bf16, where a kv head has few rows: generating.
 //!
 //! In every block the heads lie one after the other, so sixteen positions of one head, then of the next, are one long
 //! run, and of blocks that follow each other so are all: then one thread reads nearly as fast as the memory gives. What
-//! lies four such parts further on is asked for meanwhile: after the last of K the chunk's V, after the last of V the
-//! next chunk's K. Sums keep their order, and so their bits. With several rows to a head this was slower: their sums
-//! wait for each other in one panel, where four of a head have room in registers (`pairs.rs`).
+//! lies a few of these parts further on is asked for meanwhile, line after line, also where V is read by columns: after
+//! the last of K the chunk's V, after the last of V the next chunk's K. Sums keep their order, and so their bits.
+//!
+//! From the caches this is slower than head by head (`pairs.rs`): the sums of a row wait for each other in one panel,
+//! where four of a head have room in registers, and the sums of values come and go with every sixteen positions. Up to
+//! [`super::FEW`] rows memory is slower still.
+#![expect(clippy::needless_range_loop, reason = "indices over rows, as in the formulas")]
 
 use super::pages::{Pages, Part, Places};
-use super::pairs::{self, Dims, LINE, PANELS, add_values, round_rows};
-use super::state::State;
+use super::pairs::{self, Dims, LINE, PANELS, add_values, common, round_rows};
+use super::state::{State, clip};
 use super::{CHUNK, Kernel, Lanes, WIDTH};
 
+/// How much is asked for before it is needed, in bytes; more leaves the nearest cache again.
+const AHEAD: usize = 6 << 10;
 /// The two planes of a layer.
 const KEYS: usize = 0;
 const VALUES: usize = 1;
@@ -27,6 +32,8 @@ pub(super) struct InOrder<'a> {
     /// Where the chunk lies, and the one after it.
     here: &'a Places,
     next: &'a Places,
+    /// How many parts are asked for before they are needed.
+    ahead: usize,
 }
 
 impl<'a> InOrder<'a> {
@@ -39,112 +46,137 @@ impl<'a> InOrder<'a> {
         [here, next]: [&'a Places; 2],
     ) -> Self {
         let first = pages.head(of.0, of.1, here);
+        let bytes = pages.pool.layout.wide * WIDTH * pages.pool.form.bytes();
+        let ahead = AHEAD.div_ceil(bytes).min(parts.len());
         let strides = pages.pool.layout.head_strides.map(|stride| stride * pages.pool.form.bytes());
-        Self { parts, planes: [first.keys, first.values], strides, here, next }
+        Self { parts, planes: [first.keys, first.values], strides, here, next, ahead }
     }
 
-    /// `weight[row][position] = scale · query[row] · key[position]` for all 64 positions and the row of each head.
+    /// `weight[row][position] = scale · query[row] · key[position]` for all 64 positions and `rows` rows of each head.
     /// Queries are pairs.
     #[inline(always)]
-    pub(super) fn scores<L: Lanes>(self, lanes: L, state: &mut State<'_>, of: Dims) {
+    pub(super) fn scores<L: Lanes>(self, lanes: L, state: &mut State<'_>, (rows, of): (usize, Dims)) {
         for (index, &part) in self.parts.iter().enumerate() {
-            let ask = match self.parts.get(index + PANELS) {
-                Some(&part) => self.panel(KEYS, part),
-                None => self.panel(VALUES, self.parts[index + PANELS - self.parts.len()]),
+            let ask = match self.parts.get(index + self.ahead) {
+                Some(&part) => self.part(KEYS, part, self.here),
+                None => self.part(VALUES, self.parts[index + self.ahead - self.parts.len()], self.here),
             };
-            let (query, score) = (part.head * of.wide, part.head * CHUNK + part.panel * WIDTH);
-            let (query, score) = (&state.query[query..], &mut state.weight[score..]);
-            lanes.apart(Panel { query, keys: [self.panel(KEYS, part), ask], score, of });
+            let first = part.head * rows;
+            let panel = Panel {
+                query: &state.query[first * of.wide..],
+                keys: [self.part(KEYS, part, self.here), ask],
+                score: &mut state.weight[first * CHUNK + part.panel * WIDTH..],
+                of,
+            };
+            match rows {
+                8 => lanes.apart(OfRows::<8>(panel)),
+                7 => lanes.apart(OfRows::<7>(panel)),
+                6 => lanes.apart(OfRows::<6>(panel)),
+                5 => lanes.apart(OfRows::<5>(panel)),
+                4 => lanes.apart(OfRows::<4>(panel)),
+                3 => lanes.apart(OfRows::<3>(panel)),
+                2 => lanes.apart(OfRows::<2>(panel)),
+                _ => lanes.apart(OfRows::<1>(panel)),
+            }
         }
     }
 
     /// `value[row] = value[row] · fade[row] + Σ weight[row][position] · v[position]` over what each row sees, for
     /// `wide` columns.
     #[inline(always)]
-    pub(super) fn add_values<L: Lanes>(self, lanes: L, state: &mut State<'_>, (chunk, wide): (usize, usize)) {
+    pub(super) fn add_values<L: Lanes>(
+        self,
+        lanes: L,
+        state: &mut State<'_>,
+        (chunk, rows, wide): (usize, usize, usize),
+    ) {
         let count = self.parts.len();
-        round_rows(lanes, &mut state.weight[..count / PANELS * CHUNK], CHUNK);
+        let all = count / PANELS * rows;
+        round_rows(lanes, &mut state.weight[..all * CHUNK], CHUNK);
+        let whole = state.seen[..all].iter().all(|&seen| clip(seen, chunk) == (0, CHUNK));
         for (index, &part) in self.parts.iter().enumerate() {
-            let next = match self.parts.get(index + PANELS) {
-                Some(&part) => self.rows(VALUES, part, self.here),
-                None => self.rows(KEYS, self.parts[index + PANELS - count], self.next),
+            let next = match self.parts.get(index + self.ahead) {
+                Some(&part) => self.part(VALUES, part, self.here),
+                None => self.part(KEYS, self.parts[index + self.ahead - count], self.next),
             };
-            let values = Values { here: self.rows(VALUES, part, self.here), next };
+            let head = self.planes[VALUES].wrapping_add(part.head * self.strides[VALUES]);
+            let values = Values { head, rows: &self.here.rows, next };
             let within = (part.panel * WIDTH / 2, (part.panel + 1) * WIDTH / 2);
-            add_values(lanes, state, (values, within), (chunk, (part.head, part.head + 1), wide));
+            let first = part.head * rows;
+            if whole {
+                common(lanes, state, values, (first, rows), within, wide);
+            } else {
+                add_values(lanes, state, (values, within), (chunk, (first, first + rows), wide));
+            }
         }
     }
 
-    /// Where a part of K lies; V lies in its plane as K does in its own, so it can be asked for alike.
+    /// Where a part of K or V lies, all of it in one run.
     #[inline(always)]
-    fn panel(self, which: usize, Part { head, panel }: Part) -> *const u8 {
-        self.planes[which].wrapping_add(head * self.strides[which] + self.here.panels[panel])
-    }
-
-    /// Where a part of V lies, or what of K is asked for alike.
-    #[inline(always)]
-    fn rows(self, which: usize, Part { head, panel }: Part, at: &'a Places) -> Rows<'a> {
-        let head = self.planes[which].wrapping_add(head * self.strides[which]);
-        Rows { head, at: &at.rows.as_chunks().0[panel] }
+    fn part(self, which: usize, Part { head, panel }: Part, at: &Places) -> *const u8 {
+        self.planes[which].wrapping_add(head * self.strides[which] + at.panels[panel])
     }
 }
 
-/// A row of pairs against a panel.
+/// Rows of pairs against a panel.
 struct Panel<'a> {
     query: &'a [f32],
-    /// The panel, and the one to ask for.
+    /// The panel, and the part to ask for.
     keys: [*const u8; 2],
-    /// Where sixteen scores go.
+    /// Where sixteen scores of each row go, 64 apart.
     score: &'a mut [f32],
     of: Dims,
 }
 
-impl Kernel for Panel<'_> {
+/// M of them.
+struct OfRows<'a, const M: usize>(Panel<'a>);
+
+impl<const M: usize> Kernel for OfRows<'_, M> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { query, keys: [keys, ask], score, of: Dims { dim, scale, .. } } = self;
-        let mut sum = lanes.splat(0.0);
-        for (pair, &query) in query[..dim.div_ceil(2)].iter().enumerate() {
+        let Panel { query, keys: [keys, ask], score, of: Dims { dim, wide, scale } } = self.0;
+        let pairs = dim.div_ceil(2);
+        assert!(query.len() >= (M - 1) * wide + pairs && score.len() >= (M - 1) * CHUNK + WIDTH, "M rows");
+        let mut sums = [lanes.splat(0.0); M];
+        for pair in 0..pairs {
             lanes.prefetch(ask.wrapping_add(pair * LINE));
             // SAFETY: a panel has a line for every pair of elements.
             let keys = unsafe { lanes.load(keys.wrapping_add(pair * LINE).cast()) };
-            sum = lanes.dot_pairs(lanes.splat(query), keys, sum);
+            for i in 0..M {
+                // SAFETY: M rows, as asserted.
+                let query = lanes.splat(unsafe { query.as_ptr().wrapping_add(i * wide + pair).read() });
+                sums[i] = lanes.dot_pairs(query, keys, sums[i]);
+            }
         }
-        // SAFETY: sixteen scores.
-        unsafe { lanes.store(score[..WIDTH].as_mut_ptr(), lanes.mul(sum, lanes.splat(scale))) };
+        for i in 0..M {
+            let score = score.as_mut_ptr().wrapping_add(i * CHUNK);
+            // SAFETY: sixteen scores of M rows, as asserted.
+            unsafe { lanes.store(score, lanes.mul(sums[i], lanes.splat(scale))) };
+        }
     }
 }
 
-/// Sixteen rows of V of a head, each so many bytes from the head's first.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    head: *const u8,
-    at: &'a [usize; WIDTH],
-}
-
-impl Rows<'_> {
-    /// Column `column` of a position of the chunk, which is one of these sixteen.
-    #[inline(always)]
-    fn element(self, position: usize, column: usize) -> *const u8 {
-        self.head.wrapping_add(self.at[position % WIDTH] + 2 * column)
-    }
-}
-
-/// A part of V on its way into registers, and what is asked for meanwhile.
+/// V of a head on its way into registers, and the part to ask for meanwhile.
 #[derive(Clone, Copy)]
 struct Values<'a> {
-    here: Rows<'a>,
-    next: Rows<'a>,
+    head: *const u8,
+    /// Where the positions of the chunk lie, bytes from the head's first.
+    rows: &'a [usize; CHUNK],
+    next: *const u8,
 }
 
 impl pairs::Values for Values<'_> {
     #[inline(always)]
-    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, ask: bool) -> L::F {
-        let positions = [2 * pair, 2 * pair + 1];
-        if ask {
-            positions.iter().for_each(|&position| lanes.prefetch(self.next.element(position, column)));
-        }
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize) -> L::F {
+        let at = [2 * pair, 2 * pair + 1].map(|row| self.head.wrapping_add(self.rows[row] + 2 * column));
         // SAFETY: the caller's promise; the first position stands in for one that nobody sees.
-        unsafe { lanes.load_pairs_bf16(positions.map(|position| self.here.element(position, column))) }
+        unsafe { lanes.load_pairs_bf16(at) }
+    }
+
+    /// The next of the lines of the other part: it has as many as this one, half a line for a vector.
+    #[inline(always)]
+    fn ask<L: Lanes>(&self, lanes: L, (pair, column): (usize, usize), vectors: usize) {
+        let line = column / WIDTH * (WIDTH / 2) + pair % (WIDTH / 2) * vectors;
+        (line..line + vectors).for_each(|line| lanes.prefetch(self.next.wrapping_add(line * LINE)));
     }
 }

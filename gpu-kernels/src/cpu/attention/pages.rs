@@ -65,14 +65,19 @@ impl Pages<'_> {
         Of { keys: plane(0), values: plane(1), at }
     }
 
-    /// The parts of a chunk of so many heads, four of each, in the order of memory.
-    pub(super) fn parts(&self, heads: usize) -> Vec<Part> {
+    /// The parts of a chunk of so many heads, four of each, in the order of memory, if each is one run in K and in V.
+    pub(super) fn parts(&self, heads: usize) -> Option<Vec<Part>> {
         let of_block = (self.pool.shape.block_size / WIDTH).min(PANELS);
-        // Those of a head in one block lie one after the other, unless other heads' lie between.
-        let alone = self.pool.layout.token_stride == self.pool.layout.wide;
-        let run = if alone && PANELS.is_multiple_of(of_block) { of_block } else { 1 };
+        if !self.in_panels() || self.pool.layout.token_stride != self.pool.layout.wide {
+            return None;
+        }
+        // Those of a head in one block lie one after the other.
+        let run = if PANELS.is_multiple_of(of_block) { of_block } else { 1 };
         let runs = (0..PANELS).step_by(run).flat_map(|first| (0..heads).map(move |head| (first, head)));
-        runs.flat_map(|(first, head)| (first..first + run).map(move |panel| Part { head, panel })).collect()
+        Some(
+            runs.flat_map(|(first, head)| (first..first + run).map(move |panel| Part { head, panel }))
+                .collect(),
+        )
     }
 
     /// Whether every sixteen positions are a panel of K of their own.

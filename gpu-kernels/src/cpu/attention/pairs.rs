@@ -205,12 +205,15 @@ impl<const M: usize, const ASK: bool> Kernel for Scores<'_, M, ASK> {
 
 /// V of a chunk, as pairs of positions.
 pub(super) trait Values: Copy {
-    /// Sixteen columns of positions `2 pair` and `2 pair + 1`, from a multiple of sixteen on. With `ASK`, the next
-    /// chunk's are asked for, if it does that at all.
+    /// Sixteen columns of positions `2 pair` and `2 pair + 1`, from a multiple of sixteen on.
     ///
     /// # Safety
     /// Somebody sees one of the positions, and the rows have these columns.
-    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, ask: bool) -> L::F;
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize) -> L::F;
+
+    /// Asks for as much of what comes next as these positions have in so many vectors from `column` on.
+    #[inline(always)]
+    fn ask<L: Lanes>(&self, _: L, _: (usize, usize), _: usize) {}
 }
 
 /// In scratch, `[32][wide]`.
@@ -222,7 +225,7 @@ struct Gathered<'a> {
 
 impl Values for Gathered<'_> {
     #[inline(always)]
-    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, _: bool) -> L::F {
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize) -> L::F {
         // SAFETY: the caller's promise; scratch holds a chunk.
         unsafe { lanes.load(self.values.as_ptr().wrapping_add(pair * self.wide + column)) }
     }
@@ -231,16 +234,23 @@ impl Values for Gathered<'_> {
 /// Rows of bf16 where they lie.
 impl Values for Chunk<'_> {
     #[inline(always)]
-    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize, ask: bool) -> L::F {
-        let (Chunk { here, next }, positions) = (self, [2 * pair, 2 * pair + 1]);
-        if ask {
-            positions.iter().for_each(|&position| {
-                lanes.prefetch(next.values.wrapping_add(next.at.rows[position] + 2 * column));
-            });
-        }
-        let at = positions.map(|position| here.values.wrapping_add(here.at.rows[position] + 2 * column));
+    unsafe fn pair<L: Lanes>(&self, lanes: L, pair: usize, column: usize) -> L::F {
+        let here = self.here;
+        let at = [2 * pair, 2 * pair + 1].map(|row| here.values.wrapping_add(here.at.rows[row] + 2 * column));
         // SAFETY: the caller's promise; the first position stands in for one that nobody sees.
         unsafe { lanes.load_pairs_bf16(at) }
+    }
+
+    /// The same columns of the next chunk.
+    #[inline(always)]
+    fn ask<L: Lanes>(&self, lanes: L, (pair, column): (usize, usize), vectors: usize) {
+        let next = self.next;
+        // A line is two vectors.
+        for j in (0..vectors).step_by(2) {
+            for row in [2 * pair, 2 * pair + 1] {
+                lanes.prefetch(next.values.wrapping_add(next.at.rows[row] + 2 * (column + j * WIDTH)));
+            }
+        }
     }
 }
 
@@ -293,9 +303,9 @@ pub(super) fn add_values<L: Lanes, V: Values>(
     }
 }
 
-/// Pairs of positions that `count` rows all see.
+/// The same for pairs `of` of positions that all of `count` rows see, up to eight.
 #[inline(always)]
-fn common<L: Lanes, V: Values>(
+pub(super) fn common<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
     values: V,
@@ -305,6 +315,8 @@ fn common<L: Lanes, V: Values>(
 ) {
     let seen = (0, CHUNK);
     match count {
+        8 => lanes.apart(Sum::<V, 8, false> { state, values, row, of, seen, wide }),
+        7 => lanes.apart(Sum::<V, 7, false> { state, values, row, of, seen, wide }),
         6 => lanes.apart(Sum::<V, 6, false> { state, values, row, of, seen, wide }),
         5 => lanes.apart(Sum::<V, 5, false> { state, values, row, of, seen, wide }),
         4 => lanes.apart(Sum::<V, 4, false> { state, values, row, of, seen, wide }),
@@ -334,7 +346,7 @@ impl<V: Values, const M: usize, const EDGE: bool> Kernel for Sum<'_, '_, V, M, E
         let mut column = 0;
         while column < self.wide {
             column += match (self.wide - column) / WIDTH {
-                4.. => self.columns::<L, 4>(lanes, fade, column),
+                4.. if M <= 6 => self.columns::<L, 4>(lanes, fade, column),
                 2.. => self.columns::<L, 2>(lanes, fade, column),
                 _ => self.columns::<L, 1>(lanes, fade, column),
             };
@@ -359,10 +371,10 @@ impl<V: Values, const M: usize, const EDGE: bool> Sum<'_, '_, V, M, EDGE> {
         }
         for pair in of.0..of.1 {
             let mut v = [lanes.splat(0.0); N];
+            values.ask(lanes, (pair, column), N);
             for j in 0..N {
-                // A line of memory is two vectors of columns.
                 // SAFETY: all rows see one of the positions.
-                v[j] = unsafe { values.pair(lanes, pair, column + j * WIDTH, j % 2 == 0) };
+                v[j] = unsafe { values.pair(lanes, pair, column + j * WIDTH) };
                 if EDGE {
                     let sees = [2 * pair, 2 * pair + 1].map(|position| (seen.0..seen.1).contains(&position));
                     v[j] = lanes.keep_of_pairs(v[j], sees);

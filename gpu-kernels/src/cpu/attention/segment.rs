@@ -2,7 +2,7 @@
 //!
 //! Heads lie one after the other in every block, so each of the three goes through all of them: K and V are read in
 //! long runs, and what comes next is asked for meanwhile, of V by the last head's K and of the next chunk's K by the
-//! last head's V. Where every head has one row, K and V are even read in the order of memory (`in_order.rs`).
+//! last head's V. Where heads have few rows, K and V are even read in the order of memory (`in_order.rs`).
 
 use super::in_order::InOrder;
 use super::pages::{Chunk, Pages, Places};
@@ -34,9 +34,9 @@ pub(super) fn segment<L: Lanes, P: Products>(
     if start < high {
         pages.places(start, valid(start), &mut here);
     }
-    let in_order = P::PAIRS && P::IN_PLACE && pool.form == Form::Bf16 && tile.rows == 1 && pages.in_panels();
-    let parts = in_order.then(|| pages.parts(tile.kv_heads));
     let few = P::IN_PLACE && tile.rows <= FEW && pool.form.bytes() > 1 && pool.latent_dim.is_none();
+    let in_order = P::PAIRS && few && pool.form == Form::Bf16;
+    let parts = if in_order { pages.parts(tile.kv_heads) } else { None };
     let dims = Dims { dim: pool.shape.head_dim, wide: pool.layout.wide, scale: step.attention.scale };
     let rows = |index: usize| (index * tile.rows, (index + 1) * tile.rows);
     let all = (0, tile.rows_all());
@@ -55,7 +55,7 @@ pub(super) fn segment<L: Lanes, P: Products>(
         let in_order =
             parts.as_ref().map(|parts| InOrder::new(&pages, (layer, tile.kv_head), parts, [&here, &next]));
         if let Some(in_order) = in_order {
-            in_order.scores(lanes, state, dims);
+            in_order.scores(lanes, state, (tile.rows, dims));
         } else {
             for index in 0..tile.kv_heads {
                 let last = index + 1 == tile.kv_heads;
@@ -72,7 +72,7 @@ pub(super) fn segment<L: Lanes, P: Products>(
         }
         soften::<L, P>(lanes, state, chunk, all);
         if let Some(in_order) = in_order {
-            in_order.add_values(lanes, state, (chunk, step.q.wide()));
+            in_order.add_values(lanes, state, (chunk, tile.rows, step.q.wide()));
         } else {
             let of_next = pages.head(layer, tile.kv_head, &next).keys_as_values();
             for index in 0..tile.kv_heads {

@@ -29,8 +29,13 @@ pub(super) struct Tile {
 pub(super) fn tiles(threads: usize, step: &Step<'_>) -> Vec<Tile> {
     let Step { batch, attention: Attention { heads, .. }, .. } = *step;
     let group = heads.query / heads.kv;
-    // Every thread gets at least two tiles, if there are so many heads.
-    let heads_max = (batch.spans.len() * heads.kv / (2 * threads)).clamp(1, heads.kv);
+    // Every thread gets at least two tiles, if there are so many heads, or four segments of tiles that `cut` divides.
+    let segments = |&span: &Span| {
+        let (low, high) = (seen(span, step, 0).0, seen(span, step, span.query_len as usize).1);
+        high.div_ceil(SEGMENT).saturating_sub(low / SEGMENT)
+    };
+    let pieces = (2 * batch.spans.len()).max(batch.spans.iter().map(segments).sum());
+    let heads_max = (pieces * heads.kv / (4 * threads)).clamp(1, heads.kv);
     let mut tiles = Vec::new();
     for (index, &span) in batch.spans.iter().enumerate() {
         let all = span.query_len as usize * group;
