@@ -165,8 +165,8 @@ fn check(by: impl Products + Sync, cpu: &Cpu) {
     }
 }
 
-/// The values of token `bad` are no numbers: of the last `queries`, those who see it find none, all others the bits that
-/// they find without.
+/// The values of token `bad` are no numbers: of the last `queries`, those who see it find none, all others the bits
+/// that they find without.
 fn what_a_row_does_not_see_may_be_no_number(
     by: impl Products + Sync,
     cpu: &Cpu,
