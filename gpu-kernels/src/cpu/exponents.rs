@@ -51,7 +51,10 @@ pub(super) const fn bytes(whole: usize) -> usize {
 #[derive(Clone)]
 pub(crate) struct Exponents {
     coder: Coder,
-    others: Arc<[Vec<Other>]>,
+    /// The numbers that lie apart, of one panel after the other: a walk over panels finds them in a row.
+    others: Arc<[Other]>,
+    /// Where those of each panel end.
+    ends: Arc<[u32]>,
     /// The panels they are of.
     panels: Range<usize>,
 }
@@ -155,9 +158,14 @@ impl Exponents {
     /// What a coder made of a matrix of so many numbers, of which these lie apart in each panel; none if they are too
     /// many.
     pub(super) fn new(coder: Coder, others: Vec<Vec<Other>>, numbers: usize) -> Option<Self> {
-        let rare = others.iter().map(Vec::len).sum::<usize>() <= numbers / RARE;
-        let panels = 0..others.len();
-        rare.then(|| Self { coder, others: others.into(), panels })
+        let end = |end: &mut usize, others: &Vec<Other>| {
+            *end += others.len();
+            Some(u32::try_from(*end).ok())
+        };
+        let ends: Option<Arc<[u32]>> = others.iter().scan(0, end).collect();
+        let (panels, others) = (0..others.len(), others.concat());
+        let rare = others.len() <= numbers / RARE;
+        ends.filter(|_| rare).map(|ends| Self { coder, others: others.into(), ends, panels })
     }
 
     /// Those of some panels.
@@ -175,7 +183,9 @@ impl Exponents {
     /// What of a panel lies apart, in the order of `in`.
     #[inline(always)]
     pub(super) fn others(&self, panel: usize) -> &[Other] {
-        &self.others[self.panels.start + panel]
+        let panel = self.panels.start + panel;
+        let start = panel.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.others[start as usize..self.ends[panel] as usize]
     }
 
     /// One of the sixteen outputs of a panel, widened.

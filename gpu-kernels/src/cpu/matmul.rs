@@ -333,10 +333,13 @@ fn begin<const R: usize, const N: usize>(exponents: &Exponents, x: &[f32], panel
         for other in exponents.others(panel + j) {
             let (pair, half) = (other.element as usize / 2, other.element % 2);
             let (value, lane) = (other.value() / X_SCALE, j * WIDTH + usize::from(other.lane));
-            for (pair, sums) in x[pair * R..][..R].iter().zip(sums.chunks_exact_mut(N * WIDTH)) {
-                let x = f32::from_bits(pair.to_bits() << (16 * (1 - half)) & 0xffff_0000);
+            let mut products = [0.0; R];
+            for (product, pair) in products.iter_mut().zip(&x[pair * R..][..R]) {
                 // Eight bits times eight are exact.
-                sums[lane] = (x * value).mul_add(scale, sums[lane]);
+                *product = f32::from_bits(pair.to_bits() << (16 * (1 - half)) & 0xffff_0000) * value;
+            }
+            for (product, sums) in products.iter().zip(sums.chunks_exact_mut(N * WIDTH)) {
+                sums[lane] = product.mul_add(scale, sums[lane]);
             }
         }
     }
