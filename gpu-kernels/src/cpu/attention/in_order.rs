@@ -11,7 +11,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices over rows, as in the formulas")]
 
 use super::pages::{Pages, Part, Places};
-use super::pairs::{self, Dims, LINE, PANELS, add_values, common, round_rows};
+use super::pairs::{self, Dims, LINE, PANELS, add_seen_by_all, add_values, round_rows};
 use super::state::{State, clip};
 use super::{CHUNK, Kernel, Lanes, WIDTH};
 
@@ -104,7 +104,7 @@ impl<'a> InOrder<'a> {
             let within = (part.panel * WIDTH / 2, (part.panel + 1) * WIDTH / 2);
             let first = part.head * rows;
             if whole {
-                common(lanes, state, values, (first, rows), within, wide);
+                add_seen_by_all(lanes, state, values, (first, rows), within, wide);
             } else {
                 add_values(lanes, state, (values, within), (chunk, (first, first + rows), wide));
             }

@@ -67,10 +67,10 @@ impl Pages<'_> {
 
     /// The parts of a chunk of so many heads, four of each, in the order of memory, if each is one run in K and in V.
     pub(super) fn parts(&self, heads: usize) -> Option<Vec<Part>> {
-        let of_block = (self.pool.shape.block_size / WIDTH).min(PANELS);
         if !self.in_panels() || self.pool.layout.token_stride != self.pool.layout.wide {
             return None;
         }
+        let of_block = (self.pool.shape.block_size / WIDTH).min(PANELS);
         // Those of a head in one block lie one after the other.
         let run = if PANELS.is_multiple_of(of_block) { of_block } else { 1 };
         let runs = (0..PANELS).step_by(run).flat_map(|first| (0..heads).map(move |head| (first, head)));

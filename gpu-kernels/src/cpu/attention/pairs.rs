@@ -297,7 +297,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
         };
         group.clone().for_each(|row| edge(state, row, (within.0, start)));
         if start < end {
-            common(lanes, state, values, (first, count), (start, end), wide);
+            add_seen_by_all(lanes, state, values, (first, count), (start, end), wide);
         }
         group.for_each(|row| edge(state, row, (end, within.1)));
     }
@@ -305,7 +305,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
 
 /// The same for pairs `of` of positions that all of `count` rows see, up to eight.
 #[inline(always)]
-pub(super) fn common<L: Lanes, V: Values>(
+pub(super) fn add_seen_by_all<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
     values: V,

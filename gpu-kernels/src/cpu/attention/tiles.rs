@@ -29,9 +29,10 @@ pub(super) struct Tile {
 pub(super) fn tiles(threads: usize, step: &Step<'_>) -> Vec<Tile> {
     let Step { batch, attention: Attention { heads, .. }, .. } = *step;
     let group = heads.query / heads.kv;
-    // Every thread gets at least two tiles, if there are so many heads, or four segments of tiles that `cut` divides.
+    // Every thread gets two tiles at least, or four segments, which `cut` shares out, if there are heads enough.
     let segments = |&span: &Span| {
-        let (low, high) = (seen(span, step, 0).0, seen(span, step, span.query_len as usize).1);
+        let last = (span.query_len as usize).saturating_sub(1);
+        let (low, high) = (seen(span, step, 0).0, seen(span, step, last).1);
         high.div_ceil(SEGMENT).saturating_sub(low / SEGMENT)
     };
     let pieces = (2 * batch.spans.len()).max(batch.spans.iter().map(segments).sum());

@@ -36,7 +36,7 @@ pub(super) fn add_values<L: Lanes, V: Values>(
         for part in [Part::Before, Part::Common, Part::After] {
             if let Part::Common = part {
                 if start < end {
-                    common(lanes, state, values, first, count, (start, end), wide);
+                    add_seen_by_all(lanes, state, values, first, count, (start, end), wide);
                 }
                 continue;
             }
@@ -118,7 +118,7 @@ enum Part {
 
 /// Positions that `count` rows all see.
 #[inline(always)]
-fn common<L: Lanes, V: Values>(
+fn add_seen_by_all<L: Lanes, V: Values>(
     lanes: L,
     state: &mut State<'_>,
     values: V,
