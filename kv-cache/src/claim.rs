@@ -51,7 +51,8 @@ pub struct Claim {
     /// long prompt is let in by its first chunk and fights for room in the middle.
     ///
     /// If something is `external`, the rest of that room is set aside for the sequence until it claims it, so that
-    /// loads that are under way do not wait for one another's blocks.
+    /// loads that are under way do not wait for one another's blocks. Copies of blocks that it shares come out of
+    /// that room too.
     pub whole_sequence: bool,
     /// Free blocks that must be left over. For waiting sequences, while others run.
     pub watermark: BlockCount,

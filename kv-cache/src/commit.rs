@@ -1,7 +1,7 @@
 //! Carrying out what was reserved: share, copy, take, publish.
 
 use crate::blocks::{Blocks, name};
-use crate::claim::{BlockCopy, Plan};
+use crate::claim::{BlockCopy, Need, Plan};
 use crate::evict::{Eviction, Wanted};
 use crate::group::{Groups, Landmarks, Unneeded, Written};
 use crate::hash::{BlockHasher, Digest};
@@ -43,7 +43,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             let begin = claim.computed;
             sequence.loading = Some(Loading { begin, from: begin, to: begin.plus(claim.external) });
         }
-        let rest = set_aside(sequence, claim, need.beyond - need.new, need.new);
+        let rest = set_aside(sequence, claim, need);
         reserved.0 = reserved.0 - sequence.set_aside.0 + rest;
         sequence.set_aside = BlockCount(rest);
         sequence.computed = claim.computed_after();
@@ -149,10 +149,13 @@ fn extend<D: Digest>(
     }
 }
 
-/// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less what it has got.
+/// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less what it has got,
+/// copies too.
 #[inline]
-fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, rest: u32, taken: u32) -> u32 {
-    if claim.external > TokenCount(0) { rest } else { sequence.set_aside.get().saturating_sub(taken) }
+fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, need: Need) -> u32 {
+    let Need { new, copies, beyond, .. } = need;
+    let still = sequence.set_aside.get().saturating_sub(new + copies);
+    if claim.external > TokenCount(0) { beyond - new } else { still }
 }
 
 /// How far a sequence can be computed before it fills another block or needs one.

@@ -54,7 +54,8 @@ impl<P: Eviction> Model<P> {
             let begin = claim.computed.0;
             sequence.loading = Some(Loading { begin, from: begin, to: begin + claim.external.0 });
         }
-        sequence.set_aside = if claim.external.0 > 0 { rest } else { sequence.set_aside.saturating_sub(new) };
+        let still = sequence.set_aside.saturating_sub(new + copies);
+        sequence.set_aside = if claim.external.0 > 0 { rest } else { still };
         sequence.computed = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
         sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
         self.publish(id, self.sequences[&id].computed, true);
