@@ -132,6 +132,19 @@ pub enum Error {
         room: TokenCount,
     },
 
+    /// A claim for tokens from elsewhere that lie in blocks which others can find already: a load would write there.
+    #[error(
+        "sequence {sequence} lets tokens come from elsewhere from {computed} on, others can find them up to {published}"
+    )]
+    AlreadyPublished {
+        /// Who asked.
+        sequence: SequenceId,
+        /// Where the load would begin.
+        computed: TokenCount,
+        /// Tokens that the sequence has published.
+        published: TokenCount,
+    },
+
     /// A load is reported that was not claimed, or reaches past what was.
     #[error("sequence {sequence} reports {tokens} tokens as loaded, {from} to {to} are on their way")]
     NotLoading {

@@ -6,7 +6,7 @@ use crate::group::Group;
 use crate::hash::BlockHasher;
 use crate::kind::Holds;
 use crate::sequence::{Loading, Sequence};
-use crate::{BlockCopy, BlockId, Claim, Error, GroupId, KvCache, SequenceId, TokenCount};
+use crate::{BlockCopy, BlockCount, BlockId, Claim, Error, GroupId, KvCache, SequenceId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// Opens `child` as a second sequence that knows and holds the same as `parent`: for samples of one prompt, and
@@ -177,14 +177,22 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     }
 
     /// Whether a claim that begins before what was promised last (drafts were wrong, a step was withdrawn) finds all
-    /// blocks that it reads and writes, and nothing there is on its way. Which of the states in a block it goes on
-    /// from is the caller's to know.
+    /// blocks that it reads and writes, nothing there is on its way, and no load would write into what others can find.
+    /// Which of the states in a block it goes on from is the caller's to know.
     #[cold]
     pub(crate) fn must_begin_again(&self, place: u32, claim: Claim) -> Result<(), Error> {
         let sequence = self.sequences.at(place);
         if let Some(Loading { from, to, .. }) = sequence.loading.filter(|loading| claim.computed < loading.to)
         {
             return Err(Error::Loading { sequence: sequence.id, from, to });
+        }
+        let tables = self.groups.all.iter().zip(sequence.tables.iter());
+        let published = tables.map(|(group, table)| group.entry.tokens_in(BlockCount(table.published)));
+        if let Some(published) = published.max().filter(|&published| claim.computed < published)
+            && claim.external > TokenCount(0)
+        {
+            let computed = claim.computed;
+            return Err(Error::AlreadyPublished { sequence: sequence.id, computed, published });
         }
         let tables = self.groups.iter().zip(sequence.tables.iter());
         let mut misses = tables

@@ -44,6 +44,12 @@ pub(crate) fn publish<D: Digest>(
                 if block == BlockId::NULL || (group.holds != Holds::EveryToken && !is_kept(from)) {
                     continue;
                 }
+                // A name covers the tokens ahead, which may be others for each that holds the state; and no copy of it
+                // was made, as states go on elsewhere.
+                let is_ambiguous = groups.lookahead > TokenCount(0) && blocks.pool.references(block) > 1;
+                if group.holds == Holds::State && is_ambiguous {
+                    continue;
+                }
                 if let (Holds::State, Some(fresh)) = (group.holds, fresh.as_deref_mut()) {
                     fresh.push(block);
                 }

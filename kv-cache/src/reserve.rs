@@ -26,7 +26,8 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// [`Error::NotOpen`], [`Error::EmptyClaim`]; [`Error::NotCached`] and [`Error::NoRoomBefore`] when
     /// `computed` counts tokens that the sequence cannot have; [`Error::Gone`] when it lies where a window or a chunk
     /// has been given back, or where a state was never left; [`Error::Loading`] when something external is claimed
-    /// while something is on its way, or what is on its way would be computed.
+    /// while something is on its way, or what is on its way would be computed; [`Error::AlreadyPublished`] when what
+    /// is external would come into blocks that others can find.
     #[inline]
     pub fn reserve(&mut self, sequence: SequenceId, claim: Claim) -> Result<Admission<'_, H, E>, Error> {
         let place = self.sequences.place(sequence)?;

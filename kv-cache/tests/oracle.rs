@@ -39,6 +39,7 @@ fn the_cache_does_what_the_model_does() {
         rng_seed: RngSeed::Fixed(seed),
         rng_algorithm: RngAlgorithm::XorShift,
         failure_persistence: None,
+        max_shrink_iters: 100_000,
         ..Runs::default()
     };
     let behind = prop::option::weighted(0.6, tiers());

@@ -161,6 +161,12 @@ impl<P: Eviction> Model<P> {
             let [from, to] = [there, to].map(TokenCount);
             return Err(Error::Loading { sequence: SequenceId(id), from, to });
         }
+        let tables = (0..).zip(&of.tables).filter(|(group, _)| self.groups[*group].kind != Kind::Cross);
+        let published = tables.map(|(group, table)| table.published * self.entry(group)).max();
+        if let Some(published) = published.filter(|&there| claim.external.0 > 0 && from < there) {
+            let [computed, published] = [from, published].map(TokenCount);
+            return Err(Error::AlreadyPublished { sequence: SequenceId(id), computed, published });
+        }
         let to = from + claim.new_tokens.0 + claim.external.0;
         for (group, table) in of.tables.iter().enumerate() {
             let Group { kind, size } = self.groups[group];

@@ -281,6 +281,10 @@ impl<P: Eviction> Model<P> {
                 if block == BlockId::NULL || !self.retains(group, end, there, &sequence) {
                     continue;
                 }
+                // Who holds it as well may name it by other tokens ahead.
+                if self.groups[group].kind == Kind::State && ahead > 0 && self.users(block) > 1 {
+                    continue;
+                }
                 let text = self.text(&sequence, end).expect("it is named");
                 let place = &mut self.content[block.0 as usize][(published % parts) as usize];
                 if place.is_none() {
