@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use half::bf16;
 use quayline_gpu_kernels::{
-    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvShape, KvStorage, Ops, Projection, Rounding, Span,
-    WeightBytes, WeightSource,
+    Attention, BatchInput, Cpu, Dtype, Heads, Isa, KvOrder, KvShape, KvStorage, Ops, Projection, Rounding,
+    Span, WeightBytes, WeightSource,
 };
 
 fn main() {
@@ -28,10 +28,13 @@ fn main() {
             for rounding in [None, Some(Rounding::Int8), Some(Rounding::Fp8), Some(Rounding::Int4)] {
                 linear(&cpu, rounding, &wanted);
             }
-            for (cache, storage) in
-                [("", KvStorage::Same), ("e4m3-", KvStorage::Fp8PerHead), ("int8-", KvStorage::Int8PerHead)]
-            {
-                attention(&cpu, (cache, storage), &wanted);
+            for (cache, storage, order) in [
+                ("", KvStorage::Same, KvOrder::Hnd),
+                ("nhd-", KvStorage::Same, KvOrder::Nhd),
+                ("e4m3-", KvStorage::Fp8PerHead, KvOrder::Hnd),
+                ("int8-", KvStorage::Int8PerHead, KvOrder::Hnd),
+            ] {
+                attention(&cpu, (cache, storage, order), &wanted);
             }
         }
     }
@@ -158,7 +161,7 @@ fn linear(cpu: &Cpu, rounding: Option<Rounding>, wanted: &dyn Fn(&str) -> bool) 
     }
 }
 
-fn attention(cpu: &Cpu, (cache, storage): (&str, KvStorage), wanted: &dyn Fn(&str) -> bool) {
+fn attention(cpu: &Cpu, (cache, storage, order): (&str, KvStorage, KvOrder), wanted: &dyn Fn(&str) -> bool) {
     // (sequences, queries of each, context of each)
     let steps = [(1, 1, 4096), (8, 1, 1024), (32, 1, 256), (1, 512, 512), (1, 256, 4096)];
     let all_heads = [(6, 6, 48), (12, 12, 64), (14, 2, 64), (32, 8, 128)];
@@ -178,7 +181,7 @@ fn attention(cpu: &Cpu, (cache, storage): (&str, KvStorage), wanted: &dyn Fn(&st
             let per = context / block_size;
             let shape =
                 KvShape { layers, blocks: sequences * per, block_size, kv_heads: kv, head_dim: dim, dtype };
-            let mut pool = cpu.kv_pool_stored(shape, storage).expect("memory");
+            let mut pool = cpu.kv_pool_ordered(shape, storage, order).expect("memory");
             let tokens = sequences * context;
             let slots: Vec<i64> = (0..tokens as i64).collect();
             let positions = vec![0; tokens];

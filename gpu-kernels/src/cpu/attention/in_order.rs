@@ -1,9 +1,10 @@
 //! K and V in the order of memory, in pairs of bf16, where a kv head has few rows: generating.
 //!
 //! In every block the heads lie one after the other, so sixteen positions of one head, then of the next, are one long
-//! run, and of blocks that follow each other so are all: then one thread reads nearly as fast as the memory gives. What
-//! lies a few of these parts further on is asked for meanwhile, line after line, also where V is read by columns: after
-//! the last of K the chunk's V, after the last of V the next chunk's K. Sums keep their order, and so their bits.
+//! run, and of blocks that follow each other so are all: then one thread reads nearly as fast as the memory gives.
+//! Where the heads of a token lie side by side, that is so of K, which has panels; V goes by runs of a token.
+//! What lies a few of these parts further on is asked for meanwhile, line after line, also where V is read by columns:
+//! after the last of K the chunk's V, after the last of V the next chunk's K. Sums keep their order, and so their bits.
 //!
 //! From the caches this is slower than head by head (`pairs.rs`): the sums of a row wait for each other in one panel,
 //! where four of a head have room in registers, and the sums of values come and go with every sixteen positions. Up to
@@ -13,7 +14,7 @@
 use super::pages::{Pages, Part, Places};
 use super::pairs::{self, Dims, LINE, PANELS, add_seen_by_all, add_values, round_rows};
 use super::state::{State, clip};
-use super::{CHUNK, Kernel, Lanes, WIDTH};
+use super::{CHUNK, Kernel, KvPool, Lanes, Layout, WIDTH};
 
 /// How much is asked for before it is needed, in bytes; more leaves the nearest cache again.
 const AHEAD: usize = 6 << 10;
@@ -29,6 +30,8 @@ pub(super) struct InOrder<'a> {
     /// Where K and V of the tile's first head lie, and bytes from there to the next head's.
     planes: [*const u8; 2],
     strides: [usize; 2],
+    /// Of a part of K, and of V.
+    runs: [Runs; 2],
     /// Where the chunk lies, and the one after it.
     here: &'a Places,
     next: &'a Places,
@@ -49,7 +52,8 @@ impl<'a> InOrder<'a> {
         let bytes = pages.pool.layout.wide * WIDTH * pages.pool.form.bytes();
         let ahead = AHEAD.div_ceil(bytes).min(parts.len());
         let strides = pages.pool.layout.head_strides.map(|stride| stride * pages.pool.form.bytes());
-        Self { parts, planes: [first.keys, first.values], strides, here, next, ahead }
+        let runs = [Runs::ONE, Runs::of_values(pages.pool)];
+        Self { parts, planes: [first.keys, first.values], strides, runs, here, next, ahead }
     }
 
     /// `weight[row][position] = scale · query[row] · key[position]` for all 64 positions and `rows` rows of each head.
@@ -58,13 +62,14 @@ impl<'a> InOrder<'a> {
     pub(super) fn scores<L: Lanes>(self, lanes: L, state: &mut State<'_>, (rows, of): (usize, Dims)) {
         for (index, &part) in self.parts.iter().enumerate() {
             let ask = match self.parts.get(index + self.ahead) {
-                Some(&part) => self.part(KEYS, part, self.here),
-                None => self.part(VALUES, self.parts[index + self.ahead - self.parts.len()], self.here),
+                Some(&part) => self.lines(KEYS, part, self.here),
+                None => self.lines(VALUES, self.parts[index + self.ahead - self.parts.len()], self.here),
             };
             let first = part.head * rows;
             let panel = Panel {
                 query: &state.query[first * of.wide..],
-                keys: [self.part(KEYS, part, self.here), ask],
+                keys: self.part(KEYS, part, self.here),
+                ask,
                 score: &mut state.weight[first * CHUNK + part.panel * WIDTH..],
                 of,
             };
@@ -96,8 +101,8 @@ impl<'a> InOrder<'a> {
         let whole = state.seen[..all].iter().all(|&seen| clip(seen, chunk) == (0, CHUNK));
         for (index, &part) in self.parts.iter().enumerate() {
             let next = match self.parts.get(index + self.ahead) {
-                Some(&part) => self.part(VALUES, part, self.here),
-                None => self.part(KEYS, self.parts[index + self.ahead - count], self.next),
+                Some(&part) => self.lines(VALUES, part, self.here),
+                None => self.lines(KEYS, self.parts[index + self.ahead - count], self.next),
             };
             let head = self.planes[VALUES].wrapping_add(part.head * self.strides[VALUES]);
             let values = Values { head, rows: &self.here.rows, next };
@@ -111,18 +116,63 @@ impl<'a> InOrder<'a> {
         }
     }
 
-    /// Where a part of K or V lies, all of it in one run.
+    /// Where a part of K or V begins.
     #[inline(always)]
     fn part(self, which: usize, Part { head, panel }: Part, at: &Places) -> *const u8 {
         self.planes[which].wrapping_add(head * self.strides[which] + at.panels[panel])
+    }
+
+    #[inline(always)]
+    fn lines(self, which: usize, part: Part, at: &Places) -> Lines {
+        Lines { first: self.part(which, part, at), runs: self.runs[which] }
+    }
+}
+
+/// How the lines of a part lie: all in one run, or those of V in a run for each position, where the heads of a token
+/// lie side by side.
+#[derive(Clone, Copy)]
+struct Runs {
+    /// Lines of a run: a power of two, of which this is the logarithm.
+    length: u32,
+    /// Bytes from one to the next.
+    stride: usize,
+}
+
+impl Runs {
+    const ONE: Self = Self { length: usize::BITS - 1, stride: 0 };
+
+    #[inline(always)]
+    fn of_values(pool: &KvPool) -> Self {
+        let Layout { wide, token_stride, .. } = pool.layout;
+        if token_stride == wide {
+            return Self::ONE;
+        }
+        Self { length: (2 * wide / LINE).ilog2(), stride: 2 * token_stride }
+    }
+}
+
+/// The lines of a part, in the order of memory.
+#[derive(Clone, Copy)]
+struct Lines {
+    first: *const u8,
+    runs: Runs,
+}
+
+impl Lines {
+    #[inline(always)]
+    fn line(self, index: usize) -> *const u8 {
+        let Runs { length, stride } = self.runs;
+        let (run, line) = (index >> length, index & ((1 << length) - 1));
+        self.first.wrapping_add(run * stride + line * LINE)
     }
 }
 
 /// Rows of pairs against a panel.
 struct Panel<'a> {
     query: &'a [f32],
-    /// The panel, and the part to ask for.
-    keys: [*const u8; 2],
+    keys: *const u8,
+    /// The part to ask for.
+    ask: Lines,
     /// Where sixteen scores of each row go, 64 apart.
     score: &'a mut [f32],
     of: Dims,
@@ -134,12 +184,12 @@ struct OfRows<'a, const M: usize>(Panel<'a>);
 impl<const M: usize> Kernel for OfRows<'_, M> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Panel { query, keys: [keys, ask], score, of: Dims { dim, wide, scale } } = self.0;
+        let Panel { query, keys, ask, score, of: Dims { dim, wide, scale } } = self.0;
         let pairs = dim.div_ceil(2);
         assert!(query.len() >= (M - 1) * wide + pairs && score.len() >= (M - 1) * CHUNK + WIDTH, "M rows");
         let mut sums = [lanes.splat(0.0); M];
         for pair in 0..pairs {
-            lanes.prefetch(ask.wrapping_add(pair * LINE));
+            lanes.prefetch(ask.line(pair));
             // SAFETY: a panel has a line for every pair of elements.
             let keys = unsafe { lanes.load(keys.wrapping_add(pair * LINE).cast()) };
             for i in 0..M {
@@ -162,7 +212,7 @@ struct Values<'a> {
     head: *const u8,
     /// Where the positions of the chunk lie, bytes from the head's first.
     rows: &'a [usize; CHUNK],
-    next: *const u8,
+    next: Lines,
 }
 
 impl pairs::Values for Values<'_> {
@@ -177,6 +227,6 @@ impl pairs::Values for Values<'_> {
     #[inline(always)]
     fn ask<L: Lanes>(&self, lanes: L, (pair, column): (usize, usize), vectors: usize) {
         let line = column / WIDTH * (WIDTH / 2) + pair % (WIDTH / 2) * vectors;
-        (line..line + vectors).for_each(|line| lanes.prefetch(self.next.wrapping_add(line * LINE)));
+        (line..line + vectors).for_each(|line| lanes.prefetch(self.next.line(line)));
     }
 }

@@ -43,7 +43,7 @@ use super::batch::Batch;
 use super::eight_bits::{AsE4m3, AsInt8};
 use super::lanes::{AsBf16, AsF16, AsF32, Element, InParts, Kernel, Lanes, WIDTH, dispatch, dispatch_pairs};
 use super::out::SharedOut;
-use super::pool::{Form, KvPool, OfPlane, padded};
+use super::pool::{Form, KvPool, Layout, OfPlane, padded};
 use super::scratch::Scratch;
 use super::workers::Workers;
 use crate::Attention;

@@ -1,8 +1,8 @@
 //! Where a chunk of positions lies in the cache.
 
-use super::pairs::PANELS;
+use super::pairs::{LINE, PANELS};
 use super::products::Products;
-use super::{CHUNK, Element, KvPool, Lanes, OfPlane, WIDTH};
+use super::{CHUNK, Element, KvPool, Lanes, Layout, OfPlane, WIDTH};
 
 /// The cached K and V of one span.
 pub(super) struct Pages<'a> {
@@ -65,14 +65,17 @@ impl Pages<'_> {
         Of { keys: plane(0), values: plane(1), at }
     }
 
-    /// The parts of a chunk of so many heads, four of each, in the order of memory, if each is one run in K and in V.
+    /// The parts of a chunk of so many heads, four of each, in the order of memory, if each is one run in K, and in V
+    /// one too or runs of so many lines each as a power of two.
     pub(super) fn parts(&self, heads: usize) -> Option<Vec<Part>> {
-        if !self.in_panels() || self.pool.layout.token_stride != self.pool.layout.wide {
+        let Layout { wide, token_stride, .. } = self.pool.layout;
+        let apart = token_stride != wide;
+        if !self.in_panels() || apart && !(wide.is_power_of_two() && 2 * wide >= LINE) {
             return None;
         }
         let of_block = (self.pool.shape.block_size / WIDTH).min(PANELS);
-        // Those of a head in one block lie one after the other.
-        let run = if PANELS.is_multiple_of(of_block) { of_block } else { 1 };
+        // Those of a head in one block lie one after the other, unless those of a token do.
+        let run = if PANELS.is_multiple_of(of_block) && !apart { of_block } else { 1 };
         let runs = (0..PANELS).step_by(run).flat_map(|first| (0..heads).map(move |head| (first, head)));
         Some(
             runs.flat_map(|(first, head)| (first..first + run).map(move |panel| Part { head, panel }))

@@ -1,13 +1,13 @@
 //! Attention in pairs of bf16 and on matrix tiles on every machine, with the instructions or without: against f64, and
-//! bit by bit between a prompt and its last token alone. What needs no pairs is tested through the interface, in
-//! `tests/cpu/attention.rs`.
+//! bit by bit between a prompt and its last token alone, in pools of either order. What needs no pairs is tested
+//! through the interface, in `tests/cpu/attention.rs`.
 #![expect(clippy::cast_possible_truncation, reason = "small counts")]
 
 use half::bf16;
 
 use super::matrix::OnTiles;
 use super::*;
-use crate::{BatchInput, Cpu, Dtype, Heads, KvShape, KvStorage, Ops, Span};
+use crate::{BatchInput, Cpu, Dtype, Heads, KvOrder, KvShape, KvStorage, Ops, Span};
 
 /// A context of one sequence, `[tokens, heads · dim]`.
 struct Case {
@@ -50,14 +50,19 @@ impl Case {
         Attention { heads: self.heads, scale: 0.37, window: self.window }
     }
 
-    /// The last `queries` rows, in pairs; slots that hold nothing hold what is no number.
+    /// The last `queries` rows, in pairs.
     fn last(&self, by: impl Products + Sync, cpu: &Cpu, queries: usize) -> Vec<f32> {
+        self.last_in(KvOrder::Hnd, by, cpu, queries)
+    }
+
+    /// The same over a pool of this order; slots that hold nothing hold what is no number.
+    fn last_in(&self, order: KvOrder, by: impl Products + Sync, cpu: &Cpu, queries: usize) -> Vec<f32> {
         let Heads { query, kv, dim } = self.heads;
         let blocks = self.tokens.div_ceil(self.block_size) + 1;
         let (block_size, slots) = (self.block_size, blocks * self.block_size);
         let shape =
             KvShape { layers: 1, blocks, block_size, kv_heads: kv, head_dim: dim, dtype: Dtype::Bf16 };
-        let mut pool = cpu.kv_pool_stored(shape, self.storage).unwrap();
+        let mut pool = cpu.kv_pool_ordered(shape, self.storage, order).unwrap();
         let span = Span { query_start: 0, query_len: queries as u32, context_len: self.tokens as u32 };
         let tables: Vec<u32> = (0..blocks as u32).rev().collect();
         let mut fill = |tokens: usize, [k, v]: [&[f32]; 2]| {
@@ -130,6 +135,7 @@ fn check(by: impl Products + Sync, cpu: &Cpu) {
         windowed(Case::new((1, 1, 80), 99, 32)),
         windowed(Case::new((3, 3, 48), 150, 16)),
         Case::new((5, 5, 32), 70, 48),
+        Case::new((8, 4, 64), 90, 32),
         Case::new((12, 1, 128), 3, 16),
     ];
     for case in &cases {
@@ -142,12 +148,12 @@ fn check(by: impl Products + Sync, cpu: &Cpu) {
             let apart = (f64::from(found) - exact).abs();
             assert!(apart <= 1.0 / 256.0, "{cpu:?} {token} {head} {element}: {found}, exact {exact}");
         }
-        for queries in [1, case.tokens / 2] {
-            let last = case.last(by, cpu, queries);
+        for (queries, order) in [(1, KvOrder::Hnd), (1, KvOrder::Nhd), (case.tokens / 2, KvOrder::Nhd)] {
+            let last = case.last_in(order, by, cpu, queries);
             let of_prompt = &all[all.len() - last.len()..];
             assert!(
                 last.iter().zip(of_prompt).all(|(a, b)| a.to_bits() == b.to_bits()),
-                "{cpu:?}: the last {queries} of {}",
+                "{cpu:?}: the last {queries} of {}, {order:?}",
                 case.tokens
             );
         }
@@ -193,7 +199,10 @@ fn cpu(threads: usize, isa: Isa) -> Cpu {
 
 #[test]
 fn pairs_are_right_and_bits_depend_on_a_row_alone() {
-    Isa::in_pairs().for_each(|isa| check(InPairs, &cpu(2, isa)));
+    for isa in Isa::in_pairs() {
+        // One thread takes several heads at a time.
+        [1, 2].into_iter().for_each(|threads| check(InPairs, &cpu(threads, isa)));
+    }
 }
 
 #[test]
