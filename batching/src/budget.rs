@@ -10,6 +10,8 @@ pub(crate) struct Budget {
     left: u32,
     /// Of these, the most for prompts: the others are for those who generate.
     prompts_left: u32,
+    /// One token for each who generates and has not had it yet: drafts of those before take it from prompts.
+    sure_left: u32,
     /// The most for one request.
     cap: u32,
     /// Tokens that each request takes besides, for a proposer.
@@ -30,18 +32,20 @@ impl Budget {
     /// `drafts_max` drafts.
     pub(crate) fn new(config: &Config, requests: usize, generating: u32, drafts_max: u32) -> Budget {
         let max = config.step_tokens_max;
-        let (max, prompts_left) = match config.mixed_prefill() {
+        let (max, prompts_left, sure_left) = match config.mixed_prefill() {
             Some(prefill) if generating > 0 => {
                 let sure = generating.saturating_mul(1 + config.drafts.slots);
                 let likely = sure.saturating_add(generating.saturating_mul(drafts_max));
-                (max.min(likely.saturating_add(prefill)), prefill.min(max.saturating_sub(sure)))
+                let prompts = prefill.min(max.saturating_sub(sure));
+                (max.min(likely.saturating_add(prefill)), prompts, sure)
             }
-            _ => (max, max),
+            _ => (max, max, 0),
         };
         Budget {
             max,
             left: max,
             prompts_left,
+            sure_left,
             cap: cap(config, requests),
             slots: config.drafts.slots,
             whole: config.prefill == Prefill::Whole,
@@ -51,14 +55,14 @@ impl Budget {
     /// The reason why no prompt gets anything any more.
     #[inline]
     pub(crate) fn is_spent(&self) -> Option<Reason> {
-        let spent = self.left.min(self.prompts_left) <= self.slots;
+        let spent = self.left_for_prompts() <= self.slots;
         spent.then_some(Reason::StepSpent { step_tokens_max: self.max })
     }
 
     /// The piece that a request gets if it wants `wanted` tokens: first the cap, then what is left.
     #[inline]
     pub(crate) fn share(&self, wanted: u32) -> Result<Share, Reason> {
-        let left = if wanted > 1 { self.left.min(self.prompts_left) } else { self.left };
+        let left = if wanted > 1 { self.left_for_prompts() } else { self.left };
         let left = left.saturating_sub(self.slots);
         if left == 0 {
             return Err(Reason::StepSpent { step_tokens_max: self.max });
@@ -78,6 +82,11 @@ impl Budget {
         Ok(Share { tokens, cut })
     }
 
+    #[inline]
+    fn left_for_prompts(&self) -> u32 {
+        self.prompts_left.min(self.left.saturating_sub(self.sure_left))
+    }
+
     /// How many tokens may go beyond a piece of `tokens`, if each of `others` must have one.
     #[inline]
     pub(crate) fn beyond(&self, tokens: u32, others: usize) -> u32 {
@@ -90,7 +99,11 @@ impl Budget {
     #[inline]
     pub(crate) fn take(&mut self, tokens: u32, generates: bool) {
         self.left -= tokens + self.slots;
-        self.prompts_left -= if generates { 0 } else { tokens + self.slots };
+        if generates {
+            self.sure_left = self.sure_left.saturating_sub(1 + self.slots);
+        } else {
+            self.prompts_left -= tokens + self.slots;
+        }
     }
 
     pub(crate) fn give_back(&mut self, tokens: u32, generates: bool) {
@@ -178,6 +191,22 @@ mod tests {
         budget.take(10, false);
         assert!(budget.is_spent().is_some());
         assert_eq!(budget.share(1).unwrap().tokens, 1, "the step has tokens for those who generate");
+    }
+
+    #[test]
+    fn what_drafts_take_a_prompt_does_without() {
+        let mixed_prefill_tokens_max = NonZeroU32::new(4);
+        let config = Config { step_tokens_max: 9, mixed_prefill_tokens_max, ..Config::new(64) };
+        // Three generate with two drafts each; the prompt's turn is before the last of them.
+        let mut budget = Budget::new(&config, 4, 3, 2);
+        budget.take(3, true);
+        budget.take(3, true);
+        let prompt = budget.share(20).unwrap().tokens;
+        assert_eq!(prompt, 2);
+        budget.take(prompt, false);
+        assert_eq!(budget.share(1).unwrap().tokens, 1);
+        budget.take(1, true);
+        assert!(budget.share(1).is_err());
     }
 
     #[test]

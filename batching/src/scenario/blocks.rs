@@ -349,7 +349,10 @@ impl Memory for BlockMemory {
     }
 
     fn fork(&mut self, parent: RequestId, child: RequestId, tokens: u32) -> bool {
+        // Who asked for another sample of a prompt has nothing of what the first has generated.
+        let known = self.texts.get(&child).map(|text| text.tokens.len());
         self.copy_text(parent, child);
+        self.text_mut(child).tokens.truncate(known.unwrap_or(usize::MAX));
         let blocks = self.blocks_for(tokens);
         for place in 0..blocks as usize {
             let block = self.text(parent).table[place];
