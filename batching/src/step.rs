@@ -164,7 +164,8 @@ impl<O: Order> Batcher<O> {
         }
         let share = step.budget.share(wanted)?;
         let part = Part { start, tokens: share.tokens, drafts: 0, padding: 0, cut: share.cut };
-        if share.tokens == 1 && wanted == 1 {
+        // The last token of a prompt may be part of an item that must be encoded first.
+        if share.tokens == 1 && wanted == 1 && sequence.new_tokens() > 0 {
             return Ok(self.with_drafts(sequence, part, drafts_max, others, &step.budget));
         }
         self.trim(slot, part, wanted, step.memory)
@@ -179,7 +180,7 @@ impl<O: Order> Batcher<O> {
         others: usize,
         budget: &Budget,
     ) -> Part {
-        if drafts_max == 0 || sequence.new_tokens() == 0 {
+        if drafts_max == 0 {
             return part;
         }
         let model_room = self.config.model_tokens_max - part.end();
