@@ -3,7 +3,7 @@
 use super::batch::{Batch, DeviceWork};
 use super::device::Address;
 use super::memory::Memory;
-use super::plan::{Cut, ROWS_FEW, ROWS_MANY};
+use super::plan::{CHUNK, Cut, ROWS_FEW, ROWS_MANY};
 use super::pool::KvPool;
 use super::tensor::Tensor;
 use super::{Cuda, count, divide};
@@ -266,6 +266,7 @@ impl Call<'_> {
             window: self.attention.window.unwrap_or(0),
             causal: self.scores.causal && self.scores.mask.is_none(),
             rows_many: self.rows_many(),
+            chunk: CHUNK,
             slots: 2 * self.cuda.device.multiprocessors(),
         })
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::Address;
 use super::memory::{Keeper, Memory};
-use super::plan::{CHUNK, Cut, Item, Merge, Plan, ROWS_FEW, Work, plan};
+use super::plan::{Cut, Item, Merge, Plan, ROWS_FEW, Work, plan};
 use crate::error::{below, same};
 use crate::{BatchInput, Error, Span, cpu};
 
@@ -191,7 +191,7 @@ impl Room {
     /// What the spans need whatever their contexts: all tiles together into no more pieces than there are tiles and
     /// slots, and no more of them cut than have more than an even share.
     fn for_any_context(host: &cpu::Batch, cut: Cut) -> Self {
-        let chunks = (host.blocks_max * host.block_size).div_ceil(CHUNK as usize);
+        let chunks = (host.blocks_max * host.block_size).div_ceil(cut.chunk as usize);
         let mut room = Self { few: Lengths::default(), many: Lengths::default(), nobody: 0 };
         for span in &host.spans {
             let rows = span.query_len as usize * cut.group as usize;

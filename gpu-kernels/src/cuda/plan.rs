@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use crate::Span;
 
-/// Positions that are added up together; cuts are made at their multiples. As `CHUNK` of `kernels/softmax.cuh`.
+/// Positions that the kernels for all GPUs add up together. As `CHUNK` of `kernels/softmax.cuh`.
 pub const CHUNK: u32 = 256;
 
 /// Rows of a tile of the small shape, which splits a tile's positions among its warps.
@@ -25,6 +25,9 @@ pub struct Cut {
     pub causal: bool,
     /// Rows of a tile of a span that has more than [`ROWS_FEW`]: [`ROWS_MANY`], or what the kernel at hand has.
     pub rows_many: u32,
+    /// Positions that are added up together, from the first on; cuts are made at their multiples: [`CHUNK`], or what
+    /// the kernel at hand has.
+    pub chunk: u32,
     /// Blocks that the machine runs at once.
     pub slots: u32,
 }
@@ -88,28 +91,19 @@ pub struct Plan {
 
 /// Cuts a step. Results do not depend on how: chunks are added in the same order wherever that happens.
 ///
-/// A tile is cut when it holds more than an even share of all chunks, into pieces of at most that share. Cost: linear
-/// in items, and a sort.
+/// The block shapes run one after the other, so each is cut by itself. Cost: linear in items, and a sort.
 #[must_use]
 pub fn plan(spans: &[Span], cut: Cut) -> Plan {
-    let mut tiles = Vec::with_capacity(spans.len());
+    let (mut few, mut many) = (Vec::with_capacity(spans.len()), Vec::new());
     for (index, span) in (0..).zip(spans) {
-        cut_rows(index, span, cut, &mut tiles);
+        let rows = span.query_len * cut.group;
+        if rows <= ROWS_FEW {
+            cut_rows(index, span, cut, ROWS_FEW, &mut few);
+        } else {
+            cut_rows(index, span, cut, cut.rows_many, &mut many);
+        }
     }
-    let all: u64 = tiles.iter().map(|tile| u64::from(tile.chunks())).sum::<u64>() * u64::from(cut.kv_heads);
-    let share = u32::try_from(all.div_ceil(u64::from(cut.slots.max(1)))).unwrap_or(u32::MAX).max(1);
-    let mut plan = Plan::default();
-    for work in [&mut plan.few, &mut plan.many] {
-        work.items.reserve(tiles.len());
-    }
-    for tile in tiles {
-        let work = if tile.tile_rows == ROWS_FEW { &mut plan.few } else { &mut plan.many };
-        work.add(tile, share);
-    }
-    for work in [&mut plan.few, &mut plan.many] {
-        longest_first(&mut work.items);
-    }
-    plan
+    Plan { few: Work::of(few, cut), many: Work::of(many, cut) }
 }
 
 /// Lengths up to which items are counted, not compared.
@@ -146,8 +140,21 @@ fn longest_first(items: &mut Vec<Item>) {
 }
 
 impl Work {
+    /// A tile is cut when it holds more than an even share of all chunks, into pieces of at most that share.
+    fn of(tiles: Vec<Tile>, cut: Cut) -> Self {
+        let all: u64 =
+            tiles.iter().map(|tile| u64::from(tile.chunks())).sum::<u64>() * u64::from(cut.kv_heads);
+        let share = u32::try_from(all.div_ceil(u64::from(cut.slots.max(1)))).unwrap_or(u32::MAX).max(1);
+        let mut work = Self { items: Vec::with_capacity(tiles.len()), ..Self::default() };
+        for tile in tiles {
+            work.add(tile, share);
+        }
+        longest_first(&mut work.items);
+        work
+    }
+
     fn add(&mut self, tile: Tile, share: u32) {
-        let Tile { span, row, rows, first, last, query_start, .. } = tile;
+        let Tile { span, row, rows, first, last, query_start } = tile;
         if tile.chunks() <= share {
             self.items.push(Item { span, row, chunk_first: first, chunk_last: last, partial: Item::WHOLE });
             return;
@@ -170,7 +177,6 @@ struct Tile {
     query_start: u32,
     row: u32,
     rows: u32,
-    tile_rows: u32,
     /// Chunks `first..last` hold all that the tile's rows see.
     first: u32,
     last: u32,
@@ -183,10 +189,8 @@ impl Tile {
 }
 
 /// Adds the tiles of a span.
-fn cut_rows(index: u32, span: &Span, cut: Cut, tiles: &mut Vec<Tile>) {
-    let all = span.query_len * cut.group;
-    let tile_rows = if all <= ROWS_FEW { ROWS_FEW } else { cut.rows_many };
-    let mut row = 0;
+fn cut_rows(index: u32, span: &Span, cut: Cut, tile_rows: u32, tiles: &mut Vec<Tile>) {
+    let (all, mut row) = (span.query_len * cut.group, 0);
     while row < all {
         let rows = tile_rows.min(all - row);
         // Most spans are one tile, which needs no division.
@@ -199,9 +203,9 @@ fn cut_rows(index: u32, span: &Span, cut: Cut, tiles: &mut Vec<Tile>) {
         let reach = |token: u32| (span.context_len + token + 1).saturating_sub(span.query_len);
         let high = if cut.causal { reach(last_token) } else { span.context_len };
         let low = if cut.window == 0 { 0 } else { reach(first_token).saturating_sub(cut.window) };
-        let last = high.div_ceil(CHUNK);
-        let first = (low / CHUNK).min(last);
-        tiles.push(Tile { span: index, query_start: span.query_start, row, rows, tile_rows, first, last });
+        let last = high.div_ceil(cut.chunk);
+        let first = (low / cut.chunk).min(last);
+        tiles.push(Tile { span: index, query_start: span.query_start, row, rows, first, last });
         row += rows;
     }
 }
@@ -214,7 +218,8 @@ mod tests {
     use super::*;
 
     fn cut() -> Cut {
-        Cut { group: 4, kv_heads: 8, window: 0, causal: true, rows_many: ROWS_MANY, slots: 264 }
+        let (rows_many, chunk, slots) = (ROWS_MANY, CHUNK, 264);
+        Cut { group: 4, kv_heads: 8, window: 0, causal: true, rows_many, chunk, slots }
     }
 
     fn decode(contexts: impl IntoIterator<Item = u32>) -> Vec<Span> {
@@ -282,6 +287,24 @@ mod tests {
     fn a_window_leaves_out_what_nobody_sees() {
         let plan = plan(&decode([4096]), Cut { window: 128, ..cut() });
         assert_eq!(plan.few.items.iter().map(|item| item.chunk_first).min(), Some(15));
+    }
+
+    #[test]
+    fn prompts_are_cut_to_shares_of_their_own() {
+        let prompt = Span { query_start: 0, query_len: 64, context_len: 131_072 };
+        let of_both = plan(&[&[prompt][..], &decode([4096; 64])].concat(), cut());
+        assert_eq!(of_both, Plan { few: of_both.few.clone(), ..plan(&[prompt], cut()) });
+        assert!(of_both.many.merges.len() > 1);
+    }
+
+    #[test]
+    fn spans_of_many_rows_stay_with_their_kind_when_their_tiles_are_small() {
+        let plan = plan(
+            &[Span { query_start: 0, query_len: 8, context_len: 64 }],
+            Cut { rows_many: ROWS_FEW, ..cut() },
+        );
+        assert!(plan.few.items.is_empty());
+        assert_eq!(plan.many.items.len(), 2);
     }
 
     #[test]
