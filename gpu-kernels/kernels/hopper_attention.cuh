@@ -1,10 +1,18 @@
 // Attention of prompts on Hopper (arXiv 2407.08608): one warp group asks the memory unit for whole pages of K and
 // V, two others multiply. The rows are those of `attention.cuh`: query heads that share a kv head side by side,
-// 128 a block. A block goes through the whole context of its rows, 128 positions at a time, with two tiles of K
-// and V on their way or in use.
+// 128 a block. A block goes through the context of its rows, or a part of it, 128 positions at a time, with two
+// tiles of K and V on their way or in use.
 //
 // The two warp groups that multiply take turns (ping-pong): while one has the tensor cores, the other is at its
-// exponentials. Sums are in another order than those of `attention.cuh`: bits differ.
+// exponentials.
+//
+// **Bits.** Tiles of 128 positions and chunks of `chunk`, a multiple of that, begin at multiples of their length from
+// position 0. Within a chunk each tile fades the sum of those before it; a chunk starts from zero and is added to the
+// total, in ascending order. An item may hold all chunks of its rows, and brings the total to memory between them; or
+// it gives chunks out for `merge` to add: the additions are the same. A tile or chunk of which a row sees nothing
+// multiplies its sums by one and adds zeros. So a row's bits depend on its own query and context and on `chunk`; not
+// on the rows beside it, on where a tile of rows begins, or on who adds up what. They are not those of
+// `attention.cuh`, which adds in another order and has the spans of up to 16 rows.
 //
 // Caches of one byte a number come as they are stored, and the warp group that asks for them makes them into the type of
 // the queries on their way to the tensor cores. That is exact; scales go to scores and weights.
@@ -17,7 +25,10 @@ struct HopperAttention {
     // one byte.
     TensorMap keys, values;
     Attention a;
-    u32 box_rows, unused[3];
+    // Between chunks, of the blocks of items that have several: [block][D / 8][thread that multiplies] of four.
+    float *totals;
+    // Positions of a chunk.
+    u32 chunk, box_rows;
 };
 
 // T: q and out. C: the cache. D: the head size, padded.
@@ -76,6 +87,8 @@ template <class T, class C, u32 D> struct Prompt {
         u32 unused;
         seen(item.row, low, unused);
         seen(least(item.row + ROWS, rows()) - 1, unused, high);
+        low = most(low, item.chunk_first * h.chunk);
+        high = least(high, item.chunk_last * h.chunk);
     }
 
     FN u32 start() { return low / TILE * TILE; }
@@ -210,7 +223,8 @@ template <class T, class C, u32 D> struct Prompt {
         async_fence();
         group_sync(OWN + group, WARP_GROUP);
         const u8 *queries = shared_memory() + group * GROUP_ROWS * PANEL_ROW;
-        Softmax total[2] = {softmax_of_nothing(), softmax_of_nothing()};
+        // Of each row: of the chunk at hand, and of all before it.
+        Softmax chunk[2] = {softmax_of_nothing(), softmax_of_nothing()}, total[2] = {chunk[0], chunk[1]};
         float sum[D / 2], score[TILE / 2];
         for (u32 i = 0; i < D / 2; ++i) sum[i] = 0.0f;
         u32 turn = 0;
@@ -231,18 +245,18 @@ template <class T, class C, u32 D> struct Prompt {
             shape_scores(first, stage, warp_row, score);
             float fade[2];
             for (u32 i = 0; i < 2; ++i) {
-                float top = total[i].most;
+                float top = chunk[i].most;
                 for (u32 n = 0; n < TILE / 8; ++n) top = most(top, most(score[4 * n + 2 * i], score[4 * n + 2 * i + 1]));
                 top = warp_most<4>(top);
                 float base = softmax_base(top), part = 0.0f;
-                fade[i] = exp_2(total[i].most - base);
+                fade[i] = exp_2(chunk[i].most - base);
                 for (u32 n = 0; n < TILE / 8; ++n)
                     for (u32 j = 0; j < 2; ++j) {
                         float &s = score[4 * n + 2 * i + j];
                         s = exp_2(s - base);
                         part += s;
                     }
-                total[i] = Softmax{top, fused(total[i].sum, fade[i], part)};
+                chunk[i] = Softmax{top, fused(chunk[i].sum, fade[i], part)};
             }
             if (scaled_each()) scale_columns(scales(stage, 1), score);
             u32 weight[TILE / 16][4];
@@ -262,14 +276,60 @@ template <class T, class C, u32 D> struct Prompt {
             wgmma_wait<0>();
             settle(sum);
             if (lane == 0) barrier_arrive(free(stage));
+            bool last = first + TILE >= high;
+            if (!last && (first + TILE) % h.chunk != 0) continue;
+            for (u32 i = 0; i < 2; ++i) chunk[i].sum = warp_sum<4>(chunk[i].sum);
+            if (whole()) add_to_total(first / h.chunk > start() / h.chunk, last, chunk, total, sum);
+            else give_out(first / h.chunk, warp_row, chunk, sum);
+            for (u32 i = 0; i < 2; ++i) chunk[i] = softmax_of_nothing();
         }
-        write(warp_row, total, sum);
+        if (whole()) write(warp_row, total, sum);
+    }
+
+    // The result is final.
+    FN bool whole() { return item.partial == ~0u; }
+
+    // A chunk is complete. After the last the total stays in `sum`; else it goes to memory, and `sum` is zeros.
+    FN void add_to_total(bool more, bool last, const Softmax *chunk, Softmax *total, float *sum) {
+        float keep[2], add[2];
+        float *at = h.totals + static_cast<u64>(block_index()) * ROWS * D + (thread_index() - WARP_GROUP) * 4;
+        for (u32 i = 0; i < 2; ++i) softmax_merge(total[i], chunk[i], keep[i], add[i]);
+        for (u32 n = 0; n < D / 8; ++n, at += 2 * WARP_GROUP * 4) {
+            u32 four[4] = {0, 0, 0, 0};
+            if (more) load16(four, at);
+            for (u32 i = 0; i < 4; ++i) {
+                float &s = sum[4 * n + i];
+                s = fused(s, add[i / 2], as_float(four[i]) * keep[i / 2]);
+                if (last) continue;
+                four[i] = as_bits(s);
+                s = 0.0f;
+            }
+            if (!last) store16(at, four);
+        }
+    }
+
+    // A chunk is complete: for `merge`. One scale of all values is left to that, but for the unit.
+    FN void give_out(u32 index, u32 warp_row, const Softmax *chunk, float *sum) {
+        u32 lane = thread_index() % WARP;
+        u64 partial = static_cast<u64>(item.partial + index - item.chunk_first) * p.kv_heads + head;
+        float factor = CONVERT && !scaled_each() ? 1.0f / unit<C>() : 1.0f;
+        for (u32 i = 0; i < 2; ++i) {
+            u32 row = warp_row + lane / 4 + 8 * i;
+            u64 at = partial * ROWS + row - item.row;
+            if (row < rows() && lane % 4 == 0) p.partial_states[at] = chunk[i];
+            float *to = p.partial_values + at * D + 2 * (lane % 4);
+            for (u32 n = 0; n < D / 8; ++n)
+                for (u32 j = 0; j < 2; ++j) {
+                    float &s = sum[4 * n + 2 * i + j];
+                    if (row < rows()) to[8 * n + j] = s * factor;
+                    s = 0.0f;
+                }
+        }
     }
 
     FN void write(u32 warp_row, Softmax *total, const float *sum) {
         u32 lane = thread_index() % WARP;
         for (u32 i = 0; i < 2; ++i) {
-            total[i].sum = warp_sum<4>(total[i].sum);
             u32 row = warp_row + lane / 4 + 8 * i;
             if (row >= rows()) continue;
             u32 query = query_head(row);

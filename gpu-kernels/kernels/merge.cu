@@ -18,38 +18,41 @@ struct MergePartials {
     void *out;
     float *lse;
     const float *sinks;
+    // What all values are still to be multiplied by; or null.
+    const float *value_scale;
     u64 out_stride;
     u32 kv_heads, group, dim, padded, tile_rows;
 };
 
-constexpr u32 BLOCK = 128;
+constexpr u32 BLOCK = 128, ROWS = BLOCK / WARP;
 
-// A block per tile and kv head; a warp per row, of which a lane holds HELD elements.
+// A warp per row of a tile and kv head, of which a lane holds HELD elements.
 template <class T, u32 HELD> FN void merge_partials(const MergePartials &p) {
-    MergeTile tile = p.tiles[block_index() / p.kv_heads];
-    u32 head = block_index() % p.kv_heads, lane = thread_index() % WARP;
-    for (u32 r = thread_index() / WARP; r < tile.rows; r += BLOCK / WARP) {
-        u64 token = tile.query_start + (tile.row + r) / p.group;
-        u32 query = head * p.group + (tile.row + r) % p.group;
-        Softmax total = softmax_of_nothing();
-        float values[HELD];
-        for (u32 i = 0; i < HELD; ++i) values[i] = 0.0f;
-        for (u32 chunk = 0; chunk < tile.count; ++chunk) {
-            u64 at = (static_cast<u64>(tile.partial + chunk) * p.kv_heads + head) * p.tile_rows + r;
-            float keep, add;
-            softmax_merge(total, p.states[at], keep, add);
-            for (u32 i = 0; i < HELD; ++i) {
-                u32 d = lane + i * WARP;
-                if (d < p.dim) values[i] = fused(p.values[at * p.padded + d], add, values[i] * keep);
-            }
-        }
-        float lse, factor = softmax_finish(total, p.sinks ? p.sinks + query : nullptr, lse);
-        if (p.lse && lane == 0) p.lse[token * p.kv_heads * p.group + query] = lse;
-        T *out = static_cast<T *>(p.out) + token * p.out_stride + static_cast<u64>(query) * p.dim;
+    u32 index = block_index() / (p.tile_rows / ROWS), head = index % p.kv_heads, lane = thread_index() % WARP;
+    u32 r = block_index() % (p.tile_rows / ROWS) * ROWS + thread_index() / WARP;
+    MergeTile tile = p.tiles[index / p.kv_heads];
+    if (r >= tile.rows) return;
+    u64 token = tile.query_start + (tile.row + r) / p.group;
+    u32 query = head * p.group + (tile.row + r) % p.group;
+    Softmax total = softmax_of_nothing();
+    float values[HELD];
+    for (u32 i = 0; i < HELD; ++i) values[i] = 0.0f;
+    for (u32 chunk = 0; chunk < tile.count; ++chunk) {
+        u64 at = (static_cast<u64>(tile.partial + chunk) * p.kv_heads + head) * p.tile_rows + r;
+        float keep, add;
+        softmax_merge(total, p.states[at], keep, add);
         for (u32 i = 0; i < HELD; ++i) {
             u32 d = lane + i * WARP;
-            if (d < p.dim) out[d] = narrow<T>(values[i] * factor);
+            if (d < p.dim) values[i] = fused(p.values[at * p.padded + d], add, values[i] * keep);
         }
+    }
+    float lse, factor = softmax_finish(total, p.sinks ? p.sinks + query : nullptr, lse);
+    if (p.lse && lane == 0) p.lse[token * p.kv_heads * p.group + query] = lse;
+    if (p.value_scale) factor *= *p.value_scale;
+    T *out = static_cast<T *>(p.out) + token * p.out_stride + static_cast<u64>(query) * p.dim;
+    for (u32 i = 0; i < HELD; ++i) {
+        u32 d = lane + i * WARP;
+        if (d < p.dim) out[d] = narrow<T>(values[i] * factor);
     }
 }
 

@@ -1,8 +1,9 @@
-//! Attention over paged memory: `kernels/attention.cuh` and `kernels/merge.cu`.
+//! Attention over paged memory: `kernels/attention.cuh`.
 
 use super::batch::{Batch, DeviceWork};
 use super::device::Address;
 use super::memory::Memory;
+use super::merge::Partials;
 use super::plan::{CHUNK, Cut, ROWS_FEW, ROWS_MANY};
 use super::pool::KvPool;
 use super::tensor::Tensor;
@@ -29,81 +30,42 @@ pub struct TreeMask {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct AttentionArgument {
-    q: Address,
-    q_rope: Address,
-    out: Address,
-    lse: Address,
-    keys: Address,
-    values: Address,
-    block_tables: Address,
-    spans: Address,
-    items: Address,
-    partial_values: Address,
-    partial_states: Address,
-    slopes: Address,
-    sinks: Address,
-    mask: Address,
-    key_scale: Address,
-    value_scale: Address,
-    scale_token_stride: u64,
-    scale_head_stride: u64,
-    page_stride: u64,
-    token_stride: u64,
-    head_stride: u64,
-    q_stride: u64,
-    q_rope_stride: u64,
-    out_stride: u64,
-    blocks_max: u32,
-    block_size: u32,
-    mask_words: u32,
-    kv_heads: u32,
-    group: u32,
-    dim: u32,
-    value_dim: u32,
-    window: u32,
-    causal: u32,
-    scale: f32,
-    softcap: f32,
-    unused: u32,
-}
-
-impl AttentionArgument {
-    pub(super) fn with_items(self, items: Address) -> Self {
-        Self { items, ..self }
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MergeArgument {
-    tiles: Address,
-    values: Address,
-    states: Address,
-    out: Address,
-    lse: Address,
-    sinks: Address,
-    out_stride: u64,
-    kv_heads: u32,
-    group: u32,
-    dim: u32,
-    padded: u32,
-    tile_rows: u32,
-    unused: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MergeStatesArgument {
-    a: Address,
-    lse_a: Address,
-    b: Address,
-    lse_b: Address,
-    a_stride: u64,
-    b_stride: u64,
-    tokens: u32,
-    heads: u32,
-    dim: u32,
-    unused: u32,
+    pub(super) q: Address,
+    pub(super) q_rope: Address,
+    pub(super) out: Address,
+    pub(super) lse: Address,
+    pub(super) keys: Address,
+    pub(super) values: Address,
+    pub(super) block_tables: Address,
+    pub(super) spans: Address,
+    pub(super) items: Address,
+    pub(super) partial_values: Address,
+    pub(super) partial_states: Address,
+    pub(super) slopes: Address,
+    pub(super) sinks: Address,
+    pub(super) mask: Address,
+    pub(super) key_scale: Address,
+    pub(super) value_scale: Address,
+    pub(super) scale_token_stride: u64,
+    pub(super) scale_head_stride: u64,
+    pub(super) page_stride: u64,
+    pub(super) token_stride: u64,
+    pub(super) head_stride: u64,
+    pub(super) q_stride: u64,
+    pub(super) q_rope_stride: u64,
+    pub(super) out_stride: u64,
+    pub(super) blocks_max: u32,
+    pub(super) block_size: u32,
+    pub(super) mask_words: u32,
+    pub(super) kv_heads: u32,
+    pub(super) group: u32,
+    pub(super) dim: u32,
+    pub(super) value_dim: u32,
+    pub(super) window: u32,
+    pub(super) causal: u32,
+    pub(super) scale: f32,
+    pub(super) softcap: f32,
+    pub(super) unused: u32,
 }
 
 /// A block shape of the kernel: see `Attend` of `kernels/attention.cuh`.
@@ -165,29 +127,6 @@ impl Cuda {
     ) -> Result<(), Error> {
         door::keys_and_values("attention", pool.latent_dim)?;
         door::attention(pool.shape, layer, &batch.host, q.shape(), attention.heads, out.shape())
-    }
-
-    /// Two attentions over parts of the same contexts, checked.
-    pub(super) fn merge(
-        &self,
-        (a, lse_a): (&mut Tensor, &mut Floats),
-        (b, lse_b): (&Tensor, &Floats),
-        heads: usize,
-    ) -> Result<(), Error> {
-        let argument = MergeStatesArgument {
-            a: a.address(),
-            lse_a: lse_a.memory.address(),
-            b: b.address(),
-            lse_b: lse_b.memory.address(),
-            a_stride: a.stride() as u64,
-            b_stride: b.stride() as u64,
-            tokens: count("merge_states", "rows", a.rows())?,
-            heads: count("merge_states", "heads", heads)?,
-            dim: count("merge_states", "head size", a.cols() / heads)?,
-            unused: 0,
-        };
-        let blocks = divide("merge_states", a.rows() * heads, 4)?;
-        self.launch("merge", "merge_states", blocks, 128, 0, &argument)
     }
 }
 
@@ -326,16 +265,6 @@ impl Call<'_> {
         if work.items_len == 0 {
             return Ok(());
         }
-        let heads = self.attention.heads;
-        let rows = work.partials * heads.kv * shape.rows;
-        let values_bytes = rows * shape.padded_value * 4;
-        let workspace = self.cuda.workspace(values_bytes + rows * 8)?;
-        let argument = AttentionArgument {
-            items: work.items,
-            partial_values: workspace.address(),
-            partial_states: workspace.address() + values_bytes as u64,
-            ..argument
-        };
         let suffix = self.pool.suffix();
         let (file, size) = if shape.is_latent() {
             (
@@ -361,29 +290,11 @@ impl Call<'_> {
             )
         };
         let kernel = format!("attention_{}_rows_{size}_{suffix}", shape.rows);
-        let blocks = divide("attention", work.items_len * heads.kv, 1)?;
+        let blocks = divide("attention", work.items_len * self.attention.heads.kv, 1)?;
         let shared = shape.shared_bytes(self.pool.storage);
-        self.cuda.start(file, &kernel, blocks, shape.threads(), shared, &argument)?;
-        if work.merges_len == 0 {
-            return Ok(());
-        }
-        let merge = MergeArgument {
-            tiles: work.merges,
-            values: argument.partial_values,
-            states: argument.partial_states,
-            out: argument.out,
-            lse: argument.lse,
-            sinks: argument.sinks,
-            out_stride: argument.out_stride,
-            kv_heads: argument.kv_heads,
-            group: argument.group,
-            dim: argument.value_dim,
-            padded: count("attention", "head size", shape.padded_value)?,
-            tile_rows: count("attention", "rows", shape.rows)?,
-            unused: 0,
-        };
-        let blocks = divide("attention", work.merges_len * heads.kv, 1)?;
-        let kernel = if shape.is_latent() { "merge_partials_latent" } else { "merge_partials" };
-        self.cuda.launch("merge", kernel, blocks, 128, 0, &merge)
+        let partials = Partials { rows: shape.rows, dim: shape.padded_value, value_scale: 0 };
+        self.cuda.with_partials(argument, (work, partials), 0, |argument, _| {
+            self.cuda.start(file, &kernel, blocks, shape.threads(), shared, argument)
+        })
     }
 }

@@ -166,6 +166,8 @@ struct Lengths {
     items: usize,
     merges: usize,
     partials: usize,
+    /// Items of more than one chunk: those that come first.
+    items_long: usize,
 }
 
 /// Of both block shapes.
@@ -184,6 +186,7 @@ impl Room {
             items: work.items.len(),
             merges: work.merges.len(),
             partials: work.partials as usize,
+            items_long: work.items.partition_point(|item| item.chunk_last - item.chunk_first > 1),
         };
         Self { few: of(&plan.few), many: of(&plan.many), nobody: 0 }
     }
@@ -205,6 +208,7 @@ impl Room {
             lengths.merges = lengths.items.min(cut_tiles);
             lengths.partials = lengths.merges * chunks;
             lengths.items += cut.slots as usize;
+            lengths.items_long = if chunks > 1 { lengths.items } else { 0 };
         }
         room.nobody = u32::try_from(host.spans.len()).unwrap_or(u32::MAX);
         room
@@ -227,6 +231,8 @@ pub(crate) struct DeviceWork {
     pub(crate) merges: Address,
     pub(crate) merges_len: usize,
     pub(crate) partials: usize,
+    /// No item from here on has more than one chunk.
+    pub(crate) items_long: usize,
 }
 
 impl DevicePlan {
@@ -256,6 +262,7 @@ impl DevicePlan {
             merges: at(start + 1),
             merges_len: lengths.merges,
             partials: lengths.partials,
+            items_long: lengths.items_long,
         }
     }
 }

@@ -23,6 +23,7 @@ mod hopper_product;
 mod latent;
 mod layout;
 mod memory;
+mod merge;
 mod moe;
 mod norm;
 #[cfg(feature = "cuda")]
@@ -81,6 +82,8 @@ pub struct Cuda {
     workspace: Mutex<Arc<Memory>>,
     /// Prompts take Hopper's kernel where there is one.
     fast_prompts: bool,
+    /// Positions that it adds up together.
+    hopper_chunk: u32,
     /// Launches may begin while those before them end.
     early_launches: bool,
     /// What multiplies in our kernels' place.
@@ -109,6 +112,7 @@ impl Cuda {
             dtype,
             workspace,
             fast_prompts: false,
+            hopper_chunk: hopper::CHUNK,
             early_launches: true,
             #[cfg(feature = "cuda")]
             products: None,
@@ -122,6 +126,14 @@ impl Cuda {
     #[must_use]
     pub fn with_fast_prompts(self, fast_prompts: bool) -> Self {
         Self { fast_prompts, ..self }
+    }
+
+    /// How many positions of a context attention on Hopper adds up together ([`Cuda::with_fast_prompts`]), rounded up
+    /// to a multiple of 128: contexts are cut over blocks at multiples of it. Bits depend on it, but not on which of
+    /// these cuts are made. 8192 at first.
+    #[must_use]
+    pub fn with_hopper_chunk(self, positions: u32) -> Self {
+        Self { hopper_chunk: positions.clamp(1, 1 << 30).next_multiple_of(128), ..self }
     }
 
     /// Whether a launch may begin while the one before it ends, on a GPU that can (Hopper and later, with a driver of

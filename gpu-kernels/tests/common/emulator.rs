@@ -88,6 +88,10 @@ pub(crate) struct Emulator {
     /// Programs for Hopper run, and how many did.
     pub(crate) hopper: AtomicBool,
     pub(crate) hopper_launches: AtomicU64,
+    /// Launches that added up what others left.
+    pub(crate) merge_launches: AtomicU64,
+    /// How many blocks attention cuts its work for.
+    pub(crate) multiprocessors: AtomicU32,
     /// Launches that may have begun while the one before them ended.
     pub(crate) early_launches: AtomicU64,
     /// Recordings that were replayed.
@@ -124,6 +128,8 @@ impl Emulator {
             lazy: AtomicBool::new(false),
             hopper: AtomicBool::new(false),
             hopper_launches: AtomicU64::new(0),
+            merge_launches: AtomicU64::new(0),
+            multiprocessors: AtomicU32::new(4),
             early_launches: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
@@ -169,7 +175,7 @@ impl Emulator {
 
 impl Device for Emulator {
     fn multiprocessors(&self) -> u32 {
-        4
+        self.multiprocessors.load(Ordering::Relaxed)
     }
 
     fn shared_bytes_max(&self) -> u32 {
@@ -332,6 +338,7 @@ impl Device for Emulator {
         if launch.file.starts_with("hopper_") {
             self.hopper_launches.fetch_add(1, Ordering::Relaxed);
         }
+        self.merge_launches.fetch_add((launch.file == "merge").into(), Ordering::Relaxed);
         self.check_rims(&launch)
     }
 }

@@ -33,6 +33,7 @@ mod sampling;
 mod verifying;
 
 mod attention;
+mod chunks;
 #[cfg(feature = "cuda")]
 mod cublaslt;
 mod doors;
