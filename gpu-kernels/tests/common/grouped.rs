@@ -101,7 +101,7 @@ pub(crate) fn the_best_experts_are_chosen<O: Grouped>(dtype: Dtype, ops: &O, ran
     }
 }
 
-pub(crate) fn experts_give_what_their_weights_alone_give<O: Grouped>(
+pub(crate) fn pairs_have_the_bits_of_a_product_with_all_experts<O: Grouped>(
     dtype: Dtype,
     ops: &O,
     random: &mut Random,
@@ -116,27 +116,21 @@ pub(crate) fn experts_give_what_their_weights_alone_give<O: Grouped>(
         let down: Vec<f32> = floats(random, dtype, experts * inner * outer);
         let x = floats(random, dtype, tokens * inner);
         let input = tensor(ops, inner, &x);
+        let (up, down) = (matrix(ops, dtype, inner, &up), matrix(ops, dtype, outer, &down));
         let mut middle = ops.tensor(tokens * chosen, outer).unwrap();
-        ops.expert_linear(&input, &routing, &matrix(ops, dtype, inner, &up), &mut middle).unwrap();
+        ops.expert_linear(&input, &routing, &up, &mut middle).unwrap();
         let mut parts = ops.tensor(tokens * chosen, inner).unwrap();
-        ops.expert_linear(&middle, &routing, &matrix(ops, dtype, outer, &down), &mut parts).unwrap();
+        ops.expert_linear(&middle, &routing, &down, &mut parts).unwrap();
         // Every token through every expert; a pair must have the bits of its own.
         let (middle, found) = (ops.read(&middle).unwrap(), ops.read(&parts).unwrap());
-        let middle_again = tensor(ops, outer, &middle);
-        for expert in 0..experts {
-            let up = matrix(ops, dtype, inner, &up[expert * outer * inner..][..outer * inner]);
-            let down = matrix(ops, dtype, outer, &down[expert * inner * outer..][..inner * outer]);
-            let (ups, downs) = (
-                linear(ops, &input, &up, (tokens, outer)),
-                linear(ops, &middle_again, &down, (tokens * chosen, inner)),
-            );
-            for pair in (0..tokens * chosen).filter(|&pair| of[pair] as usize == expert) {
-                let what = format!("{tokens} tokens, {experts} experts, pair {pair} {dtype}");
-                let expected = &ups[pair / chosen * outer..][..outer];
-                assert_eq!(bits(&middle[pair * outer..][..outer]), bits(expected), "{what}");
-                let expected = &downs[pair * inner..][..inner];
-                assert_eq!(bits(&found[pair * inner..][..inner]), bits(expected), "{what}");
-            }
+        let ups = linear(ops, &input, &up, (tokens, experts * outer));
+        let downs = linear(ops, &tensor(ops, outer, &middle), &down, (tokens * chosen, experts * inner));
+        for (pair, &expert) in of.iter().enumerate() {
+            let what = format!("{tokens} tokens, {experts} experts, pair {pair} {dtype}");
+            let expected = &ups[(pair / chosen * experts + expert as usize) * outer..][..outer];
+            assert_eq!(bits(&middle[pair * outer..][..outer]), bits(expected), "{what}");
+            let expected = &downs[(pair * experts + expert as usize) * inner..][..inner];
+            assert_eq!(bits(&found[pair * inner..][..inner]), bits(expected), "{what}");
         }
         let shared = floats(random, dtype, tokens * inner);
         for accumulate in [false, true] {

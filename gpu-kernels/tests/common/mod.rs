@@ -138,8 +138,8 @@ pub(crate) fn linear_error(cpu: &Cpu, dtype: Dtype, size: f64) -> f64 {
     size * if coarse { 1.0 / 256.0 } else { 1e-6 } + 1e-7
 }
 
-/// What an average of values up to 1 may be off by: what it is in f32, or where queries and weights are rounded to
-/// bf16, as they are on GPUs, what that does.
+/// What an average of values up to 1 may be off by: what it is in f32, or where weights are rounded to bf16, as they
+/// are on GPUs, what that does.
 pub(crate) fn attention_error(cpu: &Cpu, dtype: Dtype, in_f32: f64) -> f64 {
     if cpu.isa().rounds_activations() && dtype == Dtype::Bf16 { half_ulp(dtype) } else { in_f32 }
 }

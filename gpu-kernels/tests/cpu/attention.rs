@@ -130,9 +130,11 @@ fn stored(dtype: Dtype, x: f32) -> f64 {
     })
 }
 
-/// What query token `token` should give for one head.
-fn exact(case: Case, sequence: &Sequence, token: usize, head: usize) -> Vec<f64> {
+/// What query token `token` should give for one head on `cpu`: queries are rounded where pairs of bf16 are multiplied.
+fn exact(cpu: &Cpu, case: Case, sequence: &Sequence, token: usize, head: usize) -> Vec<f64> {
     let Heads { query, kv, dim } = case.heads;
+    let rounds = cpu.isa().rounds_activations() && case.dtype == Dtype::Bf16;
+    let asked = |x: f32| if rounds { stored(Dtype::Bf16, x) } else { f64::from(x) };
     let kv_head = head / (query / kv);
     let start = case.window.map_or(0, |window| (token + 1).saturating_sub(window as usize));
     let at = |position: usize, i: usize| (position * kv + kv_head) * dim + i;
@@ -140,7 +142,7 @@ fn exact(case: Case, sequence: &Sequence, token: usize, head: usize) -> Vec<f64>
         .map(|position| {
             let score: f64 = (0..dim)
                 .map(|i| {
-                    f64::from(sequence.q[(token * query + head) * dim + i])
+                    asked(sequence.q[(token * query + head) * dim + i])
                         * stored(case.dtype, sequence.k[at(position, i)])
                 })
                 .sum();
@@ -194,16 +196,16 @@ fn attention_is_right_at_every_edge() {
                 let between = first + random.below(sequence.queries);
                 let token = random.pick(&[first, sequence.tokens - 1, between]);
                 let head = random.below(case.heads.query);
-                samples.push((index, token, head, exact(case, sequence, token, head)));
+                samples.push((index, token, head));
             }
         }
         for cpu in cpus() {
             let out = attend(&cpu, case, &sequences, &mut random);
-            for (index, token, head, exact) in &samples {
-                let first = sequences[*index].tokens - sequences[*index].queries;
+            for &(index, token, head) in &samples {
+                let first = sequences[index].tokens - sequences[index].queries;
                 let at = ((token - first) * case.heads.query + head) * case.heads.dim;
-                for (i, exact) in exact.iter().enumerate() {
-                    close(out[*index][at + i], *exact, attention_error(&cpu, case.dtype, 1e-5), || {
+                for (i, exact) in exact(&cpu, case, &sequences[index], token, head).iter().enumerate() {
+                    close(out[index][at + i], *exact, attention_error(&cpu, case.dtype, 1e-5), || {
                         format!(
                             "seed {seed} {cpu:?} {case:?}: sequence {index}, token {token}, head {head}, {i}"
                         )
@@ -265,7 +267,7 @@ fn a_context_cut_among_threads_gives_the_bits_of_one_thread_and_of_a_prompt() {
                 let at = || format!("seed {seed} {cpu:?} {case:?}, {tokens} tokens");
                 assert_eq!(bits(&out[1]), bits(&whole[0][49 * width..]), "{}", at());
                 let (head, i) = (random.below(heads.query), random.below(dim));
-                let exact = exact(case, &last, tokens - 1, head);
+                let exact = exact(&cpu, case, &last, tokens - 1, head);
                 close(out[1][head * dim + i], exact[i], attention_error(&cpu, dtype, 1e-5), at);
             }
         }

@@ -11,8 +11,8 @@ fn the_best_experts_are_chosen() {
 }
 
 #[test]
-fn experts_give_what_their_weights_alone_give() {
-    each(grouped::experts_give_what_their_weights_alone_give);
+fn pairs_have_the_bits_of_a_product_with_all_experts() {
+    each(grouped::pairs_have_the_bits_of_a_product_with_all_experts);
 }
 
 #[test]
