@@ -40,8 +40,9 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             });
         }
         if claim.external > TokenCount(0) {
-            let begin = claim.computed;
-            sequence.loading = Some(Loading { begin, from: begin, to: begin.plus(claim.external) });
+            let (begin, to) = (claim.computed, claim.computed.plus(claim.external));
+            let computed = claim.computed_after().min(sequence.known);
+            sequence.loading = Some(Loading { begin, from: begin, to, computed });
         }
         let rest = set_aside(sequence, claim, need);
         reserved.0 = reserved.0 - sequence.set_aside.0 + rest;

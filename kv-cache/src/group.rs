@@ -240,7 +240,8 @@ impl Group {
     }
 
     /// Which of the `held` blocks a claim writes into, other than what they are published to hold: the first
-    /// `published` entries of the table are rewritten as they are, if at all.
+    /// `published` entries of the table are rewritten as they are, if at all. A load may write all of a block, and may
+    /// fail.
     #[inline]
     pub(crate) fn written_blocks<'a>(
         &self,
@@ -258,6 +259,8 @@ impl Group {
             Holds::Encoder => u32::MAX,
         };
         let parts = self.parts;
+        let loads = claim.external > TokenCount(0);
+        let published = if loads { published.min(first.saturating_mul(parts)) } else { published };
         (0..).zip(held).skip(first as usize).filter_map(move |(index, &block)| {
             let first_part = published.saturating_sub(index * parts);
             (block != BlockId::NULL && first_part < parts).then_some(Written { index, block, first_part })
@@ -284,6 +287,16 @@ impl Group {
                 (0..skipped.start.min(end)).chain(skipped.end..end).any(is_hole)
             }
         }
+    }
+
+    /// The block in which a load from `begin` to `to` leaves a gap, if there is one: it has the tokens before `begin`,
+    /// and those behind are not loaded, as nobody attends to them at the end of the load.
+    pub(crate) fn gap(&self, begin: TokenCount, to: TokenCount, prompt: TokenCount) -> Option<u32> {
+        let block = self.size.full_blocks(begin);
+        let is_gap = self.holds == Holds::NeededTokens
+            && self.size.tokens_in(block) < begin
+            && self.skipped_blocks(to, prompt).contains(&block.get());
+        is_gap.then_some(block.get())
     }
 
     /// The block that the last of `tokens` tokens is in.

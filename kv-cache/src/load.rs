@@ -9,31 +9,35 @@ use crate::{Error, KvCache, SequenceId, TokenCount};
 
 impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// The K and V of a sequence's first `tokens` tokens are there: those that its claim called `external` have
-    /// arrived, all or the first of them. What they fill is published. What an [`Offload`](crate::tier::Offload) loads,
-    /// it reports itself.
+    /// arrived, all or the first of them. What they fill is published. When all are there, a block of a window that the
+    /// load began within and did not fill is given back: nobody attends to it any more. What an
+    /// [`Offload`](crate::tier::Offload) loads, it reports itself.
     ///
     /// # Errors
     /// [`Error::NotOpen`]; [`Error::NotLoading`] when nothing of the sequence is on its way, or not this much.
     pub fn loaded(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<(), Error> {
         let (place, loading) = self.loading(sequence, tokens)?;
+        if tokens == loading.to {
+            self.give_back_gaps(place, loading);
+        }
         let KvCache { blocks, sequences, groups, config, .. } = self;
         let sequence = sequences.at_mut(place);
-        sequence.loading = None;
+        sequence.loading = (tokens < loading.to).then_some(Loading { from: tokens, ..loading });
         if config.prefix_caching {
             publish(sequence, tokens, groups, blocks, None);
             sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
             if tokens == loading.to {
-                publish(sequence, sequence.computed, groups, blocks, None);
+                publish(sequence, loading.computed, groups, blocks, None);
             }
-        }
-        if tokens < loading.to {
-            sequence.loading = Some(Loading { from: tokens, ..loading });
         }
         Ok(())
     }
 
     /// Only the first `tokens` tokens of a sequence have their K and V: what should have come behind them did
     /// not. The sequence keeps the blocks that these fill, gives back all others, and goes on from the answer.
+    ///
+    /// They may be fewer than before the load, if none was reported: a load that begins within a block may have written
+    /// over its beginning. (The block is the sequence's own; nobody else finds anything of it meanwhile.)
     ///
     /// The answer is less than `tokens` where a window or a state is missing: groups that forget only got room for what
     /// is needed at the end of the load. It is less than what [`loaded`](KvCache::loaded) was told before if need be,
@@ -43,16 +47,26 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
     /// # Errors
     /// As for [`loaded`](KvCache::loaded).
     pub fn load_failed(&mut self, sequence: SequenceId, tokens: TokenCount) -> Result<TokenCount, Error> {
-        let (place, loading) = self.loading(sequence, tokens)?;
+        let place = self.sequences.place(sequence)?;
+        let loading = match self.sequences.at(place).loading {
+            Some(loading) if loading.from == loading.begin && tokens < loading.begin => loading,
+            _ => self.loading(sequence, tokens)?.1,
+        };
+        let floor = if tokens < loading.begin { TokenCount(0) } else { loading.begin };
         let mut good = self.groups.align(tokens);
-        while good > loading.begin && self.must_go_on_from(place, good).is_err() {
+        while good > floor
+            && (self.needs_a_gap(place, loading, good) || self.must_go_on_from(place, good).is_err())
+        {
             good = self.groups.align(TokenCount(good.get() - 1));
         }
-        if good <= loading.begin {
-            good = if self.writes_over_its_state(loading) { TokenCount(0) } else { loading.begin };
+        if good <= floor {
+            good = if self.writes_over_its_state(loading) { TokenCount(0) } else { floor };
         }
         let free_before = self.blocks.pool.free().get();
         self.keep_room(place, good, good);
+        if good > loading.begin {
+            self.give_back_gaps(place, loading);
+        }
         let gone = self.blocks.pool.free().get() - free_before;
         let KvCache { blocks, sequences, groups, config, reserved, .. } = self;
         let sequence = sequences.at_mut(place);
@@ -66,6 +80,28 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
         }
         Ok(good)
+    }
+
+    /// Gives back the blocks with a gap ([`crate::group::Group::gap`]).
+    fn give_back_gaps(&mut self, place: u32, Loading { begin, to, .. }: Loading) {
+        let KvCache { blocks, sequences, groups, .. } = self;
+        let sequence = sequences.at_mut(place);
+        for (group, table) in groups.all.iter().zip(sequence.tables.iter_mut()) {
+            if let Some(gap) = group.gap(begin, to, sequence.prompt) {
+                blocks.release(table.drop_block(gap).into_iter());
+            }
+        }
+        self.drop_unwanted_copies();
+    }
+
+    /// Whether the token behind `tokens` tokens attends to some that a load has left out.
+    fn needs_a_gap(&self, place: u32, Loading { begin, to, .. }: Loading, tokens: TokenCount) -> bool {
+        let prompt = self.sequences.at(place).prompt;
+        tokens > begin
+            && self.groups.all.iter().any(|group| {
+                let gap = group.gap(begin, to, prompt);
+                gap.is_some_and(|block| !group.skipped_blocks(tokens, prompt).contains(&block))
+            })
     }
 
     /// Whether the state that a load ends with goes where the one is that the sequence had.

@@ -12,7 +12,8 @@ use crate::sequence::Sequence;
 use crate::{BlockCount, BlockId, TokenCount, TokenIndex};
 
 /// Lets others find what is full of known tokens, and has its K and V once the step that is being planned is computed.
-/// States that are published join `fresh`.
+/// Nothing of a block into which something is on its way is found, nor one with a gap. States that are published join
+/// `fresh`.
 #[inline]
 pub(crate) fn publish<D: Digest>(
     sequence: &mut Sequence<D>,
@@ -23,7 +24,7 @@ pub(crate) fn publish<D: Digest>(
 ) {
     let there = sequence.loading.map_or(computed, |loading| loading.from);
     let tokens = there.min(groups.unit.tokens_in(BlockCount(count(sequence.hashes.len()))));
-    let marks = sequence.landmarks();
+    let (marks, loading, prompt) = (sequence.landmarks(), sequence.loading, sequence.prompt);
     let Sequence { id: sequence, tables, hashes, tokens: known, keys, .. } = sequence;
     for ((id, group), table) in groups.iter().zip(tables.iter_mut()) {
         if group.holds == Holds::Encoder {
@@ -33,7 +34,9 @@ pub(crate) fn publish<D: Digest>(
         let last_hash = |entry: u32| (entry as usize + 1) * stride - 1;
         let is_kept =
             |entry: u32| groups.retains(group, group.entry.tokens_in(BlockCount(entry + 1)), there, marks);
-        let full = group.entry.full_blocks(tokens).get();
+        let whole_blocks = group.size.tokens_in(group.size.full_blocks(tokens));
+        let full = group.entry.full_blocks(if loading.is_some() { whole_blocks } else { tokens }).get();
+        let gap = loading.and_then(|loading| group.gap(loading.begin, loading.to, prompt));
         while table.published < full {
             let entries = table.published..full.min(table.published + count(AT_ONCE));
             table.published = entries.end;
@@ -41,7 +44,8 @@ pub(crate) fn publish<D: Digest>(
             for from in entries {
                 let (index, part) = if parts == 1 { (from, 0) } else { (from / parts, from % parts) };
                 let block = table.blocks[index as usize];
-                if block == BlockId::NULL || (group.holds != Holds::EveryToken && !is_kept(from)) {
+                let is_kept = || group.holds == Holds::EveryToken || is_kept(from);
+                if block == BlockId::NULL || gap == Some(index) || !is_kept() {
                     continue;
                 }
                 // A name covers the tokens ahead, which may be others for each that holds the state; and no copy of it

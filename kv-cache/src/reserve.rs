@@ -160,7 +160,7 @@ impl<H: BlockHasher, E: Eviction> KvCache<H, E> {
             } else {
                 new
             };
-            if first || sequence.shared_from.is_some() {
+            if first || sequence.shared_from.is_some() || claim.external > TokenCount(0) {
                 let held = if first { &table.found[..length as usize] } else { &table.blocks[..] };
                 let published = if first { group.hit_entries(claim.computed) } else { table.published };
                 let written = group.written_blocks(claim, sequence.shared_from, held, published);

@@ -92,6 +92,8 @@ pub(crate) struct Loading {
     pub(crate) begin: TokenCount,
     pub(crate) from: TokenCount,
     pub(crate) to: TokenCount,
+    /// What is computed behind it in the same step and was known when it was claimed: others may find it then.
+    pub(crate) computed: TokenCount,
 }
 
 impl Tables {
@@ -161,6 +163,12 @@ impl Table {
         dropped
             .map(|(index, block)| Leaving { block: std::mem::take(block), index, before: None })
             .filter(|leaving| leaving.block != BlockId::NULL)
+    }
+
+    /// Puts the null block in the place of one.
+    pub(crate) fn drop_block(&mut self, index: u32) -> Option<Leaving> {
+        let block = std::mem::take(&mut self.blocks[index as usize]);
+        (block != BlockId::NULL).then_some(Leaving { block, index, before: None })
     }
 
     /// Forgets blocks that were given back: all but the first `keep`.

@@ -248,7 +248,7 @@ impl<P: Eviction> Model<P> {
         let Some(Loading { from, to, .. }) = loading.filter(|_| !under_way) else {
             return Ok(Start::Nothing);
         };
-        let to = self.whole_blocks(to).min(self.named_to(id)).max(from);
+        let (before, to) = (self.whole_blocks(from), self.whole_blocks(to).min(self.named_to(id)).max(from));
         let mut needed = self.needed(id, from, to);
         needed.sort_by_key(|needed| needed.start);
         let behind = self.behind();
@@ -264,7 +264,8 @@ impl<P: Eviction> Model<P> {
             behind.of(id).pinned = None;
             return Ok(Start::Gone(self.load_failed(id, from)?.0));
         }
-        let tokens = needed.iter().map(|needed| needed.start.max(from)).chain([end]).collect();
+        let start = |needed: &Needed| if needed.start < from { before } else { needed.start };
+        let tokens = needed.iter().map(start).chain([end]).collect();
         needed.iter().rev().for_each(|needed| behind.shelves.touch(needed.content));
         Ok(Start::Begun(needed, tokens))
     }

@@ -51,8 +51,9 @@ impl<P: Eviction> Model<P> {
         let sequence = self.of(id);
         sequence.shared_from = None;
         if claim.external.0 > 0 {
-            let begin = claim.computed.0;
-            sequence.loading = Some(Loading { begin, from: begin, to: begin + claim.external.0 });
+            let (begin, to) = (claim.computed.0, claim.computed.0 + claim.external.0);
+            let computed = sequence.known().min(to + claim.new_tokens.0);
+            sequence.loading = Some(Loading { begin, from: begin, to, computed });
         }
         let still = sequence.set_aside.saturating_sub(new + copies);
         sequence.set_aside = if claim.external.0 > 0 { rest } else { still };
@@ -60,6 +61,15 @@ impl<P: Eviction> Model<P> {
         sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
         self.publish(id, self.sequences[&id].computed, true);
         granted
+    }
+
+    /// The block of a window that a load begins within and leaves unfilled, as nobody needs it at its end.
+    pub(super) fn gap(&self, id: u64, group: usize, Loading { begin, to, .. }: Loading) -> Option<u32> {
+        let (Group { kind, size }, prompt) = (self.groups[group], self.sequences[&id].prompt);
+        let block = begin / size;
+        let is_window = !matches!(kind, Kind::Full | Kind::Cross | Kind::State);
+        let is_needed = (block * size..(block + 1) * size).any(|token| kind.needs(token, to, prompt));
+        (is_window && begin % size > 0 && !is_needed).then_some(block)
     }
 
     /// The last number of computed tokens that neither fills a block nor needs one.
@@ -139,6 +149,8 @@ impl<P: Eviction> Model<P> {
             _ => claim.computed.0.min(shared_from.unwrap_or(u32::MAX)) / size,
         };
         let parts = self.parts(group);
+        // What is loaded may be whole blocks.
+        let published = if claim.external.0 > 0 { published.min(written * parts) } else { published };
         (written..blocks.len() as u32)
             .filter(|&index| {
                 let block = blocks[index as usize];
@@ -253,7 +265,7 @@ impl<P: Eviction> Model<P> {
             new += added as u32;
             let whole = if claim.whole_sequence { self.whole(group, of, blocks) } else { 0 };
             beyond += whole.max(added as u32);
-            if is_empty || of.shared_from.is_some() {
+            if is_empty || of.shared_from.is_some() || claim.external.0 > 0 {
                 copies += self
                     .to_copy(group, blocks, published[group], claim, of.shared_from, u32::from(!is_empty))
                     .len() as u32;

@@ -138,12 +138,13 @@ pub(crate) struct Sequence {
     was_released: bool,
 }
 
-/// Where a load began, how far it was reported, where it ends.
+/// Where a load began, how far it was reported, where it ends, and how far known tokens were claimed with it.
 #[derive(Clone, Copy)]
 pub(crate) struct Loading {
     begin: u32,
     from: u32,
     to: u32,
+    computed: u32,
 }
 
 /// A block that somebody lets go of: where it was, and what its content hung on.

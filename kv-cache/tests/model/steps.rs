@@ -122,31 +122,65 @@ impl<P: Eviction> Model<P> {
     }
 
     pub(crate) fn loaded(&mut self, id: u64, tokens: u32) -> Result<(), Error> {
-        let Loading { begin, to, .. } = self.must_be_loading(id, tokens)?;
-        self.of(id).loading = None;
+        let loading = self.must_be_loading(id, tokens)?;
+        let Loading { to, computed, .. } = loading;
+        if tokens == to {
+            self.give_back_gaps(id, loading);
+        }
+        self.of(id).loading = (tokens < to).then_some(Loading { from: tokens, ..loading });
         self.publish(id, tokens, false);
         self.of(id).tables.iter_mut().for_each(|table| table.published_before = table.published);
         if tokens == to {
-            self.publish(id, self.sequences[&id].computed, false);
-        } else {
-            self.of(id).loading = Some(Loading { begin, from: tokens, to });
+            self.publish(id, computed, false);
         }
         Ok(())
     }
 
+    fn give_back_gaps(&mut self, id: u64, loading: Loading) {
+        for group in 0..self.groups.len() {
+            let Some(gap) = self.gap(id, group, loading) else { continue };
+            let block = std::mem::take(&mut self.of(id).tables[group].blocks[gap as usize]);
+            if block != BlockId::NULL {
+                self.let_go(&[Leaving { block, index: gap, before: None }]);
+            }
+        }
+        self.drop_unwanted_copies();
+    }
+
     pub(crate) fn load_failed(&mut self, id: u64, tokens: u32) -> Result<TokenCount, Error> {
-        let Loading { begin, to, .. } = self.must_be_loading(id, tokens)?;
+        let loading = match self.get(id)?.loading {
+            // What was there before is gone, too.
+            Some(loading) if loading.from == loading.begin && tokens < loading.begin => loading,
+            _ => self.must_be_loading(id, tokens)?,
+        };
+        let Loading { begin, to, .. } = loading;
+        let floor = if tokens < begin { 0 } else { begin };
         // One state per block: the state at the end of the load may take the place of the one at its beginning.
         let is_lost = |group: &super::Group| {
             group.kind == Kind::State
                 && begin < to
                 && (begin..to).all(|token| token / group.size == begin.saturating_sub(1) / group.size)
         };
-        let else_from = if self.groups.iter().any(is_lost) { 0 } else { begin };
-        let mut aligned = (begin + 1..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
-        let good = aligned.find(|&good| self.must_go_on_from(id, good).is_ok()).unwrap_or(else_from);
+        let else_from = if self.groups.iter().any(is_lost) { 0 } else { floor };
+        let mut aligned = (floor + 1..=tokens).rev().filter(|good| good.is_multiple_of(self.alignment));
+        let needs_a_gap = |good: u32| {
+            let mut groups = 0..self.groups.len();
+            good > begin
+                && groups.any(|group| {
+                    let super::Group { kind, size } = self.groups[group];
+                    let needs = |token| kind.needs(token, good, self.sequences[&id].prompt);
+                    let gap = self.gap(id, group, loading);
+                    gap.is_some_and(|block| (block * size..(block + 1) * size).any(needs))
+                })
+        };
+        let good = aligned
+            .find(|&good| !needs_a_gap(good) && self.must_go_on_from(id, good).is_ok())
+            .unwrap_or(else_from);
         let free_before = self.free();
         self.keep_room(id, good, good);
+        if good > begin {
+            self.give_back_gaps(id, loading);
+        }
         let gone = self.free() - free_before;
         let sequence = self.of(id);
         sequence.loading = None;
@@ -274,11 +308,17 @@ impl<P: Eviction> Model<P> {
             if self.groups[group].kind == Kind::Cross {
                 continue;
             }
+            // Of blocks that something is on its way to, nothing is found.
+            let size = self.groups[group].size;
+            let tokens = if sequence.loading.is_some() { tokens / size * size } else { tokens };
             for published in sequence.tables[group].published..tokens / entry {
                 let end = (published + 1) * entry;
                 self.of(id).tables[group].published = published + 1;
-                let block = sequence.tables[group].blocks[(published / parts) as usize];
-                if block == BlockId::NULL || !self.retains(group, end, there, &sequence) {
+                let index = published / parts;
+                let block = sequence.tables[group].blocks[index as usize];
+                let gap = sequence.loading.and_then(|loading| self.gap(id, group, loading));
+                if block == BlockId::NULL || gap == Some(index) || !self.retains(group, end, there, &sequence)
+                {
                     continue;
                 }
                 // Who holds it as well may name it by other tokens ahead.

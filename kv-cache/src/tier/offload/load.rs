@@ -67,7 +67,10 @@ impl<D: Digest> Offload<D> {
         let job = self.tiers.load(&items)?;
         self.tiers.touch(&keys);
         self.unpin(sequence);
-        let tokens = needed.iter().map(|needed| needed.start.max(from)).chain([end]).collect();
+        // A copy writes whole blocks: where it fails, what was there before is gone as well.
+        let before = cache.whole_blocks_in(from);
+        let starts = needed.iter().map(|needed| if needed.start < from { before } else { needed.start });
+        let tokens = starts.chain([end]).collect();
         self.at_work(cache, job, &needed, Some(Load { sequence, tokens }));
         *self.sequences.entry(sequence).or_default() = Afar { load: Some(job), ..Afar::default() };
         Ok(LoadStart::Begun(job))
