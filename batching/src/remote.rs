@@ -21,8 +21,9 @@ impl<O: Order> Batcher<O> {
     }
 
     /// The tokens of a [`Load`](crate::Load) have come up to a gap only: the first `tokens` tokens of the
-    /// request are here, those that were here before included. What becomes of it says
-    /// [`Config::failed_loads`](crate::Config::failed_loads). False if nothing is on its way for this id.
+    /// request are here, those that were here before included; fewer, if the load wrote over some of them. What
+    /// becomes of it says [`Config::failed_loads`](crate::Config::failed_loads). False if nothing is on its way for
+    /// this id.
     ///
     /// Also for a request that runs with tokens that were to come within its step
     /// ([`Remote::Now`](crate::Remote::Now)): its outputs in flight are worth nothing and dropped.
@@ -64,16 +65,17 @@ impl<O: Order> Batcher<O> {
         let Some(slot) = self.sequences.find(id) else { return false };
         let State::Waiting(waiting) = &mut self.sequences.at_mut(slot).state else { return false };
         let At::Loading { cached_tokens, loaded_tokens, covered_tokens } = waiting.at else { return false };
-        let here = tokens.clamp(cached_tokens, loaded_tokens);
+        let here = tokens.min(loaded_tokens);
         self.aside.remove(&id);
         if here < loaded_tokens {
             memory.truncate(id, here);
         }
         memory.publish(id, here);
-        waiting.at = At::Loaded { cached_tokens, loaded_tokens: here, covered_tokens };
+        let still_cached = cached_tokens.min(here);
+        waiting.at = At::Loaded { cached_tokens: still_cached, loaded_tokens: here, covered_tokens };
         self.arrived.push(slot);
         if here < loaded_tokens && self.config.failed_loads == FailedLoads::End {
-            let (tokens, loaded_tokens) = (loaded_tokens - cached_tokens, here - cached_tokens);
+            let (tokens, loaded_tokens) = (loaded_tokens - cached_tokens, here.saturating_sub(cached_tokens));
             self.end_between(slot, Reason::LoadFailed { tokens, loaded_tokens }, memory);
         }
         true
