@@ -150,12 +150,11 @@ fn extend<D: Digest>(
     }
 }
 
-/// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less what it has got,
-/// copies too.
+/// What stays set aside for a sequence that waits for a load: the rest of what it asked for, less all that it has got.
 #[inline]
 fn set_aside<D: Digest>(sequence: &Sequence<D>, claim: Claim, need: Need) -> u32 {
-    let Need { new, copies, beyond, .. } = need;
-    let still = sequence.set_aside.get().saturating_sub(new + copies);
+    let Need { new, copies, revived, beyond, .. } = need;
+    let still = sequence.set_aside.get().saturating_sub(new + copies + revived);
     if claim.external > TokenCount(0) { beyond - new } else { still }
 }
 

@@ -7,7 +7,7 @@ use super::{Granted, Group, Kind, Loading, Model, Planned, Sequence, Verdict, re
 
 impl<P: Eviction> Model<P> {
     pub(crate) fn commit(&mut self, id: u64, claim: Claim) -> Granted {
-        let Planned { blocks, copies, rest, new } = std::mem::take(&mut self.planned);
+        let Planned { blocks, copies, rest, taken } = std::mem::take(&mut self.planned);
         let mut granted = Granted { cached: 0, new: Vec::new(), copies: Vec::new() };
         if self.sequences[&id].is_empty() {
             granted.cached = claim.computed.0;
@@ -55,7 +55,7 @@ impl<P: Eviction> Model<P> {
             let computed = sequence.known().min(to + claim.new_tokens.0);
             sequence.loading = Some(Loading { begin, from: begin, to, computed });
         }
-        let still = sequence.set_aside.saturating_sub(new + copies);
+        let still = sequence.set_aside.saturating_sub(taken);
         sequence.set_aside = if claim.external.0 > 0 { rest } else { still };
         sequence.computed = claim.computed.0 + claim.external.0 + claim.new_tokens.0;
         sequence.tables.iter_mut().for_each(|table| table.published_before = table.published);
@@ -284,7 +284,7 @@ impl<P: Eviction> Model<P> {
             }
             return Ok(Verdict::Wait(need, reserved, free));
         }
-        self.planned = Planned { blocks, copies, rest: beyond - new, new };
+        self.planned = Planned { blocks, copies, rest: beyond - new, taken: need - (beyond - new) };
         Ok(Verdict::Admit { hits, new: new + copies })
     }
 }

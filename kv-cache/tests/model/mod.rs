@@ -110,7 +110,7 @@ struct Planned {
     blocks: Vec<Vec<BlockId>>,
     copies: u32,
     rest: u32,
-    new: u32,
+    taken: u32,
 }
 
 /// What others find in a block: all that its name covers.
